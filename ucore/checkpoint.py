@@ -1,0 +1,81 @@
+"""A run's folder: the chosen weights anyone can load, and the state a run resumes from."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ucore.config import ModelConfig, TrainConfig
+from ucore.errors import CheckpointError, ConfigError
+from ucore.files import atomic_path, write_json
+from ucore.model import DualEncoder, encoder_card, load_encoder
+from ucore.weights import fill, read_weights, write_weights
+
+WEIGHTS, CARD, STATE = "model.safetensors", "encoder.json", "state.pt"
+FORMAT = 1
+
+
+def save_encoder(
+    folder: Path,
+    encoder: DualEncoder,
+    state: Mapping[str, Tensor],
+    config: TrainConfig,
+    best: Mapping[str, Any],
+) -> None:
+    """Write `state` as model.safetensors and what is needed to rebuild `encoder` as encoder.json."""
+    write_weights(folder / WEIGHTS, state)
+    card = {
+        "format": FORMAT,
+        "encoder": encoder_card(encoder),
+        "train": config.to_dict(),
+        "validation": dict(best),
+    }
+    write_json(folder / CARD, card)
+
+
+def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> tuple[DualEncoder, dict[str, Any]]:
+    """The encoder saved in `folder` by training, in eval mode, and its card (encoder.json).
+
+    Raises CheckpointError when the folder holds none, or weights that do not fit.
+    """
+    folder = Path(folder)
+    card_path = folder / CARD
+    if not card_path.is_file():
+        raise CheckpointError(
+            f"There is no checkpoint in {folder} (no {CARD}); train one: ucore train --data FOLDER --out {folder}"
+        )
+    try:
+        card = json.loads(card_path.read_text("utf-8"))
+        name, heads = card["encoder"]["name"], ModelConfig(**card["encoder"]["heads"])
+        if card["format"] != FORMAT:
+            raise CheckpointError(f"{card_path} has format {card['format']}, this ucore reads {FORMAT}; train it again")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{card_path} is damaged ({error}); copy the checkpoint again") from error
+    try:
+        encoder = load_encoder(name, config=heads, device=device, load_weights=False)
+    except ConfigError as error:
+        raise CheckpointError(f"{card_path} names an encoder this ucore does not have: {error}") from error
+    fill(encoder, read_weights(folder / WEIGHTS), f"{folder / WEIGHTS} as {name}")
+    encoder.pretrained = card["encoder"].get("pretrained")
+    return encoder.eval(), card
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    with atomic_path(folder / STATE) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """The state to resume from, or None when there is none. Raises CheckpointError when it is damaged."""
+    path = folder / STATE
+    if not path.is_file():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each raise their own on damaged bytes
+        raise CheckpointError(
+            f"{path} is damaged, so the run cannot go on; repeat with --restart to begin anew"
+        ) from error

@@ -1,0 +1,116 @@
+"""Every setting of a run, as frozen dataclasses; `TrainConfig.at(scale)` is the one dial."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args, get_type_hints
+
+from ucore.errors import ConfigError
+
+Scale = Literal["tiny", "small", "full"]
+Loss = Literal["clip", "triplet"]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" for the known name closest to `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the two heads that join the towers."""
+
+    embed_dim: int = 512  # width of the shared space; ignored for CLIP models, which bring their own
+    hidden: int = 1024  # width of the heads' hidden layer
+    dropout: float = 0.3  # inside the heads
+    temperature: float = 0.05  # start of the learnable softmax temperature, where the model brings none
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `Trainer`. Two phases: heads on cached tower features, then heads and towers on pixels.
+
+    Rates are peak AdamW learning rates; each phase has its own linear warm-up and cosine decay.
+    """
+
+    scale: Scale = "small"
+    seed: int = 0
+    loss: Loss = "clip"  # "clip": symmetric multi-positive InfoNCE; "triplet": the paper's sum-hinge
+    margin: float = 0.2  # of the sum-hinge (paper: 0.2)
+    label_smoothing: float = 0.1  # of InfoNCE
+    head_epochs: int = 12  # phase 1, towers frozen; 0 skips it
+    head_batch_size: int = 512
+    head_lr: float = 1e-3
+    tune_epochs: int = 6  # phase 2, towers tuned; 0 is frozen-feature mode
+    tune_batch_size: int = 128
+    tune_head_lr: float = 2e-4
+    image_lr: float = 2e-4
+    text_lr: float = 5e-5
+    frozen_image_stages: int = 3  # of the bundled vision tower's seven; the stem is frozen with them
+    weight_decay: float = 0.05
+    warmup: float = 0.1  # share of a phase's steps
+    clip_norm: float = 1.0  # gradient norm; clipped after backward
+    ema: float = 0.99  # decay of the averaged weights that are evaluated and saved; 0 switches it off
+    patience: int = 4  # epochs without a better validation mR before a phase stops
+    train_views: int = 8  # dihedral views of each training image that phase 1 draws from (1, 2, 4 or 8)
+    test_views: int = 8  # dihedral views averaged when a gallery is embedded
+    min_crop: float = 0.6  # smallest share of the area that a random crop keeps in phase 2; 1 switches it off
+    max_train_images: int | None = None  # an evenly spread subset, for quick runs
+
+    @classmethod
+    def at(cls, scale: str, **overrides: Any) -> Self:
+        """Settings for `scale`, with `overrides` on top. Raises ConfigError for unknown names and values.
+
+        tiny: heads only on 1,500 images, a minute on two cores. small: heads, then both towers, on two cores.
+        full: every stage of the vision tower tuned; for a GPU.
+        """
+        presets: dict[str, dict[str, Any]] = {
+            "tiny": dict(max_train_images=1500, train_views=1, test_views=1, tune_epochs=0, head_epochs=8),
+            "small": {},
+            "full": dict(tune_epochs=20, tune_batch_size=256, frozen_image_stages=0),
+        }
+        if scale not in presets:
+            raise ConfigError(f"Unknown scale {scale!r}: choose tiny, small or full{did_you_mean(scale, presets)}")
+        return cls.from_dict({"scale": scale, **presets[scale], **overrides})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from a plain dictionary (a checkpoint's JSON), refusing unknown names and wrong values."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in names:
+                raise ConfigError(f"{name!r} is not a training setting{did_you_mean(name, names)}")
+        config = cls(**values)
+        config.check()
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range, naming the setting."""
+        hints = get_type_hints(type(self))
+        for name in ("scale", "loss"):
+            allowed = get_args(hints[name])
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        ranges = {
+            "head_epochs": (0, 10_000), "tune_epochs": (0, 10_000), "head_batch_size": (2, 1_000_000),
+            "tune_batch_size": (2, 1_000_000), "head_lr": (0, 1), "tune_head_lr": (0, 1), "image_lr": (0, 1),
+            "text_lr": (0, 1), "label_smoothing": (0, 0.99), "margin": (0, 10), "warmup": (0, 1), "ema": (0, 0.99999),
+            "clip_norm": (1e-6, 1e6), "patience": (1, 10_000), "min_crop": (0.05, 1), "frozen_image_stages": (0, 100),
+            "weight_decay": (0, 10), "seed": (0, 2**31 - 1),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise ConfigError(f"{name} is {value!r}; it must be a number from {low} to {high}")
+        for name in ("train_views", "test_views"):
+            if getattr(self, name) not in (1, 2, 4, 8):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose 1, 2, 4 or 8")
+        if self.max_train_images is not None and self.max_train_images < 2:
+            raise ConfigError(f"max_train_images is {self.max_train_images}; contrastive training needs at least 2")
+        if self.head_epochs + self.tune_epochs == 0:
+            raise ConfigError("head_epochs and tune_epochs are both 0: nothing would be trained; raise one of them")

@@ -1,0 +1,188 @@
+"""The one table every stage reads: image-text pairs with domain, split, place and licence."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ucore.errors import DataError
+from ucore.files import atomic_path, content_hash, file_hash, safe_join
+from ucore.images import map_files
+
+if TYPE_CHECKING:
+    import geopandas
+
+Names = str | Sequence[str]
+
+# Columns of every manifest and the value of a row that does not know better; None: must be given.
+COLUMNS: dict[str, Any] = {
+    "sample_id": None,
+    "image": None,
+    "captions": None,
+    "tags": [],
+    "domain": None,
+    "split": None,
+    "lon": float("nan"),
+    "lat": float("nan"),
+    "footprint": None,
+    "gsd_m": float("nan"),
+    "source": "",
+    "licence": "",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """Image-text pairs, one row an image.
+
+    frame: GeoDataFrame with the columns sample_id (str, unique), image (str, relative to `root`),
+        captions (list[str]), tags (list[str]), domain, split (str), lon, lat (degrees, NaN unknown),
+        footprint (geometry in EPSG:4326 or None), gsd_m (metres a pixel, NaN unknown), source, licence.
+    root: folder the image names start from.
+    """
+
+    frame: "geopandas.GeoDataFrame"
+    root: Path
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[dict[str, Any]], root: str | Path) -> "Manifest":
+        """Build from one dict an image; absent optional columns mean unknown. Repeated ids: DataError."""
+        import geopandas
+
+        rows = list(rows)
+        table = {name: [row.get(name, default) for row in rows] for name, default in COLUMNS.items()}
+        twice = [name for name, count in Counter(table["sample_id"]).items() if count > 1]
+        if twice:
+            raise DataError(f"Sample ids must be unique; repeated: {few(twice)}. Rename these images.")
+        return cls(geopandas.GeoDataFrame(table, geometry="footprint", crs="EPSG:4326"), Path(root).resolve())
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def split(self, name: Names) -> "Manifest":
+        """Rows of one split, or of several. Raises DataError naming the splits there are."""
+        return self._only("split", name)
+
+    def domain(self, name: Names) -> "Manifest":
+        """Rows of one domain, or of several. Raises DataError naming the domains there are."""
+        return self._only("domain", name)
+
+    def _only(self, column: str, names: Names) -> "Manifest":
+        wanted = known_names(names, Counter(self.frame[column]), column, self.root)
+        rows: Any = self.frame.loc[self.frame[column].isin(wanted)]
+        return Manifest(rows.reset_index(drop=True), self.root)
+
+    def image_path(self, position: int) -> Path:
+        """Path of the image in row `position`. Raises DataError for a name that leaves `root`."""
+        return safe_join(self.root, self.frame["image"].iloc[position])
+
+    @property
+    def image_paths(self) -> list[Path]:
+        return [safe_join(self.root, name) for name in self.frame["image"]]
+
+    @property
+    def texts(self) -> tuple[list[str], np.ndarray]:
+        """All captions, image after image, and text_image_index: int64 (T,), the row each belongs to."""
+        captions = self.frame["captions"]
+        texts = [caption for of_image in captions for caption in of_image]
+        return texts, np.repeat(np.arange(len(self)), [len(of_image) for of_image in captions])
+
+    @property
+    def text_ids(self) -> list[str]:
+        """`{sample_id}#{number}` of every caption, in the order of `texts`."""
+        pairs = zip(self.frame["sample_id"], self.frame["captions"], strict=True)
+        return [f"{sample_id}#{number}" for sample_id, of_image in pairs for number in range(len(of_image))]
+
+    def content_key(self) -> str:
+        """16 hex digits of ids, image bytes and captions in order; the same wherever the folder lies."""
+        try:
+            hashes = map_files(file_hash, self.image_paths, "Hashing images")
+        except OSError as error:
+            raise DataError(
+                f"Cannot read {error.filename} ({error.strerror}). Read the dataset again."
+            ) from error
+        return content_hash(
+            list(self.frame["sample_id"]), hashes, [list(of) for of in self.frame["captions"]]
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Counts of the whole and of each split, words a caption, and a note on repeated captions."""
+        words = [len(text.split()) for text in self.texts[0]]
+        splits = {name: _counts(self.split(name)) for name in self.frame["split"].unique()}
+        notes = [
+            f"{name}: {counts['captions']:,} captions, only {counts['distinct_captions']:,} distinct"
+            for name, counts in splits.items()
+            if counts["distinct_captions"] < counts["captions"]
+        ]
+        return {
+            **_counts(self),
+            "splits": splits,
+            "domains": {name: len(self.domain(name)) for name in self.frame["domain"].unique()},
+            "caption_words": {"mean": round(float(np.mean(words)), 2), "max": max(words)},
+            "note": "; ".join(notes) + ". Read the duplicate-aware metrics too." if notes else "",
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write as GeoParquet, whole or not at all, with the place of `root` seen from the file."""
+        path, root = Path(path).resolve(), self.root.resolve()
+        try:
+            relative = Path(os.path.relpath(root, path.parent)).as_posix()
+        except ValueError:  # another drive of Windows
+            relative = root.as_posix()
+        frame = self.frame.copy(deep=False)
+        frame.attrs = {"root": relative, "absolute_root": root.as_posix()}
+        with atomic_path(path) as temporary:
+            frame.to_parquet(temporary, index=False)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Manifest":
+        """Read what `save` wrote. The images are looked for from the file, then where they were."""
+        import geopandas
+
+        path = Path(path)
+        if not path.is_file():
+            raise DataError(f"There is no manifest {path}. Write it first with Manifest.save.")
+        try:
+            frame = geopandas.read_parquet(path)
+        except (ValueError, OSError) as error:  # pyarrow's own errors are of these kinds
+            raise DataError(
+                f"{path} is not a manifest: it is no whole GeoParquet file. Make it again."
+            ) from error
+        absent = [
+            name for name in (*COLUMNS, "root") if name not in frame.columns and name not in frame.attrs
+        ]
+        if absent:
+            raise DataError(f"{path} is not a manifest: it lacks {', '.join(absent)}. Make it again.")
+        root = (path.parent / frame.attrs["root"]).resolve()
+        if not root.is_dir():
+            root = Path(frame.attrs["absolute_root"])
+        frame.attrs = {}
+        for name in ("captions", "tags"):
+            frame[name] = [list(values) for values in frame[name]]
+        return cls(frame, root)
+
+
+def known_names(names: Names, counts: Counter[str], what: str, where: Path) -> tuple[str, ...]:
+    """`names` as a tuple. Raises DataError, listing `counts`, when one of them counts nothing."""
+    wanted = (names,) if isinstance(names, str) else tuple(names)
+    for name in wanted:
+        if not counts[name]:
+            there = ", ".join(f"{key} ({count:,} images)" for key, count in counts.items()) or "none"
+            raise DataError(f"There is no {what} {name!r} in {where}. Choose from: {there}.")
+    return wanted
+
+
+def few(items: Sequence[str], most: int = 3) -> str:
+    """The first few of `items` for a message, and how many more there are."""
+    items = [item if item.isprintable() else ascii(item) for item in items]
+    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def _counts(manifest: Manifest) -> dict[str, int]:
+    texts, _ = manifest.texts
+    return {"images": len(manifest), "captions": len(texts), "distinct_captions": len(set(texts))}

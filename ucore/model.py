@@ -1,0 +1,292 @@
+"""One dual encoder for every pair of towers open_clip can build, and the loader that fills it.
+
+    encoder = load_encoder("lite0-minilm")                        # bundled, no download
+    encoder = load_encoder("ViT-B-32", "laion2b_s34b_b79k")       # open_clip hub tag
+    encoder = load_encoder("ViT-B-32", "RemoteCLIP-ViT-B-32.pt")  # a local file
+
+An encoder is two towers and two heads. The towers are open_clip's; the heads are what is trained first, on
+cached tower features. For a CLIP model the heads start as the identity, so that the zero-shot model is the
+starting point; for the bundled pair, whose towers know nothing of each other, they start at random.
+"""
+
+import dataclasses
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import Normalize, ToTensor, v2
+
+from ucore import bundled
+from ucore.config import ModelConfig, did_you_mean
+from ucore.errors import CheckpointError, ConfigError
+from ucore.weights import fill, quiet, read_weights
+
+
+class Head(nn.Module):
+    """Tower features (N, width), any float dtype -> float32 (N, embed_dim), not normalised: skip plus MLP.
+
+    With `residual=True` (width and embed_dim equal) the skip is the identity and the MLP starts at zero, so
+    that the head starts as x -> x. Otherwise the skip is a linear layer.
+    """
+
+    def __init__(self, width: int, embed_dim: int, hidden: int, dropout: float, residual: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.skip = nn.Identity() if residual else nn.Linear(width, embed_dim)
+        self.residual = residual
+        self.expand = nn.Linear(width, hidden)
+        self.drop = nn.Dropout(dropout)
+        self.contract = nn.Linear(hidden, embed_dim)
+        if residual:
+            nn.init.zeros_(self.contract.weight)
+            nn.init.zeros_(self.contract.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = features.float()
+        normalised = self.norm(features)
+        update = self.contract(self.drop(F.gelu(self.expand(normalised))))
+        return self.skip(features if self.residual else normalised) + update
+
+
+class DualEncoder(nn.Module):
+    """Image tower, text tower, a head on each, and the logit scale (natural log, as in CLIP).
+
+    Attributes: `name` and `pretrained` as given to `load_encoder`; `config`, the heads' `ModelConfig`;
+    `transform`, PIL image -> float32 (3, H, W) resized and normalised as this model expects; `image_size`,
+    (H, W) in pixels; `image_width` and `text_width`, the widths of the tower features.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, name: str, clip: Any, tokenizer: Callable[..., Tensor], config: ModelConfig) -> None:
+        super().__init__()
+        self.name, self.config, self.clip, self.tokenizer = name, config, clip, tokenizer
+        self.pretrained: str | None = None
+        preprocess = PreprocessCfg(**clip.visual.preprocess_cfg)
+        size = preprocess.size
+        self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.transform: Callable[[Image.Image], Tensor] = image_transform_v2(preprocess, is_train=False)
+        # The same resizing, left as bytes: batches travel and are augmented as uint8, four times smaller.
+        steps = [s for s in self.transform.transforms if not isinstance(s, ToTensor | Normalize)]
+        self.resize: Callable[[Image.Image], Tensor] = v2.Compose([*steps, v2.PILToTensor()])
+        for key, values in (("pixel_mean", preprocess.mean), ("pixel_std", preprocess.std)):
+            self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1) * 255, persistent=False)
+
+        self.image_width, self.text_width = _tower_widths(name, clip)
+        residual = name != bundled.NAME
+        self.embed_dim = self.image_width if residual else config.embed_dim
+        shape = (self.embed_dim, config.hidden, config.dropout, residual)
+        self.image_head, self.text_head = Head(self.image_width, *shape), Head(self.text_width, *shape)
+        start = clip.logit_scale.detach().float() if residual else torch.tensor(1 / config.temperature).log()
+        self.logit_scale = nn.Parameter(start.clone())
+        clip.logit_scale.requires_grad_(False)  # replaced by ours
+
+    @property
+    def device(self) -> torch.device:
+        return self.logit_scale.device
+
+    def image_tower(self, images: Tensor) -> Tensor:
+        """Tower features, float (B, image_width).
+
+        images: (B, 3, H, W), float32 as from `transform` or uint8 as from `resize`.
+        """
+        images = images.to(self.device, non_blocking=True)
+        if self.device.type == "cpu":  # twice as fast for convolutions there; cheapest while still bytes
+            images = images.contiguous(memory_format=torch.channels_last)
+        if images.dtype == torch.uint8:
+            images = images.float().sub_(self.pixel_mean).div_(self.pixel_std)
+        with self.autocast():
+            return self.clip.encode_image(images)
+
+    def text_tower(self, tokens: Tensor) -> Tensor:
+        """Tower features, float (B, text_width), of token ids int64 (B, L) from `tokenize`."""
+        with self.autocast():
+            return self.clip.encode_text(tokens.to(self.device, non_blocking=True))
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Image features, float32 (B, D), L2-normalised; input as for `image_tower`."""
+        return F.normalize(self.image_head(self.image_tower(images)), dim=1)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Text features, float32 (B, D), L2-normalised; input as for `text_tower`."""
+        return F.normalize(self.text_head(self.text_tower(tokens)), dim=1)
+
+    @property
+    def precision(self) -> str:
+        """What the towers compute in: bfloat16 where the hardware has it, else float32. Heads use float32."""
+        kind = self.device.type
+        fast = torch.cuda.is_bf16_supported() if kind == "cuda" else kind == "cpu" and cpu_has_bf16()
+        return "bfloat16" if fast else "float32"
+
+    def autocast(self) -> torch.autocast:
+        """Context in which the towers run in `precision`."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids int64 (B, L). Texts longer than the model's context are cut, with a warning that counts them."""
+        tokens = self.tokenizer(list(texts))
+        cut = [i for i in (tokens[:, -1] != 0).nonzero()[:, 0].tolist() if self._is_cut(texts[i], tokens.shape[1])]
+        if cut:
+            warnings.warn(
+                f"{len(cut)} of {len(texts)} texts are longer than the {tokens.shape[1]} tokens {self.name} reads; "
+                f"the rest of each is ignored (the first: {texts[cut[0]][:60]!r}...)",
+                stacklevel=2,
+            )
+        return self.trim(tokens)
+
+    def trim(self, tokens: Tensor) -> Tensor:
+        """Drop trailing columns that are padding in every row, where the text tower masks padding anyway."""
+        if self.name != bundled.NAME:
+            return tokens
+        return tokens[:, : max(int((tokens != 0).sum(1).max()), 1)]
+
+    def _is_cut(self, text: str, context_length: int) -> bool:
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        if inner is not None:
+            return len(inner(text).input_ids) > context_length
+        encode = getattr(self.tokenizer, "encode", None)
+        return encode is None or len(encode(text)) + 2 > context_length
+
+    def fingerprint(self, part: str) -> str:
+        """16 hexadecimal digits that identify the weights of `clip.visual` (part="image") or of the text tower."""
+        vision = part == "image"
+        digest = hashlib.sha256(f"{self.name} {self.precision}".encode())
+        for key, value in self.clip.state_dict().items():
+            if key.startswith("visual.") == vision and not key.startswith("logit_"):
+                digest.update(key.encode() + value.detach().float().cpu().reshape(-1).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def image_stages(self) -> list[Any]:
+        """The vision tower's stages from input to output, for freezing: a stem and the stages after it."""
+        visual = self.clip.visual
+        if self.name == bundled.NAME:
+            trunk = visual.trunk
+            return [nn.ModuleList([trunk.conv_stem, trunk.bn1]), *trunk.blocks, trunk.conv_head]
+        transformer = getattr(visual, "transformer", None)
+        if transformer is not None:
+            stem = [m for n, m in visual.named_children() if n in ("conv1", "ln_pre", "patch_dropout")]
+            return [nn.ModuleList(stem), *transformer.resblocks]
+        return list(visual.children())
+
+    def token_embedding(self) -> Any:
+        """The text tower's table of word vectors."""
+        text = getattr(self.clip, "text", self.clip)
+        return (
+            text.transformer.get_input_embeddings()
+            if hasattr(text.transformer, "get_input_embeddings")
+            else text.token_embedding
+        )
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); emulation would be slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _tower_widths(name: str, clip: Any) -> tuple[int, int]:
+    if name == bundled.NAME:
+        return 1280, 384
+    if clip.visual.output_tokens if hasattr(clip.visual, "output_tokens") else False:
+        raise ConfigError(f"{name} returns token sequences; choose an open_clip model with pooled features")
+    with torch.inference_mode():
+        size = clip.visual.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        features = clip.encode_image(torch.zeros(1, 3, height, width))
+    return features.shape[1], features.shape[1]
+
+
+def load_encoder(
+    name: str = bundled.NAME,
+    pretrained: str | Path | None = None,
+    config: ModelConfig | None = None,
+    device: str | torch.device = "cpu",
+    load_weights: bool = True,
+) -> DualEncoder:
+    """Build an encoder and fill it.
+
+    Parameters
+    ----------
+    name: "lite0-minilm" (bundled) or any open_clip architecture (`open_clip.list_models()`).
+    pretrained: an open_clip hub tag, or a local .safetensors / .pt file in open_clip's format, as RemoteCLIP
+        and GeoRSCLIP publish theirs. None for the bundled encoder; for others None means random weights.
+    load_weights: False leaves the towers as they are built, for filling from one of our checkpoints.
+
+    Raises ConfigError for an unknown name or tag, CheckpointError for a file that is missing, unsafe or of
+    another architecture.
+    """
+    config = config or ModelConfig()
+    if name == bundled.NAME:
+        if pretrained is not None:
+            raise ConfigError(
+                f"{name} brings its own weights; leave --pretrained out, or name an open_clip model with it"
+            )
+        with quiet():
+            clip = bundled.build_clip(load_weights)
+    else:
+        clip = _open_clip_model(name, str(pretrained) if pretrained is not None and load_weights else None)
+    with quiet():
+        tokenizer = open_clip.get_tokenizer(name)
+    encoder = DualEncoder(name, clip, tokenizer, config)
+    encoder.pretrained = None if pretrained is None else str(pretrained)
+    return encoder.to(device).eval()
+
+
+def _open_clip_model(name: str, pretrained: str | None) -> Any:
+    known = open_clip.list_models()
+    if name not in known:
+        raise ConfigError(
+            f"Unknown encoder {name!r}{did_you_mean(name, [bundled.NAME, *known])}. "
+            f"Choose {bundled.NAME} or an architecture that open_clip.list_models() names"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    is_file = pretrained is not None and Path(pretrained).suffix in (".pt", ".pth", ".bin", ".safetensors")
+    if pretrained is not None and not is_file and pretrained not in tags:
+        raise ConfigError(
+            f"{pretrained!r} is neither a weight file (.pt, .safetensors) nor a hub tag of {name}"
+            f"{did_you_mean(pretrained, tags)}; its tags: {', '.join(tags) or 'none'}"
+        )
+    with quiet():
+        if pretrained is not None and not is_file:
+            try:
+                return open_clip.create_model(name, pretrained=pretrained, weights_only=True)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise CheckpointError(
+                    f"Could not fetch {name} {pretrained} ({_first_line(error)}). "
+                    f"Check the connection, or download the weights elsewhere and pass the file as --pretrained PATH"
+                ) from error
+        clip = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+    if pretrained is not None:
+        fill(clip, read_weights(Path(pretrained)), f"{pretrained} as {name}")
+    return clip
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def dihedral(images: Tensor, view: int) -> Tensor:
+    """One of the eight flips and right-angle rotations, view 0..7, of images (..., H, W); 0 is the identity.
+
+    Seen from above nothing is upside down, so all eight are equally true; none needs interpolation or padding.
+    """
+    rotated = torch.rot90(images, view % 4, (-2, -1))
+    return rotated.flip(-1) if view >= 4 else rotated
+
+
+def encoder_card(encoder: DualEncoder) -> dict[str, Any]:
+    """What is needed to rebuild the encoder before filling it: name, weights' origin and heads."""
+    return {
+        "name": encoder.name,
+        "pretrained": encoder.pretrained,
+        "heads": dataclasses.asdict(encoder.config),
+    }

@@ -1,0 +1,281 @@
+"""The one training loop: steppable by hand, resumable to the same result, in two phases.
+
+    trainer = Trainer(encoder, train, val, TrainConfig.at("small"), out="runs/rsicd", cache="runs/features")
+    trainer.step()   # one optimiser step; at an epoch's end also validation and a checkpoint
+    trainer.fit()    # step until done
+
+Phase "heads" trains the two heads on cached tower features (seconds an epoch). Phase "towers" tunes heads and
+towers on augmented pixels at lower rates, starting from the best heads. Every random choice is a function of
+(seed, phase, epoch, sample), never of what ran before, so that resuming equals never stopping.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ucore.checkpoint import load_state, save_encoder, save_state
+from ucore.config import TrainConfig
+from ucore.data import caption_groups
+from ucore.errors import ConfigError, UserError
+from ucore.evaluate import retrieval_metrics_from_features
+from ucore.losses import clip_loss, triplet_loss
+from ucore.manifest import Manifest
+from ucore.model import DualEncoder
+from ucore.phases import HeadPhase, Phase, TowerPhase
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimiser step did; `metrics` (validation, percent) only at the end of an epoch."""
+
+    step: int  # counts over both phases, from 1
+    phase: str
+    epoch: int  # within the phase, from 0
+    loss: float
+    learning_rate: float  # of the heads
+    grad_norm: float  # before clipping
+    temperature: float
+    metrics: Metrics | None = None
+
+
+class Trainer:
+    """Trains `encoder` in place on `train`, choosing weights by mR on the whole of `val`.
+
+    out: folder for the best weights, the state to resume from and TensorBoard curves; None keeps all in memory.
+    cache: folder for tower features, shared between runs.
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        train: Manifest,
+        val: Manifest,
+        config: TrainConfig,
+        out: str | Path | None = None,
+        cache: str | Path | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.encoder, self.config, self.progress = encoder, config, progress
+        self.train, self.val = subset(train, config.max_train_images), val
+        if len(self.train) < 2:
+            raise ConfigError(f"The training split has {len(self.train)} image; contrastive training needs at least 2")
+        self.out = None if out is None else Path(out)
+        self.cache = None if cache is None else Path(cache)
+        texts, self.text_image_index = self.train.texts
+        self.texts = texts
+        groups = caption_groups(texts)
+        counts = np.bincount(self.text_image_index, minlength=len(self.train))
+        self.first_text = np.concatenate([[0], np.cumsum(counts)])
+        # Padded with -1, which equals no group: which captions (as groups) belong to which image.
+        self.image_groups = np.full((len(self.train), counts.max()), -1)
+        for image, (start, stop) in enumerate(zip(self.first_text[:-1], self.first_text[1:], strict=True)):
+            self.image_groups[image, : stop - start] = groups[start:stop]
+        self.text_groups = groups
+        self.history: list[dict[str, Any]] = []
+        self.seconds: dict[str, float] = {}
+        self.step_count = 0
+        self.best: dict[str, Any] = {"mR": -1.0}
+        self.best_state: dict[str, Tensor] = {}
+        kinds = [kind for kind in (HeadPhase, TowerPhase) if kind.epochs_of(config) > 0]
+        self._kinds, self.phase_number = kinds, 0
+        self._phase: Phase | None = None
+        self._writer: Any = None
+        self.finished = False
+
+    # --- stepping -------------------------------------------------------------------------------------------
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all phases if none stops early."""
+        return sum(kind.epochs_of(self.config) * kind.batches_of(self.config, len(self.train)) for kind in self._kinds)
+
+    @property
+    def phase(self) -> Phase:
+        if self._phase is None:
+            started = time.perf_counter()
+            self._phase = self._kinds[self.phase_number](self)
+            self._count_seconds("features", started)
+        return self._phase
+
+    def step(self) -> StepResult | None:
+        """One optimiser step; None when training has finished."""
+        if self.finished:
+            return None
+        phase = self.phase
+        started = time.perf_counter()
+        epoch = phase.epoch
+        rows, texts = phase.next_batch()
+        rate = phase.set_learning_rates()
+        torch.manual_seed(phase.seed_of(phase.step_count, salt=1))  # dropout
+        image_features, text_features = phase.forward(rows, texts)
+        positives = torch.from_numpy(self.positives(rows, texts)).to(self.encoder.device)
+        loss = self.loss(image_features, text_features, positives)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"The loss is {loss.item()} at step {self.step_count + 1} ({phase.name} phase); "
+                "the last checkpoint is kept. Lower the learning rates and train into another --out."
+            )
+        phase.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(phase.parameters, self.config.clip_norm)
+        phase.optimizer.step()
+        with torch.no_grad():  # CLIP's bound: a temperature of at least 0.01
+            self.encoder.logit_scale.clamp_(0, math.log(100))
+        phase.update_average()
+        phase.step_count += 1
+        self.step_count += 1
+        self._count_seconds("training", started)
+        temperature = math.exp(-self.encoder.logit_scale.item())
+        result = StepResult(self.step_count, phase.name, epoch, loss.item(), rate, norm.item(), temperature)
+        if phase.step_count % phase.batches_per_epoch == 0:
+            result = StepResult(**{**asdict(result), "metrics": self._end_epoch()})
+        self._log(result)
+        return result
+
+    def loss(self, image_features: Tensor, text_features: Tensor, positives: Tensor) -> Tensor:
+        """The configured loss; arguments as for `losses.clip_loss`."""
+        if self.config.loss == "triplet":
+            return triplet_loss(image_features, text_features, positives, self.config.margin)
+        return clip_loss(
+            image_features, text_features, self.encoder.logit_scale, positives, self.config.label_smoothing
+        )
+
+    def positives(self, rows: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        """bool (images, texts): True where the image has that very caption, its own or a duplicate's."""
+        return (self.image_groups[rows][:, None, :] == self.text_groups[texts][None, :, None]).any(-1)
+
+    def fit(self, on_step: Callable[[StepResult], None] | None = None) -> Metrics:
+        """Step until done; returns the best validation metrics. Ctrl-C saves the state, then raises UserError."""
+        bar = tqdm(total=self.total_steps, initial=self.step_count, desc="Training", disable=not self.progress)
+        try:
+            with bar:
+                while (result := self.step()) is not None:
+                    bar.update(1)
+                    bar.set_postfix(phase=result.phase, loss=f"{result.loss:.3f}", val_mR=f"{self.best['mR']:.2f}")
+                    if on_step is not None:
+                        on_step(result)
+        except KeyboardInterrupt:
+            self.save()
+            kept = f"; repeat the command to go on from {self.out}" if self.out else ""
+            raise UserError(f"Stopped at step {self.step_count} of {self.total_steps}{kept}.") from None
+        return self.best
+
+    # --- epochs, phases, validation -------------------------------------------------------------------------
+
+    def _end_epoch(self) -> Metrics:
+        phase = self.phase
+        started = time.perf_counter()
+        with phase.averaged_weights():
+            metrics = self.validate()
+            if metrics["mR"] > self.best["mR"]:
+                self.best = {**metrics, "phase": phase.name, "epoch": phase.epoch, "step": self.step_count}
+                self.best_state = {k: v.detach().clone() for k, v in self.encoder.state_dict().items()}
+                phase.stale_epochs = 0
+                if self.out is not None:
+                    save_encoder(self.out, self.encoder, self.best_state, self.config, self.best)
+            else:
+                phase.stale_epochs += 1
+        self._count_seconds("validation", started)
+        if phase.epoch >= phase.epochs or phase.stale_epochs >= self.config.patience:
+            self._next_phase()
+        self.save()
+        return metrics
+
+    def _next_phase(self) -> None:
+        self.phase.close()
+        self.encoder.load_state_dict(self.best_state)
+        self.encoder.eval()
+        self.phase_number += 1
+        self._phase = None
+        self.finished = self.phase_number >= len(self._kinds)
+
+    def validate(self) -> Metrics:
+        """Metrics on the whole validation gallery with the weights as they are, one view an image."""
+        image_features, text_features = self.phase.validation_features()
+        return retrieval_metrics_from_features(image_features, text_features, self.val.texts[1])
+
+    # --- persistence ----------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write all that `resume` needs into `out`, atomically; nothing without `out`."""
+        if self.out is None:
+            return
+        state: dict[str, Any] = {
+            "config": self.config.to_dict(), "data": self._data_key(), "phase_number": self.phase_number,
+            "step_count": self.step_count, "best": self.best, "history": self.history, "seconds": self.seconds,
+            "finished": self.finished, "phase": None if self._phase is None else self._phase.state(),
+            "encoder": self.encoder.state_dict(), "best_state": self.best_state,
+        }  # fmt: skip
+        save_state(self.out, state)
+
+    def resume(self) -> bool:
+        """Go on from `out` if a state lies there; True when one did. Raises ConfigError when it is another run's."""
+        state = None if self.out is None else load_state(self.out)
+        if state is None:
+            return False
+        mine = self.config.to_dict()
+        changed = [
+            f"{name} {state['config'].get(name)!r} -> {mine[name]!r}"
+            for name in mine
+            if state["config"].get(name) != mine[name]
+        ]
+        if state["data"] != self._data_key():
+            changed.append("the dataset or the encoder")
+        if changed:
+            raise ConfigError(
+                f"{self.out} holds a run with other settings ({'; '.join(changed[:4])}); "
+                "choose another --out, or --restart"
+            )
+        self.phase_number, self.step_count = state["phase_number"], state["step_count"]
+        self.best, self.history, self.seconds = state["best"], state["history"], state["seconds"]
+        self.finished, self.best_state = state["finished"], state["best_state"]
+        self.encoder.load_state_dict(state["encoder"])
+        if state["phase"] is not None:
+            self.phase.restore(state["phase"])
+        return True
+
+    def _data_key(self) -> list[Any]:
+        return [
+            self.encoder.name,
+            self.encoder.pretrained,
+            len(self.train),
+            len(self.val),
+            list(self.train.frame["sample_id"][:3]),
+        ]
+
+    # --- bookkeeping ----------------------------------------------------------------------------------------
+
+    def _count_seconds(self, what: str, started: float) -> None:
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+
+    def _log(self, result: StepResult) -> None:
+        row = asdict(result)
+        self.history.append({key: value for key, value in row.items() if value is not None})
+        if self.out is None:
+            return
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step_count)
+        for name in ("loss", "learning_rate", "grad_norm", "temperature"):
+            self._writer.add_scalar(f"train/{name}", row[name], self.step_count)
+        for name, value in (result.metrics or {}).items():
+            self._writer.add_scalar(f"val/{name}", value, self.step_count)
+
+
+def subset(manifest: Manifest, most: int | None) -> Manifest:
+    """At most `most` rows, evenly spread over the manifest's order, so that every class keeps its share."""
+    if most is None or len(manifest) <= most:
+        return manifest
+    rows = np.linspace(0, len(manifest) - 1, most).round().astype(int)
+    return Manifest(manifest.frame.iloc[rows].reset_index(drop=True), manifest.root)

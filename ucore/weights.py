@@ -1,0 +1,93 @@
+"""Weights from files: read without running code in them, and fitted to a model or refused in one sentence."""
+
+import contextlib
+import logging
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ucore.errors import CheckpointError
+from ucore.files import atomic_path
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """State dict of a .safetensors or torch file, on the CPU; pickles that hold code are refused, not run.
+
+    Unwraps {"state_dict": ...} and DataParallel's "module." prefix, as published CLIP checkpoints need.
+    Raises CheckpointError.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"There is no weight file at {path}; check the path or download the checkpoint first")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is cut short or not a safetensors file ({error}); copy it again") from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than weights (pickled code), so it was not loaded; "
+            f"ask its author for safetensors or a plain state_dict"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is cut short or not a torch checkpoint; copy or download it again") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} holds no state_dict of tensors; pass a checkpoint in open_clip's format")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load `state` into `model` strictly. Raises CheckpointError naming the layers that do not fit."""
+    own = model.state_dict()
+    # Old CLIP files carry a mask buffer that newer code computes; position ids likewise.
+    state = {k: v for k, v in state.items() if not k.endswith(("attn_mask", "position_ids")) or k in own}
+    missing = sorted(set(own) - set(state))
+    extra = sorted(set(state) - set(own))
+    wrong = [
+        f"{key} is {tuple(state[key].shape)} where {tuple(own[key].shape)} is needed"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = wrong[:3]
+    problems += [f"no {key}" for key in missing[: 3 - len(problems)]]
+    problems += [f"unknown {key}" for key in extra[: 3 - len(problems)]]
+    if problems:
+        count = len(wrong) + len(missing) + len(extra)
+        more = f" and {count - len(problems)} more" if count > len(problems) else ""
+        raise CheckpointError(
+            f"Cannot load {what}: another architecture ({'; '.join(problems)}{more}); name the model it belongs to"
+        )
+    model.load_state_dict(state)
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict as safetensors, atomically."""
+    with atomic_path(path) as temporary:
+        save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hush open_clip's and transformers' loading notes: a partly filled model is our normal intermediate state."""
+    from transformers.utils import logging as hf_logging
+
+    before = logging.root.manager.disable
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    logging.disable(logging.WARNING)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
