@@ -13,7 +13,7 @@ from typing import Any
 import open_clip
 import torch
 from safetensors.torch import load_file
-from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -55,7 +55,7 @@ def weight_file(package: str, name: str, sha256: str) -> Path:
     return path
 
 
-def fold_batch_norms(module: nn.Module) -> nn.Module:
+def fold_batch_norms(module: nn.Module) -> None:
     """Fold every BatchNorm that follows a convolution into it, in place; outputs stay equal to about 1e-5.
 
     Statistics are thereby frozen, as is usual when fine-tuning on small batches, and on a CPU the tower
@@ -63,13 +63,12 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
     """
     previous_name, previous = "", None
     for name, child in list(module.named_children()):
-        if isinstance(child, BatchNormAct2d) and isinstance(previous, nn.Conv2d):
+        if isinstance(child, nn.BatchNorm2d) and isinstance(child, BatchNormAct2d) and isinstance(previous, nn.Conv2d):
             setattr(module, previous_name, fuse_conv_bn_eval(previous, child))
             setattr(module, name, child.act)
         else:
             fold_batch_norms(child)
         previous_name, previous = name, child
-    return module
 
 
 def build_clip(load_weights: bool = True) -> Any:
@@ -99,9 +98,8 @@ def build_clip(load_weights: bool = True) -> Any:
 
 
 def _create(text_folder: Path) -> Any:
-    width, text_width = 1280, 384
     config = {
-        "embed_dim": width,
+        "embed_dim": 1280,
         "vision_cfg": {
             "timm_model_name": "tf_efficientnet_lite0",
             "timm_model_pretrained": False,
@@ -123,12 +121,11 @@ def _create(text_folder: Path) -> Any:
         path = Path(folder) / f"{NAME}.json"
         write_json(path, config)
         open_clip.add_model_config(path)
-        clip = open_clip.create_model(
+        clip: Any = open_clip.create_model(
             NAME,
             load_weights=False,
             pretrained_text=False,
             force_preprocess_cfg={"mean": (0.5,) * 3, "std": (0.5,) * 3},
         )
-    assert clip.text.proj.in_features == text_width
     clip.text.proj = nn.Identity()  # open_clip insists on one width; ours are joined by the heads
     return clip

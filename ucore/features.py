@@ -142,8 +142,8 @@ def embed_images(encoder: DualEncoder, manifest: Manifest, views: int = 1, progr
     bar = tqdm(total=len(manifest), desc="Embedding images", unit="img", disable=not progress)
     with bar, torch.inference_mode():
         for rows, pixels in zip(batches, pixel_batches(encoder, manifest.image_paths, batches), strict=True):
-            total = sum(encoder.encode_image(dihedral(pixels, view)) for view in range(views))
-            result[rows[0] : rows[-1] + 1] = F.normalize(total, dim=1).cpu().numpy()
+            seen = torch.stack([encoder.encode_image(dihedral(pixels, view)) for view in range(views)])
+            result[rows[0] : rows[-1] + 1] = F.normalize(seen.mean(0), dim=1).cpu().numpy()
             bar.update(len(rows))
     return result
 

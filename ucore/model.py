@@ -74,9 +74,10 @@ class DualEncoder(nn.Module):
         preprocess = PreprocessCfg(**clip.visual.preprocess_cfg)
         size = preprocess.size
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
-        self.transform: Callable[[Image.Image], Tensor] = image_transform_v2(preprocess, is_train=False)
+        transform: Any = image_transform_v2(preprocess, is_train=False)
+        self.transform: Callable[[Image.Image], Tensor] = transform
         # The same resizing, left as bytes: batches travel and are augmented as uint8, four times smaller.
-        steps = [s for s in self.transform.transforms if not isinstance(s, ToTensor | Normalize)]
+        steps = [s for s in transform.transforms if not isinstance(s, ToTensor | Normalize)]
         self.resize: Callable[[Image.Image], Tensor] = v2.Compose([*steps, v2.PILToTensor()])
         for key, values in (("pixel_mean", preprocess.mean), ("pixel_std", preprocess.std)):
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1) * 255, persistent=False)
@@ -133,7 +134,8 @@ class DualEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids int64 (B, L). Texts longer than the model's context are cut, with a warning that counts them."""
-        tokens = self.tokenizer(list(texts))
+        texts = list(texts)
+        tokens = self.tokenizer(texts)
         cut = [i for i in (tokens[:, -1] != 0).nonzero()[:, 0].tolist() if self._is_cut(texts[i], tokens.shape[1])]
         if cut:
             warnings.warn(

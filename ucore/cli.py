@@ -1,0 +1,259 @@
+"""The command line: `ucore train`, `eval`, `run`, `reproduce`. Only what a command needs is imported."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ucore.errors import ConfigError, UserError
+
+Settings = Annotated[
+    list[str],
+    tyro.conf.arg(name="set", aliases=["-s"], metavar="NAME=VALUE", help="Any setting of TrainConfig; repeatable."),
+    tyro.conf.UseAppendAction,
+]
+Parameters = Annotated[
+    list[str],
+    tyro.conf.arg(name="parameter", aliases=["-p"], metavar="NAME=VALUE", help="A notebook parameter; repeatable."),
+    tyro.conf.UseAppendAction,
+]
+
+
+def train(
+    data: Path | None = None,
+    encoder: str = "lite0-minilm",
+    pretrained: str | None = None,
+    scale: str = "small",
+    seed: int = 0,
+    out: Path = Path("runs/train"),
+    domain: str | None = None,
+    settings: Settings = [],  # noqa: B006 - tyro reads the default, nobody changes it
+    cache: Path = Path("runs/features"),
+    device: str = "auto",
+    skip_bad: bool = False,
+    restart: bool = False,
+) -> None:
+    """Train on the split "train", choose by mR on the whole split "val"; a repeated call goes on where it stopped.
+
+    Args:
+        data: Dataset folder; without it, the folder that UCORE_DATA names.
+        encoder: lite0-minilm (bundled, no download) or any open_clip architecture.
+        pretrained: open_clip hub tag or local weight file, for open_clip architectures.
+        scale: tiny (a minute on two cores), small (half an hour) or full (GPU).
+        seed: Of every random choice.
+        out: Folder for the checkpoint, metrics.json and TensorBoard curves.
+        domain: Use one domain (country, dataset) only.
+        cache: Folder for tower features, shared between runs.
+        device: auto, cpu, cuda or cuda:N.
+        skip_bad: Leave unreadable images out instead of stopping.
+        restart: Forget an earlier run in OUT.
+    """
+    from ucore.config import TrainConfig
+    from ucore.runner import parse_parameters
+
+    started = time.perf_counter()
+    config = TrainConfig.at(scale, **{"seed": seed, **parse_parameters(settings)})
+    with _progress("Loading libraries and data"):
+        import torch
+
+        from ucore.data import read_dataset
+        from ucore.model import load_encoder
+        from ucore.tasks import metrics_text, train_checkpoint, write_metrics
+
+        manifest = read_dataset(data, split=("train", "val"), domain=domain, skip_bad=skip_bad)
+        torch.manual_seed(seed)  # the heads' first weights
+        model = load_encoder(encoder, pretrained, device=_device(device))
+    train_part, val_part = manifest.split("train"), manifest.split("val")
+    texts = val_part.texts[0]
+    print(f"{len(train_part):,} training images, {len(val_part):,} validation images; {model.precision} on {model.device}")
+    print(f"Validation has {len(texts):,} captions, {len(set(texts)):,} of them distinct.")
+    trainer, scores = train_checkpoint(model, train_part, val_part, config, out, cache, restart)
+    seconds = {**trainer.seconds, "evaluation": sum(scores.seconds.values()), "total": time.perf_counter() - started}
+    write_metrics(
+        out / "metrics.json",
+        scores.rows("trained", seed),
+        dataset=str(val_part.frame["domain"].iloc[0]),
+        split="val",
+        seed=seed,
+        parameters=config.to_dict(),
+        encoder=encoder,
+        seconds=seconds,
+        peak_memory_gb=peak_memory_gb(),
+    )
+    print(metrics_text(*scores.metrics(seed=seed)))
+    print("Seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
+    print(f"Peak memory {peak_memory_gb():.2f} GB. Checkpoint and metrics.json: {out}")
+
+
+def evaluate(
+    checkpoint: Path,
+    data: Path | None = None,
+    split: str = "test",
+    out: Path = Path("scores.npz"),
+    domain: str | None = None,
+    views: int | None = None,
+    device: str = "auto",
+    skip_bad: bool = False,
+) -> None:
+    """Score the whole gallery of a split with a checkpoint; writes scores.npz and metrics.json beside it.
+
+    Args:
+        checkpoint: Folder that `ucore train` wrote.
+        data: Dataset folder; without it, the folder that UCORE_DATA names.
+        split: Which split to score; its images alone need to be there.
+        out: Where scores.npz goes.
+        domain: Score one domain (country, dataset) only.
+        views: Dihedral views averaged per image (1, 2, 4, 8); default: as the checkpoint was trained to use.
+        device: auto, cpu, cuda or cuda:N.
+        skip_bad: Leave unreadable images out instead of stopping.
+    """
+    from ucore.tasks import checked_out_file, metrics_text, score, write_metrics
+
+    if views is not None and views not in (1, 2, 4, 8):
+        raise ConfigError(f"--views is {views}; choose 1, 2, 4 or 8")
+    out = checked_out_file(out)
+    with _progress("Loading libraries, checkpoint and data"):
+        from ucore.checkpoint import load_checkpoint
+        from ucore.data import read_dataset
+
+        model, card = load_checkpoint(checkpoint, _device(device))
+        manifest = read_dataset(data, split=split, domain=domain, skip_bad=skip_bad)
+    views = views or card["train"]["test_views"]
+    scores = score(model, manifest, views)
+    started = time.perf_counter()
+    metrics = scores.metrics()
+    rows = scores.rows("checkpoint")
+    seconds = {**scores.seconds, "metrics": time.perf_counter() - started}
+    scores.save(out)
+    write_metrics(
+        out.with_name("metrics.json"),
+        rows,
+        dataset=str(manifest.frame["domain"].iloc[0]),
+        split=split,
+        views=views,
+        encoder=card["encoder"],
+        trained=card["train"],
+        seconds=seconds,
+    )
+    print(f"{len(manifest):,} images, {scores.similarity.shape[1]:,} texts, {views} view(s) an image; standard protocol:")
+    print(metrics_text(*metrics))
+    print("Duplicate-aware protocol:")
+    print(metrics_text(*scores.metrics(duplicate_aware=True)))
+    print("Seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
+    print(f"Wrote {out} and {out.with_name('metrics.json')}")
+
+
+def run(
+    notebook: Annotated[str, tyro.conf.Positional],
+    parameters: Parameters = [],  # noqa: B006
+    out: Path = Path("runs/notebooks"),
+    list_parameters: bool = False,
+) -> None:
+    """Run one notebook with papermill, strictly: an unknown parameter or a failed cell is an error.
+
+    Args:
+        notebook: Its number ("04"), name or path.
+        out: Folder for the executed notebook and its HTML.
+        list_parameters: Print the notebook's parameters and stop.
+    """
+    from ucore.runner import notebook_help, parse_parameters, run_notebook
+
+    if list_parameters:
+        print(notebook_help(notebook))
+        return
+    result = run_notebook(notebook, parse_parameters(parameters), out)
+    print(f"{result.path.stem} ran in {result.seconds:.1f} s: {result.path} and {result.html}")
+
+
+def reproduce(
+    data: Path | None = None,
+    scale: Literal["tiny", "small", "full"] = "tiny",
+    seed: int = 0,
+    out: Path = Path("runs"),
+) -> None:
+    """Run all notebooks in order and write reports/.
+
+    Args:
+        data: Dataset folder; without it, the folder that UCORE_DATA names.
+        scale: tiny (minutes on two cores), small (an hour) or full (GPU).
+        seed: Of every random choice.
+        out: Folder for checkpoints and executed notebooks.
+    """
+    from ucore.runner import reproduce as run_all
+
+    place = data or os.environ.get("UCORE_DATA")
+    if not place:
+        raise UserError(
+            "No dataset was given, and this version has no built-in one yet. Unpack RSICD (dataset_rsicd.json and "
+            "images/) into a folder and run: UCORE_DATA=FOLDER make reproduce"
+        )
+    parameters: dict[str, Any] = {"dataset": str(place), "scale": scale, "seed": seed, "out": str(out)}
+    started = time.perf_counter()
+    run_all(parameters, ["00_setup_check", "04_train", "09_results"], out / "notebooks")
+    print(f"All notebooks ran in {time.perf_counter() - started:.1f} s. Read {out / 'notebooks'} and reports/results.md")
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process so far, in GB (10^9 bytes)."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"Unknown device {name!r}: choose auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name} was asked for, but torch finds no CUDA GPU here; use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"Device {name!r} is not supported: choose auto, cpu, cuda or cuda:N")
+    return name
+
+
+class _progress:
+    """Says what takes the next seconds, on a terminal: importing torch alone takes several."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __enter__(self) -> None:
+        if sys.stderr.isatty():
+            print(f"{self.text} ...", end="\r", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if sys.stderr.isatty():
+            print(" " * (len(self.text) + 4), end="\r", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Entry point. Exit status: 0 done, 1 a notebook's cell failed, 2 something for the user to put right."""
+    commands = {"train": train, "eval": evaluate, "run": run, "reproduce": reproduce}
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog="ucore", description="Cross-domain satellite image-text retrieval.", sort_subcommands=False
+        )
+    except UserError as error:
+        _stop(str(error), 2)
+    except KeyboardInterrupt:
+        _stop("Stopped.", 2)
+    except BrokenPipeError:  # | head
+        sys.stderr.close()
+    except Exception as error:
+        if type(error).__name__ != "NotebookError":
+            raise
+        _stop(str(error), 1)
+
+
+def _stop(text: str, status: int) -> None:
+    print(f"ucore: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(status)

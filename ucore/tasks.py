@@ -1,0 +1,147 @@
+"""The two tasks behind the commands and the notebooks: train a checkpoint, score a gallery with it."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ucore.checkpoint import CARD, STATE, WEIGHTS
+from ucore.config import TrainConfig
+from ucore.data import caption_groups
+from ucore.errors import ConfigError, DataError, UserError
+from ucore.evaluate import Metrics, bootstrap_ci, metrics_from_ranks, retrieval_ranks, similarity_matrix
+from ucore.features import embed_images, embed_texts
+from ucore.files import atomic_path, write_json
+from ucore.manifest import Manifest
+from ucore.model import DualEncoder
+from ucore.report import machine_facts
+from ucore.train import Trainer
+
+MOST_SCORES = 2 * 10**9  # entries of a similarity matrix: 8 GB
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A scored gallery: similarity float32 (I, T), both kinds of ranks, and which image each text belongs to."""
+
+    manifest: Manifest
+    similarity: np.ndarray
+    text_image_index: np.ndarray
+    groups: np.ndarray
+    seconds: dict[str, float]
+
+    def metrics(self, duplicate_aware: bool = False, seed: int = 0) -> tuple[Metrics, dict[str, tuple[float, float]]]:
+        """Metrics and their 95 % intervals (cluster bootstrap over images), standard or duplicate-aware."""
+        ranks = retrieval_ranks(self.similarity, self.text_image_index, self.groups if duplicate_aware else None)
+        return metrics_from_ranks(*ranks), bootstrap_ci(*ranks, self.text_image_index, seed=seed)
+
+    def rows(self, label: str, seed: int = 0) -> list[dict[str, Any]]:
+        """Rows for a report: one a metric, of the standard protocol and of the duplicate-aware one."""
+        rows = []
+        for aware, name in ((False, label), (True, f"{label}, duplicate-aware")):
+            metrics, intervals = self.metrics(aware, seed)
+            for metric, value in metrics.items():
+                queries = len(self.text_image_index) if metric.startswith("text") else len(self.manifest)
+                low, high = intervals[metric]
+                rows.append({"label": name, "metric": metric, "value": value, "low": low, "high": high, "n": queries})
+        return rows
+
+    def save(self, path: Path) -> None:
+        """scores.npz: similarity (images, texts), image_ids, text_ids, text_image_ids (the image of each text)."""
+        image_ids = np.array(self.manifest.frame["sample_id"].tolist())
+        arrays = {
+            "similarity": self.similarity,
+            "image_ids": image_ids,
+            "text_ids": np.array(self.manifest.text_ids),
+            "text_image_ids": image_ids[self.text_image_index],
+        }
+        with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+            np.savez(stream, **arrays)
+
+
+def score(encoder: DualEncoder, manifest: Manifest, views: int = 1, progress: bool = True) -> Scores:
+    """Embed every image and text of `manifest` and compare all with all: nothing is sampled or dropped."""
+    texts, text_image_index = manifest.texts
+    if len(manifest) * len(texts) > MOST_SCORES:
+        raise DataError(
+            f"{len(manifest):,} x {len(texts):,} scores need {len(manifest) * len(texts) * 4e-9:.0f} GB; "
+            "choose one --split or --domain"
+        )
+    started = time.perf_counter()
+    image_features = embed_images(encoder, manifest, views, progress)
+    middle = time.perf_counter()
+    text_features = embed_texts(encoder, texts, progress)
+    embedded = time.perf_counter()
+    similarity = similarity_matrix(image_features, text_features)
+    seconds = {"images": middle - started, "texts": embedded - middle, "scores": time.perf_counter() - embedded}
+    return Scores(manifest, similarity, text_image_index, caption_groups(texts), seconds)
+
+
+def train_checkpoint(
+    encoder: DualEncoder,
+    train: Manifest,
+    val: Manifest,
+    config: TrainConfig,
+    out: Path,
+    cache: Path,
+    restart: bool = False,
+    progress: bool = True,
+) -> tuple[Trainer, Scores]:
+    """Train into `out`, going on where an earlier call stopped, and score the whole validation gallery."""
+    if restart:
+        forget_run(out)
+    trainer = Trainer(encoder, train, val, config, out, cache, progress)
+    if trainer.resume() and progress:
+        state = "finished" if trainer.finished else f"at step {trainer.step_count}"
+        print(f"Found a run in {out}, {state}: going on from there.")
+    trainer.fit()
+    return trainer, score(encoder, val, config.test_views, progress)
+
+
+def forget_run(out: Path) -> None:
+    """Remove what training wrote into `out`, and nothing else."""
+    for name in (STATE, WEIGHTS, CARD, "metrics.json"):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / "tensorboard", ignore_errors=True)
+
+
+def write_metrics(path: Path, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
+    """metrics.json beside what was measured: `rows` as from `Scores.rows`, the facts given, and the machine's."""
+    write_json(path, {**facts, "machine": machine_facts(), "metrics": list(rows)})
+
+
+def metrics_text(metrics: Metrics, intervals: dict[str, tuple[float, float]]) -> str:
+    """Three lines for a terminal: both directions' recalls and mR, each with its interval."""
+
+    def shown(name: str) -> str:
+        low, high = intervals[name]
+        return f"{metrics[name]:5.2f} [{low:.2f}, {high:.2f}]"
+
+    lines = []
+    for direction, title in (("image_to_text", "image -> text"), ("text_to_image", "text -> image")):
+        recalls = "  ".join(f"R@{k} {shown(f'{direction}_R@{k}')}" for k in (1, 5, 10))
+        lines.append(f"{title}  {recalls}  median rank {metrics[f'{direction}_median_rank']:g}")
+    lines.append(f"mR {shown('mR')}")
+    return "\n".join(lines)
+
+
+def checked_out_file(path: str | Path) -> Path:
+    """The path for scores.npz; refused early where it is a folder or lacks the suffix."""
+    path = Path(path)
+    if path.is_dir() or path.suffix != ".npz":
+        raise ConfigError(f"--out {path} must be a file name that ends in .npz, for example scores.npz")
+    return path
+
+
+def require_free_space(folder: Path, needed: int) -> None:
+    """Raise UserError when the disk under `folder` has fewer than `needed` bytes left."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(f"{place} has {free / 1e9:.1f} GB left, {needed / 1e9:.1f} GB are needed; free some space first")
