@@ -66,6 +66,7 @@ def test_splits_select_and_name_what_there_is(small):
     assert len(manifest.split("val")) == 2 and len(manifest.split(["train", "test"])) == 7
     assert len(read_dataset(small, split=("val", "test"))) == 5
     assert len(read_dataset(small, domain="rsicd")) == 9
+    assert list(manifest.split("test").frame.index) == [0, 1, 2]
     for refused in (lambda: manifest.split("dev"), lambda: read_dataset(small, split="dev")):
         with pytest.raises(
             DataError, match=r"no split 'dev'.*train \(4 images\), val \(2 images\), test \(3"
@@ -91,6 +92,15 @@ def test_layout_variants(tmp_path, place, name):
     manifest = read_dataset(tmp_path)
     assert manifest.frame["domain"][0] == "rsitmd"
     assert manifest.image_path(0) == tmp_path / place / "1.tif"
+
+
+def test_byte_order_mark_shadow_file_and_home_folder(small, monkeypatch):
+    content = (small / JSON_NAME).read_text()
+    (small / JSON_NAME).write_text(content, "utf-8-sig")
+    (small / "._dataset_rsicd.json").write_bytes(b"\0\5\x16\7")  # as archives made on macOS leave
+    (small / ".dataset.json").write_bytes(b"{")
+    monkeypatch.setenv("HOME", str(small.parent))
+    assert len(read_dataset("~/small")) == 9
 
 
 def test_domain_defaults_to_the_folder_and_data_root_to_the_environment(small, monkeypatch):

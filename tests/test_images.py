@@ -36,7 +36,8 @@ def save_pixels(path: Path, mode: str) -> tuple[int, int, int]:
         return (204, 204, 204)  # black at a fifth over white
     picture = Image.new("RGB", (2, 2), orange).convert(mode)
     picture.save(path)
-    return picture.convert("RGB").getpixel((0, 0))
+    red, green, blue = np.asarray(picture.convert("RGB"))[0, 0].tolist()
+    return red, green, blue
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,11 @@ def test_sixteen_bits_span_the_eight_bit_range_alike_for_all_images(tmp_path):
     Image.fromarray(levels[:, :4]).save(tmp_path / "dark.png")
     assert np.asarray(load_image(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 0, 1, 1, 255]
     assert np.asarray(load_image(tmp_path / "dark.png"))[0, :, 0].tolist() == [0, 0, 1, 1]
+
+
+def test_floats_without_a_number_are_black(tmp_path):
+    Image.fromarray(np.array([[np.nan, 1.0]], np.float32)).save(tmp_path / "a.tif")
+    assert np.asarray(load_image(tmp_path / "a.tif"))[0, :, 0].tolist() == [0, 255]
 
 
 def test_progress_shows_only_where_someone_looks(tmp_path, monkeypatch, capsys):

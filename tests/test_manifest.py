@@ -56,6 +56,10 @@ def test_content_key_follows_content_and_not_place(small):
     assert read_dataset(moved).content_key() == key
     assert read_dataset(moved, split="test").content_key() != key
 
+    frame = read_dataset(moved).frame
+    renamed = frame.assign(sample_id=["other", *frame["sample_id"][1:]])
+    assert Manifest(renamed, moved / "images").content_key() != key
+
     path = moved / "images" / "00002.png"
     before = path.read_bytes()
     pixels = np.asarray(Image.open(path)).copy()
@@ -98,6 +102,15 @@ def test_a_manifest_finds_images_that_moved_along_or_stayed(small, tmp_path):
     assert (
         Manifest.load(tmp_path / "copy" / "runs" / "manifest.parquet").root == tmp_path / "copy/small/images"
     )
+
+
+def test_a_manifest_file_cannot_point_out_of_its_root(small, tmp_path):
+    manifest = read_dataset(small)
+    Manifest(manifest.frame.assign(image="../dataset_rsicd.json"), manifest.root).save(tmp_path / "m.parquet")
+    loaded = Manifest.load(tmp_path / "m.parquet")
+    for look in (lambda: loaded.image_path(0), lambda: loaded.image_paths, loaded.content_key):
+        with pytest.raises(DataError, match="leaves the folder"):
+            look()
 
 
 def test_manifest_files_that_are_none(small, tmp_path):

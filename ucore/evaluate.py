@@ -24,7 +24,7 @@ from scipy.sparse import csr_array
 
 from ucore.errors import ConfigError, DataError
 
-CHUNK_BYTES = 256 * 2**20
+CHUNK_BYTES = 128 * 2**20
 CUTOFFS = (1, 5, 10)
 RECALLS = tuple(f"{direction}_R@{k}" for direction in ("image_to_text", "text_to_image") for k in CUTOFFS)
 METRICS = (*RECALLS, "mR", "image_to_text_median_rank", "text_to_image_median_rank")
@@ -247,7 +247,7 @@ class _Grid:
 
     def __init__(self, features: Array, name: str):
         self.features = _matrix(features, name)
-        slices = _slices(len(self.features), 2**20 // self.features.shape[1])
+        slices = _slices(len(self.features), 2**17 // self.features.shape[1])
         norm = max(np.linalg.norm(self.features[rows].astype(np.float64), axis=1).max() for rows in slices)
         # Unit vectors get one grid even if too long by a rounding error; 1.3 squared < 2 keeps sums below 2**53.
         self.step = 2.0 ** (np.ceil(np.log2(norm / 1.3)) - 26) if norm else 1.0
@@ -273,7 +273,7 @@ def _matrix(array: Array, name: str) -> Array:
         raise DataError(f"The {name} must be a non-empty real matrix, not {matrix.dtype} {matrix.shape}.")
     matrix = matrix if matrix.dtype.kind == "f" else matrix.astype(np.float64)
     largest = min(1e100, float(np.finfo(matrix.dtype).max))  # the square of 1e100 is finite
-    for rows in _slices(len(matrix), 2**20 // matrix.shape[1]):
+    for rows in _slices(len(matrix), 2**17 // matrix.shape[1]):
         usable = (np.abs(matrix[rows]) <= largest).all(axis=1)
         if not usable.all():
             bad = rows.start + usable.argmin()

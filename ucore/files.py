@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +29,42 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if path.is_dir() and temporary.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
-    except OSError as error:
-        raise _explain(error, path) from error
+    except Exception as error:
+        explained = _explain(error, path)
+        if explained is None:
+            raise
+        raise explained from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # there may be no such folder, and the error above says why
+                temporary.unlink()
 
 
-def _explain(error: OSError, path: Path) -> Exception:
-    if error.errno == errno.ENOSPC:
+def _explain(error: Exception, path: Path) -> UserError | None:
+    """The sentence for a place that cannot be written; None for an error of another kind."""
+    if _disk_is_full(error, path):
         return UserError(f"The disk is full: could not write {path}. Free some space and repeat the command.")
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return UserError(f"Cannot write {path} ({error.strerror}). Choose another --out folder.")
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+    reason = error.errno if isinstance(error, OSError) else None
+    if reason in (errno.EACCES, errno.EROFS, errno.EPERM, errno.EISDIR, errno.ENAMETOOLONG):
+        return UserError(f"Cannot write {path} ({os.strerror(reason)}). Choose another --out folder.")
+    if reason in (errno.ENOTDIR, errno.EEXIST):
         return UserError(
             f"Cannot write {path}: part of that path is a file, not a folder. Choose another --out folder."
         )
-    return error
+    return None
+
+
+def _disk_is_full(error: Exception, path: Path) -> bool:
+    """Whether `error` comes from a lack of space, which not every library says by an error number."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if os.strerror(errno.ENOSPC) in str(error):  # safetensors
+        return True
+    # numpy's OSError has no number and torch's RuntimeError no cause, but the temporary still fills the disk.
+    unsaid = isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno is None)
+    return unsaid and path.parent.is_dir() and shutil.disk_usage(path.parent).free < 2**20
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -65,7 +65,7 @@ def find_notebook(name: str | Path) -> Path:
         return path
     beside_package = Path(ucore.__file__).parents[1] / "notebooks"
     folder = beside_package if beside_package.is_dir() else Path.cwd() / "notebooks"
-    found = {p.stem: p for p in sorted(folder.glob("*.ipynb"))}
+    found = {path.stem: path for path in sorted(folder.glob("*.ipynb"), key=lambda path: path.stem)}
     if not found:
         raise ConfigError(f"No notebooks in {folder}. Run this from the repository's folder, or give a path to one.")
     wanted = str(name).removesuffix(".ipynb")
@@ -292,6 +292,7 @@ class _Watch:
     def on_cell_execute(self, cell: Any, cell_index: int) -> None:
         self.code_cells += 1
         self.first_line = cell.source.strip().splitlines()[0]
+        self.bar.set_postfix_str("", refresh=False)
 
     def write(self, text: str) -> None:
         """The kernel's stdout and stderr: the last line printed stands beside the bar."""
@@ -400,6 +401,7 @@ def _write_html(notebook: Any, page: Path) -> None:
     """One self-contained file. Widgets, dead without a kernel, are left out: their static twins stay."""
     from nbconvert.exporters import HTMLExporter
 
+    notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]

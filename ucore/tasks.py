@@ -12,7 +12,7 @@ import numpy as np
 from ucore.checkpoint import CARD, STATE, WEIGHTS
 from ucore.config import TrainConfig
 from ucore.data import caption_groups
-from ucore.errors import ConfigError, DataError, UserError
+from ucore.errors import ConfigError, DataError
 from ucore.evaluate import Metrics, bootstrap_ci, metrics_from_ranks, retrieval_ranks, similarity_matrix
 from ucore.features import embed_images, embed_texts
 from ucore.files import atomic_path, write_json
@@ -135,13 +135,3 @@ def checked_out_file(path: str | Path) -> Path:
     if path.is_dir() or path.suffix != ".npz":
         raise ConfigError(f"--out {path} must be a file name that ends in .npz, for example scores.npz")
     return path
-
-
-def require_free_space(folder: Path, needed: int) -> None:
-    """Raise UserError when the disk under `folder` has fewer than `needed` bytes left."""
-    place = folder
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise UserError(f"{place} has {free / 1e9:.1f} GB left, {needed / 1e9:.1f} GB are needed; free some space first")

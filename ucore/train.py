@@ -101,6 +101,9 @@ class Trainer:
 
     @property
     def phase(self) -> Phase:
+        """The phase that the next step belongs to; made (and its features computed) when first needed."""
+        if self.finished:
+            raise ConfigError("This training has finished; train into another folder, or --restart")
         if self._phase is None:
             started = time.perf_counter()
             self._phase = self._kinds[self.phase_number](self)
@@ -238,7 +241,7 @@ class Trainer:
             )
         self.phase_number, self.step_count = state["phase_number"], state["step_count"]
         self.best, self.history, self.seconds = state["best"], state["history"], state["seconds"]
-        self.finished, self.best_state = state["finished"], state["best_state"]
+        self.finished, self.best_state, self._phase = state["finished"], state["best_state"], None
         self.encoder.load_state_dict(state["encoder"])
         if state["phase"] is not None:
             self.phase.restore(state["phase"])

@@ -1,0 +1,53 @@
+"""Shared by all tests: no network, no windows, one thread a worker, and what is slow to make is made once."""
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Set before torch, matplotlib and Hugging Face are first imported; commands started by tests inherit them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["OMP_NUM_THREADS"] = "1"  # two workers of two threads each would wait for each other
+
+TINY_CLIP = "tiny-clip"
+
+
+@pytest.fixture(scope="session")
+def tiny_rsicd(tmp_path_factory) -> Path:
+    """A folder in the RSICD layout, 24 + 8 + 8 pictures of 64 pixels; to be read, not changed."""
+    from makers import make_rsicd
+
+    return make_rsicd(tmp_path_factory.mktemp("data") / "rsicd")
+
+
+@pytest.fixture(scope="session")
+def encoder_factory() -> Callable[[], Any]:
+    """A function that gives a fresh copy of the bundled encoder; the weights are read once."""
+    import torch
+
+    from ucore.model import load_encoder
+
+    torch.manual_seed(0)
+    original = load_encoder()
+    return lambda: copy.deepcopy(original)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory) -> str:
+    """Name of a CLIP of one layer a tower, 32-pixel images and 16 dimensions, made known to open_clip."""
+    import open_clip
+
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+    }
+    path = tmp_path_factory.mktemp("open_clip") / f"{TINY_CLIP}.json"
+    path.write_text(json.dumps(config))
+    open_clip.add_model_config(path)
+    return TINY_CLIP
