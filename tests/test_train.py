@@ -1,0 +1,219 @@
+"""Training: resuming equals never stopping, positives are right, what is kept is the best."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ucore.checkpoint import load_checkpoint
+from ucore.config import TrainConfig
+from ucore.data import read_dataset
+from ucore.errors import CheckpointError, ConfigError, UserError
+from ucore.model import load_encoder
+from ucore.phases import augment
+from ucore.train import Trainer, subset
+
+SMALL = dict(head_epochs=2, tune_epochs=1, head_batch_size=8, tune_batch_size=8, train_views=2, test_views=1)
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_rsicd):
+    manifest = read_dataset(tiny_rsicd, split=("train", "val"))
+    return manifest.split("train"), manifest.split("val")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def new_trainer(parts, cache, encoder_factory):
+    def make(out=None, **changes):
+        config = TrainConfig.at("small", **{**SMALL, **changes})
+        return Trainer(encoder_factory(), *parts, config, out, cache, progress=False)
+
+    return make
+
+
+def same(a: Trainer, b: Trainer) -> None:
+    assert [row["loss"] for row in a.history] == [row["loss"] for row in b.history]
+    assert a.best == b.best
+    for (name, mine), theirs in zip(a.encoder.state_dict().items(), b.encoder.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_resuming_equals_never_stopping_in_both_phases(new_trainer, tmp_path):
+    whole = new_trainer(tmp_path / "whole")
+    whole.fit()
+    assert {row["phase"] for row in whole.history} == {"heads", "towers"}
+    assert len(whole.history) == whole.total_steps == 2 * 3 + 3
+
+    broken = new_trainer(tmp_path / "broken")
+    for stop in (2, 2, 4):  # within phase one, within its second epoch, within phase two
+        for _ in range(stop):
+            broken.step()
+        broken.save()
+        broken = new_trainer(tmp_path / "broken")
+        assert broken.resume()
+    broken.fit()
+    same(whole, broken)
+    finished = new_trainer(tmp_path / "broken")
+    assert finished.resume()
+    assert finished.finished
+    assert finished.step() is None
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(new_trainer):
+    runs = [new_trainer(tune_epochs=0, seed=seed) for seed in (3, 3, 4)]
+    for run in runs:
+        run.fit()
+    same(runs[0], runs[1])
+    assert runs[0].history[0]["loss"] != runs[2].history[0]["loss"]
+
+
+def test_the_kept_checkpoint_is_the_best_epoch(new_trainer, parts, tmp_path):
+    trainer = new_trainer(tmp_path, tune_epochs=0, head_epochs=4)
+    trainer.fit()
+    by_epoch = [row["metrics"]["mR"] for row in trainer.history if "metrics" in row]
+    encoder, card = load_checkpoint(tmp_path)
+    assert card["validation"]["mR"] == max(by_epoch)
+    for mine, stored in zip(trainer.encoder.state_dict().values(), encoder.state_dict().values(), strict=True):
+        assert torch.equal(mine, stored)
+
+
+def test_early_stopping_ends_a_phase_and_the_next_starts_from_the_best(new_trainer):
+    trainer = new_trainer(head_epochs=50, patience=1, head_lr=1e-9, ema=0)  # nothing moves, so nothing gets better
+    while trainer.phase.name == "heads":
+        trainer.step()
+    assert trainer.step_count == 2 * 3  # the first epoch is best, the second is stale
+    assert trainer.best["epoch"] == 1
+
+
+def test_positives_are_own_and_identical_captions(new_trainer):
+    trainer = new_trainer()
+    groups = trainer.text_groups
+    rows, texts = trainer.phase.next_batch()
+    expected = [[groups[text] in groups[trainer.text_image_index == row] for text in texts] for row in rows]
+    np.testing.assert_array_equal(trainer.positives(rows, texts), expected)
+    assert (trainer.text_image_index[texts] == rows).all()
+
+
+def test_an_epoch_shows_every_image_once(new_trainer):
+    trainer = new_trainer(tune_epochs=0)
+    seen = []
+    for _ in range(3):
+        seen.extend(trainer.phase.next_batch()[0])
+        trainer.step()
+    assert sorted(seen) == list(range(24))
+
+
+def test_frozen_parts_stay_and_tuned_parts_move(new_trainer):
+    trainer = new_trainer(head_epochs=0)
+    before = {name: p.detach().clone() for name, p in trainer.encoder.named_parameters()}
+    trainer.step()
+    moved = {name for name, p in trainer.encoder.named_parameters() if not torch.equal(p, before[name])}
+    assert any(name.startswith("clip.visual.trunk.blocks.6") for name in moved)
+    assert any(name.startswith("clip.text.transformer.encoder.layer.5") for name in moved)
+    assert any(name.startswith("image_head") for name in moved)
+    frozen = ("clip.visual.trunk.conv_stem", "clip.visual.trunk.blocks.2", "clip.text.transformer.embeddings.word_embeddings")
+    assert not [name for name in moved if name.startswith(frozen)]
+
+
+def test_both_losses_learn(new_trainer):
+    for loss in ("clip", "triplet"):
+        trainer = new_trainer(tune_epochs=0, head_epochs=15, loss=loss, patience=15, ema=0)
+        trainer.fit()
+        losses = [row["loss"] for row in trainer.history]
+        assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3]), loss
+
+
+def test_gradients_are_clipped_after_backward(new_trainer):
+    trainer = new_trainer(tune_epochs=0, clip_norm=1e-4)
+    result = trainer.step()
+    left = torch.stack([p.grad.norm() for p in trainer.phase.parameters if p.grad is not None]).norm()
+    assert result.grad_norm > 1e-3
+    assert left == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_resume_refuses_another_configuration(new_trainer, tmp_path):
+    trainer = new_trainer(tmp_path, tune_epochs=0)
+    trainer.step()
+    trainer.save()
+    with pytest.raises(ConfigError, match=r"head_lr 0\.001 -> 0\.01.*another --out"):
+        new_trainer(tmp_path, tune_epochs=0, head_lr=0.01).resume()
+
+
+def test_a_damaged_state_is_named(new_trainer, tmp_path):
+    trainer = new_trainer(tmp_path, tune_epochs=0)
+    trainer.step()
+    trainer.save()
+    state = tmp_path / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"state\.pt is damaged.*--restart"):
+        new_trainer(tmp_path, tune_epochs=0).resume()
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step(new_trainer, monkeypatch):
+    trainer = new_trainer(tune_epochs=0)
+    trainer.step()
+    monkeypatch.setattr(trainer, "loss", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(UserError, match="nan at step 2"):
+        trainer.step()
+
+
+def test_interrupt_keeps_the_state_and_the_run_ends_the_same(new_trainer, tmp_path):
+    whole = new_trainer(tune_epochs=0)
+    whole.fit()
+    trainer = new_trainer(tmp_path, tune_epochs=0)
+
+    def interrupt(result):
+        if result.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(UserError, match="Stopped at step 4 of 6"):
+        trainer.fit(interrupt)
+    again = new_trainer(tmp_path, tune_epochs=0)
+    again.resume()
+    again.fit()
+    same(whole, again)
+
+
+def test_any_open_clip_model_trains(parts, tiny_clip, cache):
+    config = TrainConfig.at("full", head_epochs=1, tune_epochs=1, tune_batch_size=8, head_batch_size=8, test_views=1)
+    trainer = Trainer(load_encoder(tiny_clip), *parts, config, None, cache, progress=False)
+    trainer.fit()
+    assert trainer.step_count == 6
+    assert np.isfinite([row["loss"] for row in trainer.history]).all()
+
+
+def test_training_beats_chance_by_far(parts, cache, encoder_factory):
+    train, val = parts
+    config = TrainConfig.at("tiny", head_batch_size=24, head_epochs=30, patience=30)
+    best = Trainer(encoder_factory(), train, val, config, None, cache, progress=False).fit()
+    assert best["image_to_text_R@1"] > 40  # chance: 12.5
+    assert best["text_to_image_R@1"] > 40
+
+
+def test_augmentation_leaves_no_black_corner_and_keeps_the_size():
+    bright = torch.full((3, 40, 40), 200, dtype=torch.uint8)
+    for seed in range(50):
+        image = augment(bright, np.random.default_rng(seed), 0.3)
+        assert image.shape == (3, 40, 40)
+        assert image.dtype == torch.uint8
+        assert image.min() >= 199
+
+
+def test_a_subset_is_spread_evenly(parts):
+    train, _ = parts
+    chosen = subset(train, 5).frame["sample_id"].tolist()
+    ids = train.frame["sample_id"].tolist()
+    assert [ids.index(one) for one in chosen] == [0, 6, 12, 17, 23]
+    assert len(subset(train, None)) == len(train)
+
+
+def test_history_is_plain_json(new_trainer):
+    trainer = new_trainer(tune_epochs=0)
+    trainer.fit()
+    assert json.loads(json.dumps(trainer.history)) == trainer.history

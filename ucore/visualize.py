@@ -1,0 +1,368 @@
+"""Figures: training curves, a batch's similarity matrix, recalls with intervals, retrieved images.
+
+Every function returns a `Picture`: shown once by a notebook, 800 pixels wide, with a text for those who cannot see
+it. Colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), which colour-blind readers tell apart; no
+meaning rests on colour alone. Captions and labels are untrusted and drawn as plain text, never as mathematics.
+"""
+
+import base64
+import io
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import wraps
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ucore.errors import ConfigError, DataError
+from ucore.evaluate import CUTOFFS, RECALLS, best_ranks, instance_relevance
+from ucore.images import load_image
+
+if TYPE_CHECKING:
+    from ucore.tasks import Scores
+
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+INK, FAINT = "#222222", "#8a8a8a"
+SHADES = ("#e8f1f8", "#fbf1dc")  # behind the phases, in turn
+WIDTH = 8.0  # inches; 800 pixels where a page shows 100 an inch
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 11, "axes.titlesize": 12, "axes.titleweight": "bold",
+    "axes.labelsize": 11, "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT, "text.color": INK,
+    "axes.grid": False, "grid.color": "#d5d5d5", "grid.linewidth": 0.6, "figure.facecolor": "white",
+    "axes.facecolor": "white", "text.parse_math": False, "text.usetex": False, "legend.frameon": False,
+}  # fmt: skip
+SMOOTHING = 0.9  # of the loss: decay of its exponential average
+MOST_ROWS = 48  # of a similarity matrix: more cannot be told apart
+THUMBNAIL = 240  # pixels
+DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
+
+P = ParamSpec("P")
+
+
+class Picture(Figure):
+    """A matplotlib figure apart from pyplot: a notebook shows it once and nothing keeps it alive.
+
+    `alt` says in words what is seen; notebooks exported to HTML give it to screen readers.
+    """
+
+    alt = ""
+
+    def png(self, dpi: float = 150) -> bytes:
+        """The figure as a PNG file's bytes."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=dpi, metadata={"Description": self.alt})
+        return buffer.getvalue()
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
+        width, height = (round(inches * 100) for inches in self.get_size_inches())
+        shown = {"alt": self.alt, "width": width, "height": height}
+        png = base64.b64encode(self.png()).decode("ascii")
+        return {"image/png": png, "text/plain": self.alt}, {"image/png": shown}
+
+
+def _styled(function: Callable[P, Picture]) -> Callable[P, Picture]:
+    """Draw with STYLE, whatever settings the notebook has made for figures of its own."""
+
+    @wraps(function)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Picture:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(STYLE)
+            return function(*args, **kwargs)
+
+    return styled
+
+
+# --- training ---------------------------------------------------------------------------------------------------
+
+
+@_styled
+def plot_curves(history: Sequence[dict[str, Any]], figure: Picture | None = None) -> Picture:
+    """Loss of every step above, validation mR and recalls (percent) of every epoch below, the best mR starred.
+
+    history: `Trainer.history`, one dict a step with `step`, `phase`, `loss` and, where an epoch ended, `metrics`.
+    figure: a Picture to draw into again, instead of a new one.
+    """
+    figure = figure or Picture(figsize=(WIDTH, 5.6), layout="constrained")
+    figure.clear()
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+    above.set_title("Training loss", loc="left")
+    above.set_ylabel("loss")
+    below.set_title("Retrieval on the whole validation gallery, after each epoch", loc="left")
+    below.set_ylabel("recall (%)")
+    below.set_xlabel("step (one update of the weights)")
+    for axes in (above, below):
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+    epochs = [row for row in history if row.get("metrics")]
+    if history:
+        _draw_loss(above, history)
+        _shade_phases(above, below, history)
+    else:
+        _say(above, "No step yet")
+    if epochs:
+        best = _draw_recalls(below, epochs)
+        told = f"best mR {best['metrics']['mR']:.1f} % at step {best['step']}"
+    else:
+        _say(below, "No epoch has ended yet")
+        told = "no epoch has ended yet"
+    figure.alt = f"Training curves over {len(history)} steps: loss of each step; validation recalls, {told}."
+    return figure
+
+
+def _say(axes: Axes, sentence: str) -> None:
+    """An empty frame that tells why it is empty."""
+    axes.text(0.5, 0.5, sentence, transform=axes.transAxes, ha="center", va="center", color=FAINT)
+    axes.set_yticks([])
+
+
+def smoothed(values: Sequence[float], decay: float = SMOOTHING) -> np.ndarray:
+    """Exponential average, float64 (N,), each value over those up to it; its start is corrected as in Adam."""
+    average, result = 0.0, np.empty(len(values))
+    for number, value in enumerate(values):
+        average = decay * average + (1 - decay) * value
+        result[number] = average / (1 - decay ** (number + 1))
+    return result
+
+
+def _phases(history: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    return [(name, list(rows)) for name, rows in groupby(history, key=lambda row: row["phase"])]
+
+
+def _draw_loss(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
+    for number, (_, rows) in enumerate(_phases(history)):
+        steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+        first = number == 0
+        # A dot too, since a line of a single step is invisible.
+        axes.plot(steps, losses, color=BLUE, alpha=0.35, lw=1, marker=".", ms=3, label="each step" * first)
+        average = smoothed(losses)  # within a phase: the batch size, hence the loss, changes between them
+        axes.plot(steps, average, color=BLUE, lw=2, label="smoothed" * first)
+    axes.legend(loc="upper right", ncols=2, borderaxespad=0.2)
+
+
+def _shade_phases(above: Axes, below: Axes, history: Sequence[dict[str, Any]]) -> None:
+    phases, first, last = _phases(history), history[0]["step"], history[-1]["step"]
+    for number, (name, rows) in enumerate(phases):
+        left, right = rows[0]["step"] - 0.5, rows[-1]["step"] + 0.5
+        for axes in (above, below):
+            axes.axvspan(left, right, color=SHADES[number % len(SHADES)], lw=0, zorder=0)
+        narrow = (right - left) < 0.15 * (last - first + 1)
+        above.annotate(
+            name if narrow else f"phase: {name}", (left, 0), (4, 4), xycoords=("data", "axes fraction"),
+            textcoords="offset points", fontsize=10, color=INK, rotation=90 * narrow, va="bottom", ha="left",
+        )  # fmt: skip
+    below.set_xlim(first - 0.5, last + 0.5)
+    below.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _draw_recalls(axes: Axes, epochs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Seven lines; returns the row of the best epoch, the first of equals, as the trainer keeps it."""
+    steps = [row["step"] for row in epochs]
+    for name in RECALLS:
+        direction, k = name.split("_R@")
+        colour = dict(zip(CUTOFFS, (BLUE, ORANGE, PURPLE), strict=True))[int(k)]
+        style, marker = ("-", "o") if direction == "image_to_text" else ("--", "s")
+        values = [row["metrics"][name] for row in epochs]
+        axes.plot(steps, values, style, color=colour, lw=1.3, marker=marker, ms=3.5,
+                  label=f"{DIRECTIONS[direction]} R@{k}")  # fmt: skip
+    values = [row["metrics"]["mR"] for row in epochs]
+    axes.plot(steps, values, color=INK, lw=2.6, marker="o", ms=5, label="mR, their mean")
+    place = int(np.argmax(values))
+    best = f"best mR {values[place]:.1f}"
+    axes.plot(steps[place], values[place], "*", color=VERMILLION, mec="white", ms=17, label=best, zorder=5)
+    # Recalls fall with the cutoff in the legend as they do in the picture: R@10 lies on top.
+    handles, labels = axes.get_legend_handles_labels()
+    order = [6, 7, 2, 5, 1, 4, 0, 3]
+    axes.legend([handles[i] for i in order], [labels[i] for i in order], loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_ylim(0, max(1.0, 1.08 * max(max(row["metrics"][name] for name in RECALLS) for row in epochs)))
+    return epochs[place]
+
+
+@_styled
+def plot_similarity(similarity: np.ndarray, positives: np.ndarray, title: str = "", figure: Picture | None = None) -> Picture:
+    """Cosine similarities of a batch's images (rows) and captions (columns), the positive pairs outlined.
+
+    similarity: real (B, T); positives: bool (B, T). The first 48 rows and columns are drawn.
+    figure: a Picture to draw into again, instead of a new one. Raises DataError when the shapes disagree.
+    """
+    similarity, positives = np.asarray(similarity), np.asarray(positives)
+    if similarity.ndim != 2 or not similarity.size or positives.shape != similarity.shape:
+        raise DataError(
+            f"The similarity matrix is {similarity.shape} and the positives {positives.shape}; "
+            "give both as images x captions of one batch."
+        )
+    whole = similarity.shape
+    similarity, positives = similarity[:MOST_ROWS, :MOST_ROWS], positives[:MOST_ROWS, :MOST_ROWS]
+    rows, columns = similarity.shape
+    figure = figure or Picture(figsize=(WIDTH, 5.8), layout="constrained")
+    figure.clear()
+    axes = figure.subplots()
+    image = axes.imshow(similarity, cmap="cividis", interpolation="nearest")
+    for row, column in np.argwhere(positives):
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=VERMILLION, lw=1.4))
+    cut = f" (the first {rows} x {columns} of {whole[0]} x {whole[1]})" if whole != similarity.shape else ""
+    axes.set_title(title or f"Similarity of {rows} images and {columns} captions{cut}", loc="left")
+    axes.set_xlabel("caption, number in the batch (outlined: it describes the image)")
+    axes.set_ylabel("image, number in the batch")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="cosine similarity", shrink=0.9)
+    gap = f"{similarity[positives].mean():.2f}" if positives.any() else "none"
+    rest = f"{similarity[~positives].mean():.2f}" if not positives.all() else "none"
+    figure.alt = (
+        f"Similarity matrix of {rows} images and {columns} captions; "
+        f"mean of the matching pairs {gap}, of the others {rest}."
+    )
+    return figure
+
+
+# --- results ----------------------------------------------------------------------------------------------------
+
+
+@_styled
+def plot_recalls(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = None) -> Picture:
+    """The six recalls (percent) as bars with their intervals, one colour a label.
+
+    rows: a report's, dicts with `label`, `metric`, `value`, `low`, `high`, `n` (queries); other metrics than the
+    recalls and mR are passed over. labels: which to show, in this order; all by default.
+    Raises DataError for a label that the rows lack or that lacks a recall.
+    """
+    table = {(row["label"], row["metric"]): row for row in rows}
+    labels = list(dict.fromkeys(row["label"] for row in rows)) if labels is None else list(labels)
+    missing = [(label, metric) for label in labels for metric in RECALLS if (label, metric) not in table]
+    if missing or not labels:
+        what = f"no {missing[0][1]} of {missing[0][0]!r}" if missing else "no rows"
+        raise DataError(f"There is {what} to plot; give the rows of Scores.rows for every label.")
+    figure = Picture(figsize=(WIDTH, 4.2), layout="constrained")
+    axes = figure.subplots()
+    wide = 0.84 / len(labels)
+    colours = (SKY, ORANGE, BLUE, GREEN, PURPLE, VERMILLION, FAINT)
+    for number, label in enumerate(labels):
+        found = [table[label, metric] for metric in RECALLS]
+        centres = np.arange(len(RECALLS)) + (number - (len(labels) - 1) / 2) * wide
+        values = np.array([row["value"] for row in found])
+        mean = table.get((label, "mR"))
+        bars = axes.bar(centres, values, 0.94 * wide, color=colours[number % len(colours)])
+        bars.set_label(f"{label} (mR {mean['value']:.1f})" if mean else label)
+        ends = [row if row["low"] is not None else {"low": row["value"], "high": row["value"]} for row in found]
+        reach = [values - [row["low"] for row in ends], [row["high"] for row in ends] - values]
+        axes.errorbar(centres, values, reach, fmt="none", ecolor=INK, elinewidth=1.2, capsize=2.5)
+        if len(labels) <= 4:  # numbers above more bars would run into each other
+            for x, value, end in zip(centres, values, ends, strict=True):
+                axes.annotate(f"{value:.1f}", (x, end["high"]), (0, 3), textcoords="offset points", ha="center",
+                              fontsize=9 if len(labels) <= 3 else 8)  # fmt: skip
+    axes.set_xticks(range(len(RECALLS)), [f"R@{name.split('@')[1]}" for name in RECALLS])
+    for number, (direction, shown) in enumerate(DIRECTIONS.items()):
+        queries = table[labels[0], f"{direction}_R@1"].get("n")
+        axes.text(3 * number + 1, -0.13, f"{shown}, {queries:,} queries" if queries else shown, ha="center", va="top",
+                  transform=axes.get_xaxis_transform())  # fmt: skip
+    axes.axvline(2.5, color=FAINT, lw=0.8, ls=":")
+    axes.set_ylabel("recall (%)")
+    axes.set_xlabel(" ")  # keeps room for the two directions
+    axes.set_ylim(bottom=0)
+    axes.margins(y=0.12)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.set_title("Recall on the whole gallery; lines: 95 % intervals", loc="left")
+    axes.legend(loc="upper left")
+    figure.alt = "Recall bars. " + "; ".join(str(text.get_text()) for text in axes.get_legend().get_texts()) + "."
+    return figure
+
+
+def example_queries(scores: "Scores", n: int = 6, seed: int = 0) -> np.ndarray:
+    """Numbers of `n` texts with distinct captions, int64 (n,), from well to badly answered, none picked by hand.
+
+    The distinct captions are ordered by the rank of their image and cut into `n` equal parts; of each part one
+    is drawn at random. So the examples show the whole range as it is: of six, three lie above the median rank.
+    Fewer come back where there are fewer distinct captions.
+    """
+    if n < 1:
+        raise ConfigError(f"n is {n}; ask for at least one example")
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(scores.groups))  # so that a repeated caption may stand with any of its images
+    chosen = shuffled[np.unique(scores.groups[shuffled], return_index=True)[1]]
+    ranks = best_ranks(
+        scores.similarity.T[chosen], instance_relevance(scores.text_image_index[chosen], len(scores.similarity))
+    )
+    ordered = chosen[np.lexsort((chosen, ranks))]
+    return np.array([rng.choice(part) for part in np.array_split(ordered, min(n, len(ordered)))])
+
+
+@_styled
+def plot_gallery(scores: "Scores", queries: Sequence[int] | np.ndarray, k: int = 5) -> Picture:
+    """Text to image: for each text of `queries` the first `k` images, and last the image it was written for.
+
+    That image has a solid green frame wherever it stands; a dashed one marks another image with the very same
+    caption, which the standard protocol counts as wrong. `queries`: positions of texts, as from `example_queries`.
+    Raises ConfigError for a text that is not there.
+    """
+    texts, n_images = scores.manifest.texts[0], len(scores.manifest)
+    wrong = [query for query in queries if not 0 <= query < len(texts)]
+    if wrong or not len(queries) or not 1 <= k <= 10:
+        what = f"text {wrong[0]} of {len(texts)}" if wrong else f"{len(queries)} queries and k={k}"
+        raise ConfigError(f"Cannot show {what}; give at least one text counted from 0, and k from 1 to 10")
+    k = min(k, n_images)
+    figure = Picture(figsize=(WIDTH, 0.35 + 1.42 * len(queries)))
+    widths = [2.3, *[1.0] * k, 0.12, 1.0]
+    grid = figure.add_gridspec(len(queries), k + 3, width_ratios=widths, left=0.01, right=0.99, bottom=0.01,
+                               top=1 - 0.55 / figure.get_figheight(), wspace=0.08, hspace=0.22)  # fmt: skip
+    told = []
+    for row, query in enumerate(queries):
+        own = int(scores.text_image_index[query])
+        order = _ranking(scores.similarity[:, query], own)
+        rank = int(np.flatnonzero(order == own)[0]) + 1
+        same = set(scores.text_image_index[scores.groups == scores.groups[query]].tolist()) - {own}
+        _draw_caption(figure.add_subplot(grid[row, 0]), texts[query], rank, n_images)
+        for place in range(k + 1):
+            image = int(order[place]) if place < k else own
+            axes = figure.add_subplot(grid[row, 1 + place + (place == k)])
+            axes.imshow(_thumbnail(scores, image))
+            number = place + 1 if place < k else rank
+            axes.set_title(f"{number:,} · {scores.similarity[image, query]:.2f}", fontsize=9, fontweight="normal", pad=3)
+            _frame(axes, "truth" if image == own else "same caption" if image in same else "")
+        told.append(rank)
+    head = (1 - 0.12 / figure.get_figheight(), {"va": "top", "fontsize": 11, "fontweight": "bold"})
+    left = grid.get_grid_positions(figure)[2]
+    figure.text(left[0], head[0], "Text query", **head[1])
+    figure.text(left[1], head[0], f"First {k} of {n_images:,} images (rank · similarity)", **head[1])
+    figure.text(0.99, head[0], "Truth", ha="right", **head[1])
+    figure.alt = (
+        f"{len(told)} text queries, the {k} images each finds first of {n_images}, and the right image, "
+        f"which stands at rank {', '.join(map(str, told))}."
+    )
+    return figure
+
+
+def _ranking(similarity: np.ndarray, own: int) -> np.ndarray:
+    """Images from the closest on; among equals the truth comes last, as the metrics count it."""
+    images = np.arange(len(similarity))
+    return np.lexsort((images, images == own, -similarity))
+
+
+def _draw_caption(axes: Axes, caption: str, rank: int, n_images: int) -> None:
+    axes.axis("off")
+    clean = "".join(letter if letter.isprintable() else " " for letter in caption)
+    shown = textwrap.fill(clean, 30, max_lines=6, placeholder=" …") or "(an empty caption)"
+    axes.text(0, 1, shown, va="top", fontsize=10, transform=axes.transAxes, linespacing=1.15)
+    axes.text(0, 0, f"truth at rank {rank:,} of {n_images:,}", fontsize=9, color="#555555", transform=axes.transAxes)
+
+
+def _thumbnail(scores: "Scores", image: int) -> np.ndarray:
+    picture = load_image(scores.manifest.image_path(image))
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return np.asarray(picture)
+
+
+def _frame(axes: Axes, kind: str) -> None:
+    """Frame of a thumbnail: "truth" solid, "same caption" dashed, "" none; `axes.get_label()` is the kind."""
+    axes.set(xticks=[], yticks=[])
+    axes.set_label(kind)
+    axes.spines[:].set_visible(bool(kind))
+    axes.spines[:].set(edgecolor=GREEN, linewidth=4, linestyle="-" if kind == "truth" else (0, (1.5, 1)))
