@@ -96,9 +96,9 @@ def test_layout_variants(tmp_path, place, name):
 
 def test_byte_order_mark_shadow_file_and_home_folder(small, monkeypatch):
     content = (small / JSON_NAME).read_text()
-    (small / JSON_NAME).write_text(content, "utf-8-sig")
-    (small / "._dataset_rsicd.json").write_bytes(b"\0\5\x16\7")  # as archives made on macOS leave
-    (small / ".dataset.json").write_bytes(b"{")
+    (small / JSON_NAME).unlink()
+    (small / "captions.json").write_text(content, "utf-8-sig")
+    (small / "._captions.json").write_bytes(b"\0\5\x16\7")  # as archives made on macOS leave
     monkeypatch.setenv("HOME", str(small.parent))
     assert len(read_dataset("~/small")) == 9
 

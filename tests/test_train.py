@@ -10,9 +10,10 @@ from ucore.checkpoint import load_checkpoint
 from ucore.config import TrainConfig
 from ucore.data import read_dataset
 from ucore.errors import CheckpointError, ConfigError, UserError
+from ucore.manifest import subset
 from ucore.model import load_encoder
 from ucore.phases import augment
-from ucore.train import Trainer, subset
+from ucore.train import Trainer
 
 SMALL = dict(head_epochs=2, tune_epochs=1, head_batch_size=8, tune_batch_size=8, train_views=2, test_views=1)
 
@@ -117,7 +118,11 @@ def test_frozen_parts_stay_and_tuned_parts_move(new_trainer):
     assert any(name.startswith("clip.visual.trunk.blocks.6") for name in moved)
     assert any(name.startswith("clip.text.transformer.encoder.layer.5") for name in moved)
     assert any(name.startswith("image_head") for name in moved)
-    frozen = ("clip.visual.trunk.conv_stem", "clip.visual.trunk.blocks.2", "clip.text.transformer.embeddings.word_embeddings")
+    frozen = (
+        "clip.visual.trunk.conv_stem",
+        "clip.visual.trunk.blocks.2",
+        "clip.text.transformer.embeddings.word_embeddings",
+    )
     assert not [name for name in moved if name.startswith(frozen)]
 
 

@@ -14,13 +14,15 @@ import open_clip
 import torch
 from safetensors.torch import load_file
 from timm.layers.norm_act import BatchNormAct2d
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ucore.errors import CheckpointError
 from ucore.files import file_hash, write_json
 
 NAME = "lite0-minilm"
+LEVELS = (2, 3, 4, 6)  # of the vision tower's stages 0..6; of 40, 80, 112 and 320 channels
+IMAGE_WIDTH, TEXT_WIDTH = 40 + 80 + 112 + 320 + 1280, 384
 CONTEXT_LENGTH = 128  # tokens; MiniLM was trained with up to 256, our longest descriptions need about 90
 
 # SHA-256 of the weight files inside the pinned packages: another file under the same name is refused.
@@ -71,11 +73,34 @@ def fold_batch_norms(module: nn.Module) -> None:
         previous_name, previous = name, child
 
 
+class MultiLevelTower(nn.Module):
+    """The vision tower, read out at several depths: stage means beside the usual pooled features.
+
+    Images float (B, 3, H, W) -> float (B, IMAGE_WIDTH): the spatial means of the stages LEVELS, then the 1280
+    pooled features of the last layer. The earlier stages know texture and colour (water, crops, roofs) that a
+    classifier of everyday objects has forgotten by its end.
+    """
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, images: Tensor) -> Tensor:
+        trunk = self.trunk
+        features = trunk.bn1(trunk.conv_stem(images))
+        levels = []
+        for number, stage in enumerate(trunk.blocks):
+            features = stage(features)
+            if number in LEVELS:
+                levels.append(features.mean((2, 3)))
+        return torch.cat([*levels, trunk.global_pool(trunk.bn2(trunk.conv_head(features)))], dim=1)
+
+
 def build_clip(load_weights: bool = True) -> Any:
     """The open_clip model with both towers filled (or shaped only, for loading a checkpoint over it).
 
-    `encode_image` gives the pooled 1280-d features of the vision tower and `encode_text` the mean-pooled
-    384-d features of the text tower: the heads that join them belong to `DualEncoder`.
+    `encode_image` gives float (B, IMAGE_WIDTH) of `MultiLevelTower` and `encode_text` the mean-pooled float
+    (B, TEXT_WIDTH) of the text tower: the heads that join them belong to `DualEncoder`.
     """
     text_path = weight_file(*TEXT_WEIGHTS)
     clip = _create(text_path.parent)
@@ -94,6 +119,9 @@ def build_clip(load_weights: bool = True) -> Any:
                 f"The bundled text weights lack {missing[0]} and {len(missing) - 1} more; run: make setup"
             )
     fold_batch_norms(clip.visual.trunk.eval())
+    tower = MultiLevelTower(clip.visual.trunk)
+    tower.preprocess_cfg = clip.visual.preprocess_cfg
+    clip.visual = tower
     return clip.to(memory_format=torch.channels_last)
 
 

@@ -104,13 +104,20 @@ class TrainConfig:
             "weight_decay": (0, 10), "seed": (0, 2**31 - 1),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise ConfigError(f"{name} is {value!r}; it must be a number from {low} to {high}")
+            value, whole = getattr(self, name), hints[name] is int
+            kind = "a whole number" if whole else "a number"
+            if not _is_number(value, whole) or not low <= value <= high:
+                raise ConfigError(f"{name} is {value!r}; it must be {kind} from {low} to {high}")
         for name in ("train_views", "test_views"):
-            if getattr(self, name) not in (1, 2, 4, 8):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose 1, 2, 4 or 8")
-        if self.max_train_images is not None and self.max_train_images < 2:
-            raise ConfigError(f"max_train_images is {self.max_train_images}; contrastive training needs at least 2")
+            value = getattr(self, name)
+            if not _is_number(value, whole=True) or value not in (1, 2, 4, 8):
+                raise ConfigError(f"{name} is {value!r}; choose 1, 2, 4 or 8")
+        most = self.max_train_images
+        if most is not None and (not _is_number(most, whole=True) or most < 2):
+            raise ConfigError(f"max_train_images is {most!r}; it must be a whole number of at least 2, or none")
         if self.head_epochs + self.tune_epochs == 0:
             raise ConfigError("head_epochs and tune_epochs are both 0: nothing would be trained; raise one of them")
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)

@@ -70,7 +70,7 @@ def best_ranks(
     similarity = _matrix(similarity, "similarity")
     relevance = _relevance(relevant, similarity.shape, allow_unanswerable)
     ranks = np.zeros(len(similarity), np.int64)
-    for rows in _slices(len(similarity), chunk_bytes // (4 * similarity.shape[1])):
+    for rows in _slices(len(similarity), chunk_bytes // similarity.shape[1]):
         scores = similarity[rows]
         query, item = relevance[rows].nonzero()
         ranks[rows] = _block_ranks(query, scores[query, item], [scores], len(scores))

@@ -102,12 +102,8 @@ class Manifest:
         try:
             hashes = map_files(file_hash, self.image_paths, "Hashing images")
         except OSError as error:
-            raise DataError(
-                f"Cannot read {error.filename} ({error.strerror}). Read the dataset again."
-            ) from error
-        return content_hash(
-            list(self.frame["sample_id"]), hashes, [list(of) for of in self.frame["captions"]]
-        )
+            raise DataError(f"Cannot read {error.filename} ({error.strerror}). Read the dataset again.") from error
+        return content_hash(list(self.frame["sample_id"]), hashes, [list(of) for of in self.frame["captions"]])
 
     def summary(self) -> dict[str, Any]:
         """Counts of the whole and of each split, words a caption, and a note on repeated captions."""
@@ -149,12 +145,8 @@ class Manifest:
         try:
             frame = geopandas.read_parquet(path)
         except (ValueError, OSError) as error:  # pyarrow's own errors are of these kinds
-            raise DataError(
-                f"{path} is not a manifest: it is no whole GeoParquet file. Make it again."
-            ) from error
-        absent = [
-            name for name in (*COLUMNS, "root") if name not in frame.columns and name not in frame.attrs
-        ]
+            raise DataError(f"{path} is not a manifest: it is no whole GeoParquet file. Make it again.") from error
+        absent = [name for name in (*COLUMNS, "root") if name not in frame.columns and name not in frame.attrs]
         if absent:
             raise DataError(f"{path} is not a manifest: it lacks {', '.join(absent)}. Make it again.")
         root = (path.parent / frame.attrs["root"]).resolve()
@@ -164,6 +156,14 @@ class Manifest:
         for name in ("captions", "tags"):
             frame[name] = [list(values) for values in frame[name]]
         return cls(frame, root)
+
+
+def subset(manifest: Manifest, most: int | None) -> Manifest:
+    """At most `most` rows, evenly spread over the manifest's order, so that every class keeps its share."""
+    if most is None or len(manifest) <= most:
+        return manifest
+    rows = np.linspace(0, len(manifest) - 1, most).round().astype(int)
+    return Manifest(manifest.frame.iloc[rows].reset_index(drop=True), manifest.root)
 
 
 def known_names(names: Names, counts: Counter[str], what: str, where: Path) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as TF
 from ucore.config import TrainConfig
 from ucore.features import embed_images, embed_texts, image_tower_features, pixel_batches, text_tower_features
 from ucore.files import content_hash
+from ucore.manifest import subset
 from ucore.model import dihedral
 
 if TYPE_CHECKING:
@@ -167,6 +168,8 @@ class HeadPhase(Phase):
         self.text = torch.from_numpy(text_tower_features(encoder, trainer.texts, **common))
         self.val_image = torch.from_numpy(image_tower_features(encoder, trainer.val, 1, **common)[:, 0])
         self.val_text = torch.from_numpy(text_tower_features(encoder, trainer.val.texts[0], **common))
+        encoder.image_head.standardise(self.image.flatten(0, 1))
+        encoder.text_head.standardise(self.text)
         super().__init__(trainer, {"heads": (heads, config.head_lr)})
 
     @classmethod
@@ -214,6 +217,14 @@ class TowerPhase(Phase):
         visual = [p for p in encoder.clip.visual.parameters() if p not in frozen]
         seen = own | {id(p) for p in encoder.clip.visual.parameters()}
         text = [p for p in encoder.clip.parameters() if id(p) not in seen and p not in frozen]
+        if not config.head_epochs:  # the first phase would have done it on all images
+            sample = subset(trainer.train, 512)
+            encoder.image_head.standardise(
+                torch.from_numpy(image_tower_features(encoder, sample, progress=False)[:, 0])
+            )
+            encoder.text_head.standardise(
+                torch.from_numpy(text_tower_features(encoder, sample.texts[0], progress=False))
+            )
         self.tokens = encoder.tokenize(trainer.texts)
         self._pixels: Iterator[Tensor] | None = None
         super().__init__(

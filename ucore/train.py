@@ -27,7 +27,7 @@ from ucore.data import caption_groups
 from ucore.errors import ConfigError, UserError
 from ucore.evaluate import retrieval_metrics_from_features
 from ucore.losses import clip_loss, triplet_loss
-from ucore.manifest import Manifest
+from ucore.manifest import Manifest, subset
 from ucore.model import DualEncoder
 from ucore.phases import HeadPhase, Phase, TowerPhase
 
@@ -274,11 +274,3 @@ class Trainer:
             self._writer.add_scalar(f"train/{name}", row[name], self.step_count)
         for name, value in (result.metrics or {}).items():
             self._writer.add_scalar(f"val/{name}", value, self.step_count)
-
-
-def subset(manifest: Manifest, most: int | None) -> Manifest:
-    """At most `most` rows, evenly spread over the manifest's order, so that every class keeps its share."""
-    if most is None or len(manifest) <= most:
-        return manifest
-    rows = np.linspace(0, len(manifest) - 1, most).round().astype(int)
-    return Manifest(manifest.frame.iloc[rows].reset_index(drop=True), manifest.root)

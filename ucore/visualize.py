@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from ucore.errors import ConfigError, DataError
 from ucore.evaluate import CUTOFFS, RECALLS, best_ranks, instance_relevance
@@ -37,7 +38,7 @@ STYLE = {
     "axes.grid": False, "grid.color": "#d5d5d5", "grid.linewidth": 0.6, "figure.facecolor": "white",
     "axes.facecolor": "white", "text.parse_math": False, "text.usetex": False, "legend.frameon": False,
 }  # fmt: skip
-SMOOTHING = 0.9  # of the loss: decay of its exponential average
+SMOOTHING = 4  # of the loss: steps to either side that its mean takes in
 MOST_ROWS = 48  # of a similarity matrix: more cannot be told apart
 THUMBNAIL = 240  # pixels
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
@@ -92,73 +93,51 @@ def plot_curves(history: Sequence[dict[str, Any]], figure: Picture | None = None
     figure = figure or Picture(figsize=(WIDTH, 5.6), layout="constrained")
     figure.clear()
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
-    above.set_title("Training loss", loc="left")
+    above.set_title("Training loss of each step", loc="left")
     above.set_ylabel("loss")
-    below.set_title("Retrieval on the whole validation gallery, after each epoch", loc="left")
+    below.set_title("Recall on the validation gallery after each epoch", loc="left")
     below.set_ylabel("recall (%)")
     below.set_xlabel("step (one update of the weights)")
-    for axes in (above, below):
+    epochs = [row for row in history if row.get("metrics")]
+    for axes, rows, empty in ((above, history, "No step yet"), (below, epochs, "No epoch has ended yet")):
         axes.grid(axis="y")
         axes.set_axisbelow(True)
-    epochs = [row for row in history if row.get("metrics")]
+        if not rows:
+            axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", color=FAINT)
+            axes.set(xticks=[], yticks=[])
+    told = "no epoch has ended yet"
     if history:
-        _draw_loss(above, history)
-        _shade_phases(above, below, history)
-    else:
-        _say(above, "No step yet")
+        _draw_loss(above, below, history)
     if epochs:
         best = _draw_recalls(below, epochs)
         told = f"best mR {best['metrics']['mR']:.1f} % at step {best['step']}"
-    else:
-        _say(below, "No epoch has ended yet")
-        told = "no epoch has ended yet"
     figure.alt = f"Training curves over {len(history)} steps: loss of each step; validation recalls, {told}."
     return figure
 
 
-def _say(axes: Axes, sentence: str) -> None:
-    """An empty frame that tells why it is empty."""
-    axes.text(0.5, 0.5, sentence, transform=axes.transAxes, ha="center", va="center", color=FAINT)
-    axes.set_yticks([])
+def smoothed(values: Sequence[float], half: int = SMOOTHING) -> np.ndarray:
+    """Mean over the `half` values before, the value itself and the `half` after; fewer at the ends. float64 (N,)."""
+    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    place = np.arange(len(values))
+    start, stop = np.maximum(place - half, 0), np.minimum(place + half + 1, len(values))
+    return (total[stop] - total[start]) / (stop - start)
 
 
-def smoothed(values: Sequence[float], decay: float = SMOOTHING) -> np.ndarray:
-    """Exponential average, float64 (N,), each value over those up to it; its start is corrected as in Adam."""
-    average, result = 0.0, np.empty(len(values))
-    for number, value in enumerate(values):
-        average = decay * average + (1 - decay) * value
-        result[number] = average / (1 - decay ** (number + 1))
-    return result
-
-
-def _phases(history: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    return [(name, list(rows)) for name, rows in groupby(history, key=lambda row: row["phase"])]
-
-
-def _draw_loss(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
-    for number, (_, rows) in enumerate(_phases(history)):
+def _draw_loss(above: Axes, below: Axes, history: Sequence[dict[str, Any]]) -> None:
+    """The loss in the upper frame, and the phases as shades behind both."""
+    for number, (name, grouped) in enumerate(groupby(history, key=lambda row: row["phase"])):
+        rows, first = list(grouped), number == 0
         steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-        first = number == 0
-        # A dot too, since a line of a single step is invisible.
-        axes.plot(steps, losses, color=BLUE, alpha=0.35, lw=1, marker=".", ms=3, label="each step" * first)
-        average = smoothed(losses)  # within a phase: the batch size, hence the loss, changes between them
-        axes.plot(steps, average, color=BLUE, lw=2, label="smoothed" * first)
-    axes.legend(loc="upper right", ncols=2, borderaxespad=0.2)
-
-
-def _shade_phases(above: Axes, below: Axes, history: Sequence[dict[str, Any]]) -> None:
-    phases, first, last = _phases(history), history[0]["step"], history[-1]["step"]
-    for number, (name, rows) in enumerate(phases):
-        left, right = rows[0]["step"] - 0.5, rows[-1]["step"] + 0.5
+        above.plot(steps, losses, color=BLUE, alpha=0.35, lw=1, marker=".", ms=4, label="each step" * first)
+        # Within a phase only: the batch size, and with it the level of the loss, changes between phases.
+        mean = f"mean of {2 * SMOOTHING + 1} steps"
+        above.plot(steps, smoothed(losses), color=BLUE, lw=2, label=mean * first)
         for axes in (above, below):
-            axes.axvspan(left, right, color=SHADES[number % len(SHADES)], lw=0, zorder=0)
-        narrow = (right - left) < 0.15 * (last - first + 1)
-        above.annotate(
-            name if narrow else f"phase: {name}", (left, 0), (4, 4), xycoords=("data", "axes fraction"),
-            textcoords="offset points", fontsize=10, color=INK, rotation=90 * narrow, va="bottom", ha="left",
-        )  # fmt: skip
-    below.set_xlim(first - 0.5, last + 0.5)
-    below.xaxis.get_major_locator().set_params(integer=True)
+            shade = axes.axvspan(steps[0] - 0.5, steps[-1] + 0.5, color=SHADES[number % len(SHADES)], lw=0, zorder=0)
+            shade.set_label(f"phase: {name}" if axes is above else "")
+    above.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    below.set_xlim(history[0]["step"] - 0.5, history[-1]["step"] + 0.5)
+    below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _draw_recalls(axes: Axes, epochs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -175,7 +154,9 @@ def _draw_recalls(axes: Axes, epochs: Sequence[dict[str, Any]]) -> dict[str, Any
     axes.plot(steps, values, color=INK, lw=2.6, marker="o", ms=5, label="mR, their mean")
     place = int(np.argmax(values))
     best = f"best mR {values[place]:.1f}"
-    axes.plot(steps[place], values[place], "*", color=VERMILLION, mec="white", ms=17, label=best, zorder=5)
+    axes.plot(
+        steps[place], values[place], "*", color=VERMILLION, mec="white", ms=17, label=best, zorder=5, clip_on=False
+    )
     # Recalls fall with the cutoff in the legend as they do in the picture: R@10 lies on top.
     handles, labels = axes.get_legend_handles_labels()
     order = [6, 7, 2, 5, 1, 4, 0, 3]
@@ -185,7 +166,9 @@ def _draw_recalls(axes: Axes, epochs: Sequence[dict[str, Any]]) -> dict[str, Any
 
 
 @_styled
-def plot_similarity(similarity: np.ndarray, positives: np.ndarray, title: str = "", figure: Picture | None = None) -> Picture:
+def plot_similarity(
+    similarity: np.ndarray, positives: np.ndarray, title: str = "", figure: Picture | None = None
+) -> Picture:
     """Cosine similarities of a batch's images (rows) and captions (columns), the positive pairs outlined.
 
     similarity: real (B, T); positives: bool (B, T). The first 48 rows and columns are drawn.
@@ -211,7 +194,7 @@ def plot_similarity(similarity: np.ndarray, positives: np.ndarray, title: str = 
     axes.set_xlabel("caption, number in the batch (outlined: it describes the image)")
     axes.set_ylabel("image, number in the batch")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.get_major_locator().set_params(integer=True)
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="cosine similarity", shrink=0.9)
     gap = f"{similarity[positives].mean():.2f}" if positives.any() else "none"
@@ -261,7 +244,7 @@ def plot_recalls(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = 
     axes.set_xticks(range(len(RECALLS)), [f"R@{name.split('@')[1]}" for name in RECALLS])
     for number, (direction, shown) in enumerate(DIRECTIONS.items()):
         queries = table[labels[0], f"{direction}_R@1"].get("n")
-        axes.text(3 * number + 1, -0.13, f"{shown}, {queries:,} queries" if queries else shown, ha="center", va="top",
+        axes.text(3 * number + 1, -0.10, f"{shown}, {queries:,} queries" if queries else shown, ha="center", va="top",
                   transform=axes.get_xaxis_transform())  # fmt: skip
     axes.axvline(2.5, color=FAINT, lw=0.8, ls=":")
     axes.set_ylabel("recall (%)")
@@ -309,10 +292,11 @@ def plot_gallery(scores: "Scores", queries: Sequence[int] | np.ndarray, k: int =
         what = f"text {wrong[0]} of {len(texts)}" if wrong else f"{len(queries)} queries and k={k}"
         raise ConfigError(f"Cannot show {what}; give at least one text counted from 0, and k from 1 to 10")
     k = min(k, n_images)
-    figure = Picture(figsize=(WIDTH, 0.35 + 1.42 * len(queries)))
-    widths = [2.3, *[1.0] * k, 0.12, 1.0]
+    widths = [2.6, *[1.0] * k, 0.12, 1.0]
+    head = 0.55  # inches, for the headings and the first ranks; a row is a square thumbnail and its rank
+    figure = Picture(figsize=(WIDTH, head + len(queries) * (0.32 + 0.92 * WIDTH / sum(widths))))
     grid = figure.add_gridspec(len(queries), k + 3, width_ratios=widths, left=0.01, right=0.99, bottom=0.01,
-                               top=1 - 0.55 / figure.get_figheight(), wspace=0.08, hspace=0.22)  # fmt: skip
+                               top=1 - head / figure.get_figheight(), wspace=0.08, hspace=0.3)  # fmt: skip
     told = []
     for row, query in enumerate(queries):
         own = int(scores.text_image_index[query])
@@ -325,14 +309,15 @@ def plot_gallery(scores: "Scores", queries: Sequence[int] | np.ndarray, k: int =
             axes = figure.add_subplot(grid[row, 1 + place + (place == k)])
             axes.imshow(_thumbnail(scores, image))
             number = place + 1 if place < k else rank
-            axes.set_title(f"{number:,} · {scores.similarity[image, query]:.2f}", fontsize=9, fontweight="normal", pad=3)
+            axes.set_title(
+                f"{number:,} · {scores.similarity[image, query]:.2f}", fontsize=9, fontweight="normal", pad=3
+            )
             _frame(axes, "truth" if image == own else "same caption" if image in same else "")
         told.append(rank)
-    head = (1 - 0.12 / figure.get_figheight(), {"va": "top", "fontsize": 11, "fontweight": "bold"})
     left = grid.get_grid_positions(figure)[2]
-    figure.text(left[0], head[0], "Text query", **head[1])
-    figure.text(left[1], head[0], f"First {k} of {n_images:,} images (rank · similarity)", **head[1])
-    figure.text(0.99, head[0], "Truth", ha="right", **head[1])
+    title = f"First {k} of {n_images:,} images (rank · similarity)"
+    for x, text, side in ((left[0], "Text query", "left"), (left[1], title, "left"), (0.99, "Truth", "right")):
+        figure.text(x, 1 - 0.12 / figure.get_figheight(), text, ha=side, va="top", fontweight="bold")
     figure.alt = (
         f"{len(told)} text queries, the {k} images each finds first of {n_images}, and the right image, "
         f"which stands at rank {', '.join(map(str, told))}."
@@ -349,8 +334,9 @@ def _ranking(similarity: np.ndarray, own: int) -> np.ndarray:
 def _draw_caption(axes: Axes, caption: str, rank: int, n_images: int) -> None:
     axes.axis("off")
     clean = "".join(letter if letter.isprintable() else " " for letter in caption)
-    shown = textwrap.fill(clean, 30, max_lines=6, placeholder=" …") or "(an empty caption)"
-    axes.text(0, 1, shown, va="top", fontsize=10, transform=axes.transAxes, linespacing=1.15)
+    shown = textwrap.fill(clean, 27, max_lines=4, placeholder=" …") or "(an empty caption)"
+    # Clipped, since a line of wide letters would run into the images.
+    axes.text(0, 1, shown, va="top", fontsize=10, transform=axes.transAxes, clip_on=True)
     axes.text(0, 0, f"truth at rank {rank:,} of {n_images:,}", fontsize=9, color="#555555", transform=axes.transAxes)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import pickle
-import zipfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -30,18 +30,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is cut short or not a safetensors file ({error}); copy it again") from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than weights (pickled code), so it was not loaded; "
-            f"ask its author for safetensors or a plain state_dict"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        with warnings.catch_warnings(action="ignore"):  # of archives and pickles that are refused below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises nearly anything on damaged bytes
+        if _holds_code(path, error):
+            raise CheckpointError(
+                f"{path} holds more than weights (pickled code), so it was not loaded; "
+                f"ask its author for safetensors or a plain state_dict"
+            ) from error
         raise CheckpointError(f"{path} is cut short or not a torch checkpoint; copy or download it again") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path} holds no state_dict of tensors; pass a checkpoint in open_clip's format")
     return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def _holds_code(path: Path, error: Exception) -> bool:
+    """Whether torch refused a whole file for its content, rather than failed to read a damaged one."""
+    if "TorchScript" in str(error):
+        return True
+    with open(path, "rb") as stream:
+        whole = stream.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    return isinstance(error, pickle.UnpicklingError) and (whole or "GLOBAL" in str(error))
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

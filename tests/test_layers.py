@@ -1,0 +1,121 @@
+"""The direction in which the modules depend on each other, and what importing the package costs."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ucore
+
+PACKAGE = Path(ucore.__file__).parent
+ORDER = [
+    *("errors", "files", "config", "images", "manifest", "geo", "simulate", "data", "segments", "captions"),
+    *("bundled", "weights", "model", "features", "losses", "checkpoint", "evaluate", "phases", "train", "adapt"),
+    *("retrieve", "report", "tasks", "visualize", "widgets", "runner", "cli"),
+]
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")
+
+
+class Imports(ast.NodeVisitor):
+    """Names of the package's modules that a source imports anywhere, but for the types of annotations."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+
+    def visit_If(self, node: ast.If) -> None:
+        test = node.test
+        name = test.id if isinstance(test, ast.Name) else test.attr if isinstance(test, ast.Attribute) else ""
+        for statement in node.orelse if name == "TYPE_CHECKING" else [*node.body, *node.orelse]:
+            self.visit(statement)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            package, _, module = alias.name.partition(".")
+            if package == "ucore" and module:
+                self.found.add(module.split(".")[0])
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        module = node.module or ""
+        if node.level:  # from . import files; from .files import atomic_path
+            module = f"ucore.{module}".rstrip(".")
+        if module == "ucore":
+            self.found |= {alias.name for alias in node.names}
+        elif module.startswith("ucore."):
+            self.found.add(module.split(".")[1])
+
+
+def imports(source: str) -> set[str]:
+    visitor = Imports()
+    visitor.visit(ast.parse(source))
+    return visitor.found
+
+
+def test_imports_are_seen_wherever_they_stand():
+    source = """
+import ucore, ucore.errors
+import ucore.model as m
+from ucore import bundled, files
+from ucore.config import TrainConfig
+from .losses import clip_loss
+from . import data
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from ucore.train import Trainer
+else:
+    import ucore.retrieve
+def late():
+    if True:
+        from ucore.report import Report
+class Holder:
+    try:
+        import ucore.geo
+    except ImportError:
+        pass
+"""
+    seen = {"errors", "model", "bundled", "files", "config", "losses", "data", "retrieve", "report", "geo"}
+    assert imports(source) == seen
+
+
+def test_every_module_has_a_place_in_the_order():
+    assert len(set(ORDER)) == len(ORDER)
+    assert set(MODULES) <= set(ORDER)
+    assert len(MODULES) > 15
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_above(module):
+    above = set(ORDER[: ORDER.index(module)]) | {"__version__"}
+    assert imports((PACKAGE / f"{module}.py").read_text("utf-8")) - above == set()
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level packages in memory after `code` ran in a fresh Python."""
+    code += "\nimport json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+HELP = """
+import contextlib, sys
+import ucore.cli
+sys.argv = ["ucore", "--help"]
+with contextlib.suppress(SystemExit):
+    ucore.cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "code", ["import ucore, ucore.errors, ucore.config, ucore.files", HELP], ids=["import", "help"]
+)
+def test_no_heavy_library_is_loaded_before_it_is_needed(code):
+    loaded = loaded_by(code)
+    assert "ucore" in loaded
+    assert loaded & set(HEAVY) == set()
+
+
+def test_the_check_above_would_see_a_heavy_library():
+    assert "pandas" in loaded_by("import pandas")

@@ -1,0 +1,184 @@
+"""The files around the package agree with each other: environments, lock, Makefile, notebooks, README."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import tokenize
+import tomllib
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+LOCK = (ROOT / "requirements.lock").read_text("utf-8")
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TARGETS = ("setup", "reproduce", "test", "check", "lab", "bench", "clean", "help")
+# What the series is about; users meet these names, so that they are dependencies by decision.
+CHOSEN = (
+    *("jupyterlab", "papermill", "torch", "open_clip_torch", "segment-anything"),
+    *("transformers", "matplotlib", "folium", "ipywidgets"),
+)
+
+
+# --- environments -------------------------------------------------------------------------------------------
+
+
+def requirements() -> list[Requirement]:
+    extras = [line for lines in PROJECT.get("optional-dependencies", {}).values() for line in lines]
+    return [Requirement(line) for line in [*PROJECT["dependencies"], *extras]]
+
+
+def locked() -> dict[str, tuple[str, int]]:
+    """name -> (version, number of hashes) of requirements.lock."""
+    found: dict[str, tuple[str, int]] = {}
+    for block in re.split(r"\n(?=\S)", re.sub(r"(?m)^\s*#.*\n?", "", LOCK)):
+        pin = re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+)", block)
+        assert pin, f"not a pinned package: {block[:60]!r}"
+        found[canonicalize_name(pin[1])] = (pin[2], len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", block)))
+    return found
+
+
+def test_chosen_packages_are_dependencies():
+    names = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    assert {canonicalize_name(name) for name in CHOSEN} <= names
+
+
+def test_every_dependency_says_what_it_is_for():
+    lines = (ROOT / "pyproject.toml").read_text("utf-8").splitlines()
+    dependencies = [line for line in lines if re.match(r'\s+"[A-Za-z]', line)]
+    assert len(dependencies) >= len(PROJECT["dependencies"])
+    bounds = [line for line in dependencies if not re.search(r"[<>=]=?\s*[\d.]+", line)]
+    assert bounds == []
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=lambda requirement: requirement.name)
+def test_the_lock_satisfies(requirement):
+    version, _ = locked()[canonicalize_name(requirement.name)]
+    assert requirement.specifier.contains(version, prereleases=True)
+
+
+def test_everything_locked_has_hashes_and_no_address():
+    assert len(locked()) > 100
+    assert [name for name, (_, hashes) in locked().items() if hashes == 0] == []
+    assert re.search(r"(?m)^\s*(--(extra-)?index-url|--find-links|-[eif]\s|-r\s)|://| @ ", _uncommented(LOCK)) is None
+
+
+def _uncommented(text: str) -> str:
+    return re.sub(r"(?m)#.*$", "", text)
+
+
+def test_the_conda_environment_installs_this_package():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
+    assert environment["name"] == PROJECT["name"]
+    assert environment["channels"] == ["conda-forge"]
+    conda = [line for line in environment["dependencies"] if isinstance(line, str)]
+    pip = [line["pip"] for line in environment["dependencies"] if isinstance(line, dict)]
+    # Packages come from pyproject alone, so that they are written down once.
+    assert sorted(re.split(r"[<>=]", line)[0] for line in conda) == ["pip", "python"]
+    assert pip == [["-e ."]]
+    (python,) = (line for line in conda if line.startswith("python"))
+    assert Requirement(python).specifier == Requirement(f"python{PROJECT['requires-python']}").specifier
+
+
+# --- Makefile and README ------------------------------------------------------------------------------------
+
+
+def make(*arguments: str) -> str:
+    if not shutil.which("make"):
+        pytest.skip("NOT TESTED: there is no make on this machine")
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_make_alone_lists_the_targets():
+    listed = [line.split()[0] for line in make().splitlines()]
+    assert sorted(listed) == sorted(TARGETS)
+
+
+def test_every_target_exists():
+    phony = re.search(r"(?m)^\.PHONY:(.*)$", (ROOT / "Makefile").read_text("utf-8"))
+    assert phony
+    assert sorted(phony[1].split()) == sorted(TARGETS)
+    for target in TARGETS:
+        make("-n", target)
+
+
+def test_the_readme_shows_the_two_commands():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert "make reproduce" in readme
+    assert "make test" in readme
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "LOG.md", "Makefile", ".ci/run"])
+def test_relative_links_lead_somewhere(name):
+    text = (ROOT / name).read_text("utf-8")
+    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    assert [target for target in targets if target and not (ROOT / name).parent.joinpath(target).exists()] == []
+
+
+def test_the_licence_is_the_one_named():
+    assert PROJECT["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text("utf-8")
+
+
+# --- sources ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ucore").glob("*.py")), ids=lambda path: path.name)
+def test_a_module_can_be_read_in_one_sitting(path):
+    assert len(path.read_text("utf-8").splitlines()) <= 330
+
+
+# --- notebooks ----------------------------------------------------------------------------------------------
+
+
+def cells(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text("utf-8"))["cells"]
+
+
+def code_cells(path: Path) -> list[str]:
+    return ["".join(cell["source"]) for cell in cells(path) if cell["cell_type"] == "code"]
+
+
+def test_the_series_has_its_notebooks():
+    assert {"00_setup_check", "04_train", "09_results"} <= {path.stem for path in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestNotebook:
+    def test_holds_no_output(self, path):
+        code = [cell for cell in cells(path) if cell["cell_type"] == "code"]
+        assert [cell for cell in code if cell["outputs"] or cell["execution_count"] is not None] == []
+        assert "widgets" not in json.loads(path.read_text("utf-8"))["metadata"]
+
+    def test_begins_with_a_question(self, path):
+        first = cells(path)[0]
+        title = "".join(first["source"]).splitlines()[0]
+        assert first["cell_type"] == "markdown"
+        assert title.startswith("# ")
+        assert title.endswith("?")
+
+    def test_shows_calls_and_keeps_the_work_in_the_package(self, path):
+        for source in code_cells(path):
+            assert len(source.strip().splitlines()) <= 14, source
+            assert re.search(r"(?m)^\s*class ", source) is None, source
+
+    def test_explains_every_parameter(self, path):
+        tagged = ["".join(c["source"]) for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]
+        assert len(tagged) == 1
+        statements = ast.parse(tagged[0]).body
+        comments = {
+            token.start[0]
+            for token in tokenize.generate_tokens(StringIO(tagged[0]).readline)
+            if token.type == tokenize.COMMENT and len(token.string.strip("# ")) > 3
+        }
+        assert statements
+        assert all(isinstance(statement, ast.Assign | ast.AnnAssign) for statement in statements)
+        assert [ast.unparse(s) for s in statements if s.lineno not in comments or s.lineno != s.end_lineno] == []
