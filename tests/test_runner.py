@@ -18,7 +18,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 import ucore
 from ucore import runner
 from ucore.errors import ConfigError, DataError, UserError
-from ucore.runner import NotebookError, find_notebook, notebook_help, notebook_parameters, parse_parameters
+from ucore.notebooks import find_notebook, notebook_help, notebook_parameters, parse_parameters
+from ucore.runner import NotebookError
 
 PARAMETERS = """# what the run needs
 epochs = 3  # passes; 0 = none, epochs=1 is quick

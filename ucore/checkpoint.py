@@ -49,10 +49,13 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
         )
     try:
         card = json.loads(card_path.read_text("utf-8"))
-        name, heads = card["encoder"]["name"], ModelConfig(**card["encoder"]["heads"])
         if card["format"] != FORMAT:
             raise CheckpointError(f"{card_path} has format {card['format']}, this ucore reads {FORMAT}; train it again")
-    except (ValueError, KeyError, TypeError) as error:
+        name, heads = str(card["encoder"]["name"]), ModelConfig(**card["encoder"]["heads"])
+        heads.check()
+        if card["train"]["test_views"] not in (1, 2, 4, 8):
+            raise ValueError(f"test_views is {card['train']['test_views']!r}")
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{card_path} is damaged ({error}); copy the checkpoint again") from error
     try:
         encoder = load_encoder(name, config=heads, device=device, load_weights=False)
@@ -65,7 +68,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     with atomic_path(folder / STATE) as temporary:
-        torch.save(state, temporary)
+        torch.save({**state, "format": FORMAT}, temporary)
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
@@ -74,8 +77,11 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["format"] != FORMAT:
+            raise ValueError(f"format {state['format']}")
+        return state
     except Exception as error:  # zip, pickle and torch each raise their own on damaged bytes
         raise CheckpointError(
-            f"{path} is damaged, so the run cannot go on; repeat with --restart to begin anew"
+            f"{path} is damaged or of another version, so the run cannot go on; repeat with --restart to begin anew"
         ) from error

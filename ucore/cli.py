@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ucore.errors import ConfigError, UserError
+from ucore.errors import ConfigError, DataError, UserError
+from ucore.files import require_writable
 
 Settings = Annotated[
     list[str],
@@ -52,23 +53,28 @@ def train(
         restart: Forget an earlier run in OUT.
     """
     from ucore.config import TrainConfig
-    from ucore.runner import parse_parameters
+    from ucore.notebooks import parse_parameters
 
     started = time.perf_counter()
-    config = TrainConfig.at(scale, **{"seed": seed, **parse_parameters(settings)})
+    values = {"scale": scale, "seed": seed, **parse_parameters(settings)}
+    config = TrainConfig.at(str(values.pop("scale")), **values)
+    seed = config.seed
     with _progress("Loading libraries and data"):
+        from ucore.data import read_dataset
+
+        # Before torch is imported, which takes seconds: a wrong folder is refused at once.
+        manifest = read_dataset(data, split=("train", "val"), domain=domain, skip_bad=skip_bad)
+
         import torch
 
-        from ucore.data import read_dataset
         from ucore.model import load_encoder
         from ucore.tasks import metrics_text, train_checkpoint, write_metrics
 
-        manifest = read_dataset(data, split=("train", "val"), domain=domain, skip_bad=skip_bad)
         torch.manual_seed(seed)  # the heads' first weights
         model = load_encoder(encoder, pretrained, device=_device(device))
     train_part, val_part = manifest.split("train"), manifest.split("val")
     texts = val_part.texts[0]
-    print(f"{len(train_part):,} training images, {len(val_part):,} validation images; {model.precision} on {model.device}")
+    print(f"{len(train_part):,} training and {len(val_part):,} validation images; {model.precision} on {model.device}")
     print(f"Validation has {len(texts):,} captions, {len(set(texts)):,} of them distinct.")
     trainer, scores = train_checkpoint(model, train_part, val_part, config, out, cache, restart)
     seconds = {**trainer.seconds, "evaluation": sum(scores.seconds.values()), "total": time.perf_counter() - started}
@@ -110,18 +116,21 @@ def evaluate(
         device: auto, cpu, cuda or cuda:N.
         skip_bad: Leave unreadable images out instead of stopping.
     """
-    from ucore.tasks import checked_out_file, metrics_text, score, write_metrics
-
     if views is not None and views not in (1, 2, 4, 8):
         raise ConfigError(f"--views is {views}; choose 1, 2, 4 or 8")
-    out = checked_out_file(out)
-    with _progress("Loading libraries, checkpoint and data"):
-        from ucore.checkpoint import load_checkpoint
+    if out.is_dir() or out.suffix != ".npz":
+        raise ConfigError(f"--out {out} must be a file name that ends in .npz, for example scores.npz")
+    require_writable(out.parent)
+    with _progress("Loading libraries, data and checkpoint"):
         from ucore.data import read_dataset
 
-        model, card = load_checkpoint(checkpoint, _device(device))
         manifest = read_dataset(data, split=split, domain=domain, skip_bad=skip_bad)
-    views = views or card["train"]["test_views"]
+
+        from ucore.checkpoint import load_checkpoint
+        from ucore.tasks import metrics_text, score, write_metrics
+
+        model, card = load_checkpoint(checkpoint, _device(device))
+    views = views or int(card["train"]["test_views"])
     scores = score(model, manifest, views)
     started = time.perf_counter()
     metrics = scores.metrics()
@@ -138,7 +147,8 @@ def evaluate(
         trained=card["train"],
         seconds=seconds,
     )
-    print(f"{len(manifest):,} images, {scores.similarity.shape[1]:,} texts, {views} view(s) an image; standard protocol:")
+    print(f"{len(manifest):,} images, {scores.similarity.shape[1]:,} texts, {views} view(s) an image.")
+    print("Standard protocol:")
     print(metrics_text(*metrics))
     print("Duplicate-aware protocol:")
     print(metrics_text(*scores.metrics(duplicate_aware=True)))
@@ -159,7 +169,8 @@ def run(
         out: Folder for the executed notebook and its HTML.
         list_parameters: Print the notebook's parameters and stop.
     """
-    from ucore.runner import notebook_help, parse_parameters, run_notebook
+    from ucore.notebooks import notebook_help, parse_parameters
+    from ucore.runner import run_notebook
 
     if list_parameters:
         print(notebook_help(notebook))
@@ -190,10 +201,12 @@ def reproduce(
             "No dataset was given, and this version has no built-in one yet. Unpack RSICD (dataset_rsicd.json and "
             "images/) into a folder and run: UCORE_DATA=FOLDER make reproduce"
         )
+    if not Path(place).expanduser().is_dir():
+        raise DataError(f"The dataset folder {place} does not exist. Correct --data (or UCORE_DATA).")
     parameters: dict[str, Any] = {"dataset": str(place), "scale": scale, "seed": seed, "out": str(out)}
     started = time.perf_counter()
     run_all(parameters, ["00_setup_check", "04_train", "09_results"], out / "notebooks")
-    print(f"All notebooks ran in {time.perf_counter() - started:.1f} s. Read {out / 'notebooks'} and reports/results.md")
+    print(f"All ran in {time.perf_counter() - started:.1f} s. Read {out / 'notebooks'} and reports/results.md")
 
 
 def peak_memory_gb() -> float:
@@ -215,6 +228,9 @@ def _device(name: str) -> str:
         raise ConfigError(f"Unknown device {name!r}: choose auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {name} was asked for, but torch finds no CUDA GPU here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name} was asked for, but the GPUs here are cuda:0 to "
+                          f"cuda:{torch.cuda.device_count() - 1}")  # fmt: skip
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"Device {name!r} is not supported: choose auto, cpu, cuda or cuda:N")
     return name

@@ -27,6 +27,11 @@ class ModelConfig:
     dropout: float = 0.3  # inside the heads
     temperature: float = 0.05  # start of the learnable softmax temperature, where the model brings none
 
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range, naming the setting."""
+        widths = (1, 100_000)
+        _check_ranges(self, {"embed_dim": widths, "hidden": widths, "dropout": (0, 0.99), "temperature": (0.001, 10)})
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -103,11 +108,7 @@ class TrainConfig:
             "clip_norm": (1e-6, 1e6), "patience": (1, 10_000), "min_crop": (0.05, 1), "frozen_image_stages": (0, 100),
             "weight_decay": (0, 10), "seed": (0, 2**31 - 1),
         }  # fmt: skip
-        for name, (low, high) in ranges.items():
-            value, whole = getattr(self, name), hints[name] is int
-            kind = "a whole number" if whole else "a number"
-            if not _is_number(value, whole) or not low <= value <= high:
-                raise ConfigError(f"{name} is {value!r}; it must be {kind} from {low} to {high}")
+        _check_ranges(self, ranges)
         for name in ("train_views", "test_views"):
             value = getattr(self, name)
             if not _is_number(value, whole=True) or value not in (1, 2, 4, 8):
@@ -117,6 +118,15 @@ class TrainConfig:
             raise ConfigError(f"max_train_images is {most!r}; it must be a whole number of at least 2, or none")
         if self.head_epochs + self.tune_epochs == 0:
             raise ConfigError("head_epochs and tune_epochs are both 0: nothing would be trained; raise one of them")
+
+
+def _check_ranges(config: Any, ranges: dict[str, tuple[float, float]]) -> None:
+    hints = get_type_hints(type(config))
+    for name, (low, high) in ranges.items():
+        value, whole = getattr(config, name), hints[name] is int
+        kind = "a whole number" if whole else "a number"
+        if not _is_number(value, whole) or not low <= value <= high:
+            raise ConfigError(f"{name} is {value!r}; it must be {kind} from {low} to {high}")
 
 
 def _is_number(value: Any, whole: bool) -> bool:

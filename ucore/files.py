@@ -48,11 +48,9 @@ def _explain(error: Exception, path: Path) -> UserError | None:
         return UserError(f"The disk is full: could not write {path}. Free some space and repeat the command.")
     reason = error.errno if isinstance(error, OSError) else None
     if reason in (errno.EACCES, errno.EROFS, errno.EPERM, errno.EISDIR, errno.ENAMETOOLONG):
-        return UserError(f"Cannot write {path} ({os.strerror(reason)}). Choose another --out folder.")
+        return UserError(f"Cannot write {path} ({os.strerror(reason)}). Choose another folder.")
     if reason in (errno.ENOTDIR, errno.EEXIST):
-        return UserError(
-            f"Cannot write {path}: part of that path is a file, not a folder. Choose another --out folder."
-        )
+        return UserError(f"Cannot write {path}: part of that path is a file, not a folder. Choose another folder.")
     return None
 
 
@@ -65,6 +63,17 @@ def _disk_is_full(error: Exception, path: Path) -> bool:
     # numpy's OSError has no number and torch's RuntimeError no cause, but the temporary still fills the disk.
     unsaid = isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno is None)
     return unsaid and path.parent.is_dir() and shutil.disk_usage(path.parent).free < 2**20
+
+
+def require_writable(folder: str | Path) -> None:
+    """Raise UserError where `folder` cannot be made or written: better before hours of work than after them."""
+    place = Path(folder).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"Cannot write into {folder}: {place} is not a folder. Choose another folder.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"Cannot write into {folder}: {place} is not yours to write. Choose another folder.")
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -11,7 +11,7 @@
     seconds                          object: stage -> seconds
     metrics                          list of {label, metric, value, low, high, n}: what was measured ("fine-tuned"),
                                      its name ("mR"), the number, the bounds of its interval and the count of
-                                     independent items behind it; the last three may be null
+                                     queries behind it; the last three may be null
 """
 
 import html
@@ -61,7 +61,7 @@ class Report:
     """Collects what one run measured and writes it to `root / name / metrics.json`.
 
     report = Report("04_train", dataset="RSICD", simulated=False, seed=0, command="ucore run 04")
-    report.add_all("fine-tuned", retrieval_metrics(...), bootstrap_ci(...), n=1094)
+    report.add("fine-tuned", "mR", 21.4, 19.8, 23.1, n=6564)
     report.seconds["train"] = 312.4
     report.write()
     """
@@ -98,16 +98,10 @@ class Report:
         """One number under `label`; a second one of the same label and metric replaces it (a cell run again)."""
         self._metrics[label, metric] = dict(label=label, metric=metric, value=value, low=low, high=high, n=n)
 
-    def add_all(
-        self,
-        label: str,
-        metrics: Mapping[str, float],
-        intervals: Mapping[str, tuple[float, float]] | None = None,
-        n: int | None = None,
-    ) -> None:
-        """Every number of `metrics`, with its (low, high) where `intervals` has one; `n` images or queries."""
-        for metric, value in metrics.items():
-            self.add(label, metric, value, *(intervals or {}).get(metric, (None, None)), n=n)
+    def add_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """`add` for every row, a mapping of its arguments by name."""
+        for row in rows:
+            self.add(**row)
 
     def write(self) -> Path:
         """Check the report against the schema, then write it whole or not at all. Returns the file's path."""
@@ -116,6 +110,15 @@ class Report:
         _check(document, self.path)
         write_json(self.path, document)
         return self.path
+
+    def save_figure(self, name: str, png: bytes) -> Path:
+        """Keep a small figure, PNG bytes, beside metrics.json. Raises ConfigError for a name that is a path."""
+        if not re.fullmatch(r"[A-Za-z0-9_-]+\.png", name):
+            raise ConfigError(f"{name!r} cannot name a figure; use letters, digits, '_' and '-', ending in .png.")
+        path = self.path.with_name(name)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(png)
+        return path
 
 
 def machine_facts() -> dict[str, Any]:
@@ -168,6 +171,38 @@ def load_report(path: str | Path) -> dict[str, Any]:
         raise DataError(f"The report {path} is not JSON ({error}); run the notebook that writes it again.") from error
     _check(document, path)
     return document
+
+
+def load_reports(root: str | Path = "reports") -> list[dict[str, Any]]:
+    """Every report under `root`, by name. Raises DataError when there is none or one is damaged."""
+    paths = sorted(Path(root).glob("*/metrics.json"))
+    if not paths:
+        raise DataError(f"There is no report under {root}; run the notebooks first: ucore reproduce --data FOLDER")
+    return [load_report(path) for path in paths]
+
+
+def provenance(reports: Iterable[Mapping[str, Any]]) -> str:
+    """Where the numbers come from: a Markdown line a report, with data, seed, commit, machine and command."""
+    lines = []
+    for report in reports:
+        kind, machine = "simulated" if report["simulated"] else "real", report["machine"]
+        where = f"{machine['cpu']}, {machine['cores']} cores, GPU {machine['gpu']}, torch {machine['torch']}"
+        lines.append(
+            f"- {_escape(report['name'])}: {_escape(report['dataset'])} ({kind} data), seed {report['seed']}, "
+            f"commit {report['commit'][:12]}{'+dirty' if report['commit'].endswith('+dirty') else ''}, "
+            f"{_escape(where)}, {sum(report['seconds'].values()) / 60:.1f} min; `{report['command']}`"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write_results(reports: Sequence[Mapping[str, Any]], root: str | Path = "reports") -> Path:
+    """Write `root`/results.md, the page with all numbers and their origin. Returns its path."""
+    path = Path(root) / "results.md"
+    intro = "Made by notebooks/09_results.ipynb from the metrics.json files beside it; not edited by hand."
+    page = f"# Results\n\n{intro}\n\n{markdown_table(reports)}\n## Origin\n\n{provenance(reports)}"
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, "utf-8")
+    return path
 
 
 def markdown_table(
@@ -273,8 +308,9 @@ def _cpu_name() -> str:
 
 def _git(folder: Path, *arguments: str) -> str:
     """What git prints, or "" when it fails or is not installed."""
-    # A hook that runs this sets GIT_DIR for its own repository.
-    environment = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE")}
+    # A hook that runs this points these at its own repository.
+    hook = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    environment = {name: value for name, value in os.environ.items() if name not in hook}
     try:
         result = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, env=environment, check=False

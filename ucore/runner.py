@@ -4,15 +4,10 @@ and the executed notebook and its HTML are kept either way.
     run_notebook("04", parse_parameters(["dataset=../data/rsicd", "scale=tiny"]))
 """
 
-import ast
-import io
-import json
 import logging
-import os
 import re
 import time
-import tokenize
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +16,7 @@ from ucore import errors
 from ucore.config import did_you_mean
 from ucore.errors import ConfigError, UserError
 from ucore.files import atomic_path
+from ucore.notebooks import cell_heading, checked_parameters, find_notebook, notebook_cells, notebook_parameters
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # The page must open without a network: no require.js, MathJax, Mermaid or widget manager from a CDN.
@@ -36,164 +32,12 @@ class NotebookError(Exception):
     """A notebook stopped; the message names the cell, the cause and the kept notebook. The CLI exits with 1."""
 
 
-class Parameter(NamedTuple):
-    """One assignment of a notebook's `parameters` cell: its literal value and the comment beside it."""
-
-    default: Any
-    help: str
-
-
 class RunResult(NamedTuple):
     """Where a finished notebook lies: executed .ipynb, its .html (None if not asked for), and the seconds it took."""
 
     path: Path
     html: Path | None
     seconds: float
-
-
-# --- finding a notebook and reading what it accepts ---------------------------------------------------------
-
-
-def find_notebook(name: str | Path) -> Path:
-    """The notebook meant by "04", "4", "04_train", "04_train.ipynb" or a path.
-
-    Looks in notebooks/ beside the package, else in ./notebooks. Raises ConfigError listing what exists when there
-    is none or more than one.
-    """
-    path = Path(name)
-    if path.suffix == ".ipynb" and path.is_file():
-        return path
-    beside_package = Path(ucore.__file__).parents[1] / "notebooks"
-    folder = beside_package if beside_package.is_dir() else Path.cwd() / "notebooks"
-    found = {path.stem: path for path in sorted(folder.glob("*.ipynb"), key=lambda path: path.stem)}
-    if not found:
-        raise ConfigError(f"No notebooks in {folder}. Run this from the repository's folder, or give a path to one.")
-    wanted = str(name).removesuffix(".ipynb")
-    if wanted in found:
-        return found[wanted]
-    matches = [stem for stem in found if wanted.isdecimal() and re.match(rf"0*{int(wanted)}_", stem)]
-    if len(matches) == 1:
-        return found[matches[0]]
-    if matches:
-        raise ConfigError(f"{str(name)!r} fits several notebooks: {', '.join(matches)}. Give the whole name.")
-    close = did_you_mean(wanted, found)
-    raise ConfigError(f"There is no notebook {str(name)!r}{close}. There are: {', '.join(found)}.")
-
-
-def notebook_parameters(path: str | Path) -> dict[str, Parameter]:
-    """What the notebook's cell tagged `parameters` assigns, in order: name -> (default, comment).
-
-    Python's own parser reads the cell, so a comment or a text may hold `=` and `#`; papermill's line pattern drops
-    such a parameter without a word. Raises ConfigError for a file that is no notebook or a default that is no literal.
-    """
-    path = Path(path)
-    source = next((_source(cell) for cell in _cells(path) if "parameters" in cell["metadata"].get("tags", [])), "")
-    try:
-        statements = ast.parse(source).body
-        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-        comments = {t.start[0]: t.string.lstrip("# ").rstrip() for t in tokens if t.type == tokenize.COMMENT}
-    except SyntaxError as error:
-        raise ConfigError(f"The parameters cell of {path} is not plain Python: {error}.") from error
-    parameters = {}
-    for statement in statements:
-        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-        if not isinstance(statement, ast.Assign | ast.AnnAssign) or not isinstance(targets[0], ast.Name):
-            continue
-        try:
-            default = None if statement.value is None else ast.literal_eval(statement.value)
-        except ValueError as error:
-            text = ast.unparse(statement)
-            raise ConfigError(f"In the parameters cell of {path}, {text!r} must assign a plain value.") from error
-        parameters[targets[0].id] = Parameter(default, comments.get(statement.end_lineno or statement.lineno, ""))
-    return parameters
-
-
-def notebook_help(name: str | Path) -> str:
-    """The notebook's title and its parameters, one a line, with defaults and comments."""
-    path = find_notebook(name)
-    title = next((heading for cell in _cells(path) if (heading := _heading(cell))), "")
-    shown = {f"{name}={default!r}": help for name, (default, help) in notebook_parameters(path).items()}
-    width = max(map(len, shown), default=0)
-    lines = [f"  {left:<{width}}  {help}".rstrip() for left, help in shown.items()]
-    above = "Parameters (change one with -p name=value):" if lines else "It has no parameters."
-    return "\n".join([f"{path.stem}: {title}", above, *lines])
-
-
-def _cells(path: Path) -> list[dict[str, Any]]:
-    # Plain JSON, because importing nbformat costs more than a second and a typo should be refused at once.
-    try:
-        cells = json.loads(path.read_text("utf-8"))["cells"]
-        return [{"metadata": {}, **cell} for cell in cells]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not a Jupyter notebook (format 4): {error!r}.") from error
-
-
-def _source(cell: Mapping[str, Any]) -> str:
-    return "".join(cell["source"])  # on disk a list of lines, in memory one string
-
-
-def _heading(cell: Mapping[str, Any]) -> str:
-    match = re.search(r"^#{1,6}\s+(.+)", _source(cell), re.MULTILINE) if cell["cell_type"] == "markdown" else None
-    return match.group(1).strip() if match else ""
-
-
-# --- parameters ---------------------------------------------------------------------------------------------
-
-
-def parse_parameters(items: Iterable[str]) -> dict[str, Any]:
-    """["epochs=3", "lr=1e-3", "seeds=[0, 1]", "out=runs/a"] -> {"epochs": 3, "lr": 0.001, ...}.
-
-    true, false, null, numbers, [lists] of these and "quoted text" mean what they look like; all else is text, and
-    text that is a relative path counts from the current folder. Raises ConfigError for a missing `=` or a name
-    given twice.
-    """
-    parameters: dict[str, Any] = {}
-    for item in items:
-        name, equals, text = item.partition("=")
-        name = name.strip()
-        if not equals or not name:
-            raise ConfigError(f"{item!r} is not a parameter: write name=value, for instance -p seed=1")
-        if name in parameters:
-            raise ConfigError(f"The parameter {name!r} is given twice; keep one of them.")
-        parameters[name] = _value(text.strip())
-    return parameters
-
-
-def _value(text: str) -> Any:
-    words = {"true": True, "false": False, "null": None, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    if text.startswith("[") and text.endswith("]"):
-        return [_value(part.strip()) for part in text[1:-1].split(",") if part.strip()]
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _checked(path: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """`parameters` with paths as text, or ConfigError when the notebook has no such parameter or type."""
-    declared = notebook_parameters(path)
-    checked = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in parameters.items()}
-    for name, value in checked.items():
-        if name not in declared:
-            known = did_you_mean(name, declared) or f"; it has {', '.join(declared) or 'none'}"
-            raise ConfigError(f"{name!r} is not a parameter of {path.stem}{known}")
-        default = declared[name].default
-        plain = isinstance(value, str | int | float | list | dict | None)
-        same = default is None or type(value) is type(default) or (type(default) is float and type(value) is int)
-        if not (plain and same):
-            kind = "plain values" if default is None else f"{type(default).__name__} values like {default!r}"
-            hint = f"""; as text, write -p {name}='"{value}"'""" if isinstance(default, str) else ""
-            raise ConfigError(f"The parameter {name!r} of {path.stem} takes {kind}, not {value!r}{hint}")
-    return checked
-
-
-# --- running ------------------------------------------------------------------------------------------------
 
 
 def run_notebook(
@@ -212,7 +56,7 @@ def run_notebook(
     that is a UserError.
     """
     source = find_notebook(notebook)
-    checked = _checked(source, parameters or {})
+    checked = checked_parameters(source, parameters or {})
     kept = Path(out) / source.stem / source.name
     page = kept.with_suffix(".html")
     if kept.resolve() == source.resolve():
@@ -224,7 +68,7 @@ def run_notebook(
     except OSError as error:
         raise UserError(f"Cannot write to {kept.parent} ({error.strerror}). Choose another --out folder.") from error
     started = time.perf_counter()
-    watch = _Watch(source.stem, len(_cells(source)) + bool(checked), progress)
+    watch = _Watch(source.stem, len(notebook_cells(source)) + bool(checked), progress)
     try:
         _execute(source, kept, checked, timeout, watch)
         watch.bar.n = watch.bar.total
@@ -255,7 +99,7 @@ def reproduce(
         if name not in known:
             stems = ", ".join(path.stem for path in paths)
             raise ConfigError(f"{name!r} is not a parameter of any of {stems}{did_you_mean(name, known)}")
-    shares = [_checked(path, {k: v for k, v in parameters.items() if k in declared[path]}) for path in paths]
+    shares = [checked_parameters(path, {k: v for k, v in parameters.items() if k in declared[path]}) for path in paths]
     results = []
     for path, share in zip(paths, shares, strict=True):
         started = time.perf_counter()
@@ -284,7 +128,7 @@ class _Watch:
 
     def on_cell_start(self, cell: Any, cell_index: int) -> None:
         self.index = cell_index
-        if heading := _heading(cell):
+        if heading := cell_heading(cell):
             self.bar.set_description(f"{self.name}: {heading}", refresh=False)
         self.bar.n = cell_index
         self.bar.refresh()

@@ -12,10 +12,10 @@ import numpy as np
 from ucore.checkpoint import CARD, STATE, WEIGHTS
 from ucore.config import TrainConfig
 from ucore.data import caption_groups
-from ucore.errors import ConfigError, DataError
+from ucore.errors import DataError
 from ucore.evaluate import Metrics, bootstrap_ci, metrics_from_ranks, retrieval_ranks, similarity_matrix
 from ucore.features import embed_images, embed_texts
-from ucore.files import atomic_path, write_json
+from ucore.files import atomic_path, require_writable, write_json
 from ucore.manifest import Manifest
 from ucore.model import DualEncoder
 from ucore.report import machine_facts
@@ -53,7 +53,7 @@ class Scores:
     def save(self, path: Path) -> None:
         """scores.npz: similarity (images, texts), image_ids, text_ids, text_image_ids (the image of each text)."""
         image_ids = np.array(self.manifest.frame["sample_id"].tolist())
-        arrays = {
+        arrays: dict[str, Any] = {
             "similarity": self.similarity,
             "image_ids": image_ids,
             "text_ids": np.array(self.manifest.text_ids),
@@ -92,6 +92,8 @@ def train_checkpoint(
     progress: bool = True,
 ) -> tuple[Trainer, Scores]:
     """Train into `out`, going on where an earlier call stopped, and score the whole validation gallery."""
+    require_writable(out)
+    require_writable(cache)
     if restart:
         forget_run(out)
     trainer = Trainer(encoder, train, val, config, out, cache, progress)
@@ -127,11 +129,3 @@ def metrics_text(metrics: Metrics, intervals: dict[str, tuple[float, float]]) ->
         lines.append(f"{title}  {recalls}  median rank {metrics[f'{direction}_median_rank']:g}")
     lines.append(f"mR {shown('mR')}")
     return "\n".join(lines)
-
-
-def checked_out_file(path: str | Path) -> Path:
-    """The path for scores.npz; refused early where it is a folder or lacks the suffix."""
-    path = Path(path)
-    if path.is_dir() or path.suffix != ".npz":
-        raise ConfigError(f"--out {path} must be a file name that ends in .npz, for example scores.npz")
-    return path

@@ -8,7 +8,8 @@ meaning rests on colour alone. Captions and labels are untrusted and drawn as pl
 import base64
 import io
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -21,7 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from ucore.errors import ConfigError, DataError
-from ucore.evaluate import CUTOFFS, RECALLS, best_ranks, instance_relevance
+from ucore.evaluate import RECALLS, best_ranks, instance_relevance
 from ucore.images import load_image
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", 
 INK, FAINT = "#222222", "#8a8a8a"
 SHADES = ("#e8f1f8", "#fbf1dc")  # behind the phases, in turn
 WIDTH = 8.0  # inches; 800 pixels where a page shows 100 an inch
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 11, "axes.titlesize": 12, "axes.titleweight": "bold",
     "axes.labelsize": 11, "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT, "text.color": INK,
@@ -40,10 +41,30 @@ STYLE = {
 }  # fmt: skip
 SMOOTHING = 4  # of the loss: steps to either side that its mean takes in
 MOST_ROWS = 48  # of a similarity matrix: more cannot be told apart
+MOST_RANKED = 2000  # captions that examples are drawn from
 THUMBNAIL = 240  # pixels
+COLOURS = {"1": BLUE, "5": ORANGE, "10": PURPLE}  # of R@k
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
 P = ParamSpec("P")
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Within: STYLE over matplotlib's defaults, whatever a notebook has set for figures of its own."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def _styled(function: Callable[P, "Picture"]) -> Callable[P, "Picture"]:
+    @wraps(function)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Picture:
+        with _style():
+            return function(*args, **kwargs)
+
+    return styled
 
 
 class Picture(Figure):
@@ -53,6 +74,10 @@ class Picture(Figure):
     """
 
     alt = ""
+
+    def draw(self, renderer: Any) -> None:
+        with _style():  # ticks take their settings only now
+            super().draw(renderer)
 
     def png(self, dpi: float = 150) -> bytes:
         """The figure as a PNG file's bytes."""
@@ -65,19 +90,6 @@ class Picture(Figure):
         shown = {"alt": self.alt, "width": width, "height": height}
         png = base64.b64encode(self.png()).decode("ascii")
         return {"image/png": png, "text/plain": self.alt}, {"image/png": shown}
-
-
-def _styled(function: Callable[P, Picture]) -> Callable[P, Picture]:
-    """Draw with STYLE, whatever settings the notebook has made for figures of its own."""
-
-    @wraps(function)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Picture:
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(STYLE)
-            return function(*args, **kwargs)
-
-    return styled
 
 
 # --- training ---------------------------------------------------------------------------------------------------
@@ -128,7 +140,7 @@ def _draw_loss(above: Axes, below: Axes, history: Sequence[dict[str, Any]]) -> N
     for number, (name, grouped) in enumerate(groupby(history, key=lambda row: row["phase"])):
         rows, first = list(grouped), number == 0
         steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-        above.plot(steps, losses, color=BLUE, alpha=0.35, lw=1, marker=".", ms=4, label="each step" * first)
+        above.plot(steps, losses, color=BLUE, alpha=0.35, lw=1, marker=".", ms=5, label="each step" * first)
         # Within a phase only: the batch size, and with it the level of the loss, changes between phases.
         mean = f"mean of {2 * SMOOTHING + 1} steps"
         above.plot(steps, smoothed(losses), color=BLUE, lw=2, label=mean * first)
@@ -145,7 +157,7 @@ def _draw_recalls(axes: Axes, epochs: Sequence[dict[str, Any]]) -> dict[str, Any
     steps = [row["step"] for row in epochs]
     for name in RECALLS:
         direction, k = name.split("_R@")
-        colour = dict(zip(CUTOFFS, (BLUE, ORANGE, PURPLE), strict=True))[int(k)]
+        colour = COLOURS[k]
         style, marker = ("-", "o") if direction == "image_to_text" else ("--", "s")
         values = [row["metrics"][name] for row in epochs]
         axes.plot(steps, values, style, color=colour, lw=1.3, marker=marker, ms=3.5,
@@ -234,43 +246,41 @@ def plot_recalls(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = 
         mean = table.get((label, "mR"))
         bars = axes.bar(centres, values, 0.94 * wide, color=colours[number % len(colours)])
         bars.set_label(f"{label} (mR {mean['value']:.1f})" if mean else label)
-        ends = [row if row["low"] is not None else {"low": row["value"], "high": row["value"]} for row in found]
-        reach = [values - [row["low"] for row in ends], [row["high"] for row in ends] - values]
+        reach = [values - [row["low"] for row in found], [row["high"] for row in found] - values]
         axes.errorbar(centres, values, reach, fmt="none", ecolor=INK, elinewidth=1.2, capsize=2.5)
         if len(labels) <= 4:  # numbers above more bars would run into each other
-            for x, value, end in zip(centres, values, ends, strict=True):
-                axes.annotate(f"{value:.1f}", (x, end["high"]), (0, 3), textcoords="offset points", ha="center",
+            for x, row in zip(centres, found, strict=True):
+                axes.annotate(f"{row['value']:.1f}", (x, row["high"]), (0, 3), textcoords="offset points", ha="center",
                               fontsize=9 if len(labels) <= 3 else 8)  # fmt: skip
     axes.set_xticks(range(len(RECALLS)), [f"R@{name.split('@')[1]}" for name in RECALLS])
     for number, (direction, shown) in enumerate(DIRECTIONS.items()):
-        queries = table[labels[0], f"{direction}_R@1"].get("n")
-        axes.text(3 * number + 1, -0.10, f"{shown}, {queries:,} queries" if queries else shown, ha="center", va="top",
+        queries = table[labels[0], f"{direction}_R@1"]["n"]
+        axes.text(3 * number + 1, -0.10, f"{shown}, {queries:,} queries", ha="center", va="top",
                   transform=axes.get_xaxis_transform())  # fmt: skip
     axes.axvline(2.5, color=FAINT, lw=0.8, ls=":")
     axes.set_ylabel("recall (%)")
     axes.set_xlabel(" ")  # keeps room for the two directions
-    axes.set_ylim(bottom=0)
-    axes.margins(y=0.12)
+    axes.set_ylim(0, max(1.0, 1.12 * axes.dataLim.ymax))
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.set_title("Recall on the whole gallery; lines: 95 % intervals", loc="left")
-    axes.legend(loc="upper left")
-    figure.alt = "Recall bars. " + "; ".join(str(text.get_text()) for text in axes.get_legend().get_texts()) + "."
+    legend = figure.legend(loc="outside lower left", ncols=min(3, len(labels)))
+    figure.alt = "Recall bars. " + "; ".join(text.get_text() for text in legend.get_texts()) + "."
     return figure
 
 
 def example_queries(scores: "Scores", n: int = 6, seed: int = 0) -> np.ndarray:
     """Numbers of `n` texts with distinct captions, int64 (n,), from well to badly answered, none picked by hand.
 
-    The distinct captions are ordered by the rank of their image and cut into `n` equal parts; of each part one
-    is drawn at random. So the examples show the whole range as it is: of six, three lie above the median rank.
-    Fewer come back where there are fewer distinct captions.
+    The distinct captions (of more than 2,000 a random 2,000) are ordered by the rank of their image and cut into
+    `n` equal parts; of each part one is drawn at random. So the examples show the whole range as it is: of six,
+    three lie above the median rank. Fewer come back where there are fewer distinct captions.
     """
     if n < 1:
         raise ConfigError(f"n is {n}; ask for at least one example")
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(scores.groups))  # so that a repeated caption may stand with any of its images
-    chosen = shuffled[np.unique(scores.groups[shuffled], return_index=True)[1]]
+    chosen = shuffled[np.sort(np.unique(scores.groups[shuffled], return_index=True)[1])][:MOST_RANKED]
     ranks = best_ranks(
         scores.similarity.T[chosen], instance_relevance(scores.text_image_index[chosen], len(scores.similarity))
     )
@@ -288,11 +298,11 @@ def plot_gallery(scores: "Scores", queries: Sequence[int] | np.ndarray, k: int =
     """
     texts, n_images = scores.manifest.texts[0], len(scores.manifest)
     wrong = [query for query in queries if not 0 <= query < len(texts)]
-    if wrong or not len(queries) or not 1 <= k <= 10:
+    if wrong or not len(queries) or not 1 <= k <= 8:
         what = f"text {wrong[0]} of {len(texts)}" if wrong else f"{len(queries)} queries and k={k}"
-        raise ConfigError(f"Cannot show {what}; give at least one text counted from 0, and k from 1 to 10")
+        raise ConfigError(f"Cannot show {what}; give at least one text counted from 0, and k from 1 to 8")
     k = min(k, n_images)
-    widths = [2.6, *[1.0] * k, 0.12, 1.0]
+    widths = [0.43 * (k + 1.12), *[1.0] * k, 0.12, 1.0]
     head = 0.55  # inches, for the headings and the first ranks; a row is a square thumbnail and its rank
     figure = Picture(figsize=(WIDTH, head + len(queries) * (0.32 + 0.92 * WIDTH / sum(widths))))
     grid = figure.add_gridspec(len(queries), k + 3, width_ratios=widths, left=0.01, right=0.99, bottom=0.01,
@@ -302,7 +312,7 @@ def plot_gallery(scores: "Scores", queries: Sequence[int] | np.ndarray, k: int =
         own = int(scores.text_image_index[query])
         order = _ranking(scores.similarity[:, query], own)
         rank = int(np.flatnonzero(order == own)[0]) + 1
-        same = set(scores.text_image_index[scores.groups == scores.groups[query]].tolist()) - {own}
+        same = set(scores.text_image_index[scores.groups == scores.groups[query]].tolist())
         _draw_caption(figure.add_subplot(grid[row, 0]), texts[query], rank, n_images)
         for place in range(k + 1):
             image = int(order[place]) if place < k else own
@@ -315,7 +325,8 @@ def plot_gallery(scores: "Scores", queries: Sequence[int] | np.ndarray, k: int =
             _frame(axes, "truth" if image == own else "same caption" if image in same else "")
         told.append(rank)
     left = grid.get_grid_positions(figure)[2]
-    title = f"First {k} of {n_images:,} images (rank · similarity)"
+    dashed = any(axes.get_label() == "same caption" for axes in figure.axes)
+    title = f"First {k} of {n_images:,}: rank · similarity" + dashed * " (dashed: same caption)"
     for x, text, side in ((left[0], "Text query", "left"), (left[1], title, "left"), (0.99, "Truth", "right")):
         figure.text(x, 1 - 0.12 / figure.get_figheight(), text, ha=side, va="top", fontweight="bold")
     figure.alt = (
@@ -351,4 +362,5 @@ def _frame(axes: Axes, kind: str) -> None:
     axes.set(xticks=[], yticks=[])
     axes.set_label(kind)
     axes.spines[:].set_visible(bool(kind))
-    axes.spines[:].set(edgecolor=GREEN, linewidth=4, linestyle="-" if kind == "truth" else (0, (1.5, 1)))
+    axes.spines[:].set(edgecolor=GREEN, linewidth=4, linestyle="-" if kind == "truth" else (0, (1.2, 0.8)))
+    axes.spines[:].set_capstyle("butt")  # the usual caps would close the gaps between dashes

@@ -46,12 +46,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _holds_code(path: Path, error: Exception) -> bool:
-    """Whether torch refused a whole file for its content, rather than failed to read a damaged one."""
-    if "TorchScript" in str(error):
-        return True
+    """Whether torch refused a file for its content, rather than failed to read a damaged one."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return "TorchScript" in str(error)
     with open(path, "rb") as stream:
-        whole = stream.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-    return isinstance(error, pickle.UnpicklingError) and (whole or "GLOBAL" in str(error))
+        is_pickle = stream.read(2).startswith((b"PK", b"\x80"))
+    return is_pickle or "GLOBAL" in str(error)
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -1,0 +1,257 @@
+"""Reports: a checked schema, written whole, without folder names; tables and marked sections made from them."""
+
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ucore.errors import ConfigError, DataError
+from ucore.evaluate import RECALLS
+from ucore.report import Report, git_commit, load_report, machine_facts, markdown_table, update_marked_section
+
+
+def make_report(root: Path, **changes: Any) -> Report:
+    settings = dict(dataset="RSICD", simulated=False, seed=0, command="ucore run 04", parameters={"epochs": 3})
+    return Report("04_train", root, **{**settings, **changes})
+
+
+def entry(label: str, metric: str, value: float, low: float | None = None, high: float | None = None) -> dict[str, Any]:
+    return {"label": label, "metric": metric, "value": value, "low": low, "high": high, "n": None}
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    machine = dict(cpu="c", cores=2, ram_gb=None, gpu="none", python="3.11", torch="2.9", platform="Linux x86_64")
+    facts = dict(name="04_train", dataset="RSICD", simulated=False, seed=0, commit="unknown", command="ucore run 04")
+    return {**facts, "machine": machine, "parameters": {}, "seconds": {}, "metrics": [], **changes}
+
+
+def git(folder: Path, *arguments: str) -> None:
+    """Act on `folder` alone: nothing of the user's settings, hooks or of a hook that runs the tests."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True, env=environment)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    for name in ("ucore/model.py", "reports/04/metrics.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("1\n")
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "first")
+    return tmp_path
+
+
+def test_written_report_is_read_back(tmp_path: Path) -> None:
+    report = make_report(
+        tmp_path, seed=np.int64(7), parameters={"lr": np.float32(0.5), "sizes": (1, 2)}, date="2025-01-31"
+    )
+    report.add("zero-shot", "mR", 99.0)
+    again: dict[str, Any] = {"value": np.float32(1.5), "low": np.float64(1), "high": 2.0, "n": np.int64(10)}
+    report.add("zero-shot", "mR", **again)  # a cell is run twice
+    report.add_rows([entry("fine-tuned", "mR", 20), entry("fine-tuned", "image_to_text_R@1", 7.25, 6, 8)])
+    report.seconds["train"] = 12.5
+    path = report.write()
+    assert path == tmp_path / "04_train" / "metrics.json"
+    loaded = load_report(path)
+    assert loaded["metrics"] == [
+        {"label": "zero-shot", "metric": "mR", "value": 1.5, "low": 1.0, "high": 2.0, "n": 10},
+        entry("fine-tuned", "mR", 20),
+        entry("fine-tuned", "image_to_text_R@1", 7.25, 6, 8),
+    ]
+    assert loaded["parameters"] == {"lr": 0.5, "sizes": [1, 2]}
+    assert (loaded["seed"], loaded["seconds"], loaded["date"]) == (7, {"train": 12.5}, "2025-01-31")
+    assert loaded["machine"] == machine_facts()
+    assert set(loaded) == {*document(), "date"}
+    assert set(load_report(make_report(tmp_path).write())) == set(document())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, None, "21", True])
+def test_refused_number_leaves_the_earlier_report(tmp_path: Path, value: Any) -> None:
+    path = make_report(tmp_path).write()
+    before = path.read_bytes()
+    report = make_report(tmp_path)
+    report.add("zero-shot", "mR", value)
+    with pytest.raises(DataError, match=r"metrics\[0\]: 'value' is"):
+        report.write()
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "/tmp/x", ".hidden", "a b", "x\n"])
+def test_report_name_stays_in_its_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot name a report"):
+        Report(name, tmp_path, dataset="RSICD", simulated=False, seed=0, command="")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("ucore train --data /home/anna/rsicd --out=/srv/big/runs/x", "ucore train --data .../rsicd --out=.../x"),
+        ("ucore train --data '~/work/rsicd'", "ucore train --data '.../rsicd'"),
+        (r"ucore train --data C:\Users\anna\rsicd", "ucore train --data .../rsicd"),
+        ("ucore train --data ../shared/rsicd --out runs/a/b", "ucore train --data ../shared/rsicd --out runs/a/b"),
+        ("https://example.org/a/b.pt", "https://example.org/a/b.pt"),
+    ],
+)
+def test_folder_names_are_cut_from_commands_and_parameters(tmp_path: Path, given: str, kept: str) -> None:
+    loaded = load_report(
+        make_report(tmp_path, command=given, parameters={"a": [given], "b": Path("/home/anna/x")}).write()
+    )
+    assert loaded["command"] == kept
+    assert loaded["parameters"] == {"a": [kept], "b": ".../x"}
+
+
+def test_machine_facts_identify_the_hardware_but_nobody() -> None:
+    facts = machine_facts()
+    assert facts["cores"] >= 1
+    assert facts["ram_gb"] is None or facts["ram_gb"] > 0.1
+    assert facts["python"] == platform.python_version()
+    words = re.findall(r"[\w.-]+", json.dumps(facts))
+    assert socket.gethostname() not in words
+    assert platform.release() not in words
+    assert str(Path.home()) not in json.dumps(facts)
+
+
+def test_commit_of_a_clean_repository(repository: Path) -> None:
+    head = (repository / ".git" / (repository / ".git/HEAD").read_text().split()[1]).read_text().strip()
+    assert re.fullmatch("[0-9a-f]{40}", head)
+    assert git_commit(repository) == git_commit(repository / "ucore") == head
+
+
+@pytest.mark.parametrize("file", ["ucore/model.py", "ucore/new.py", "notebooks/deep/new.ipynb", "pyproject.toml"])
+def test_uncommitted_code_is_dirty(repository: Path, file: str) -> None:
+    (repository / file).parent.mkdir(parents=True, exist_ok=True)
+    (repository / file).write_text("2\n")
+    git(repository, "config", "status.showUntrackedFiles", "no")  # somebody's setting must not hide a new file
+    assert git_commit(repository / "ucore").endswith("+dirty")
+
+
+def test_reports_of_the_same_run_are_not_dirt(repository: Path) -> None:
+    (repository / "reports/04/metrics.json").write_text("2\n")
+    (repository / "scores.npz").write_text("new")
+    assert not git_commit(repository).endswith("+dirty")
+
+
+def test_commit_is_unknown_where_the_code_is_not_tracked(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = repository / ".venv" / "site-packages"
+    installed.mkdir(parents=True)
+    (installed / "model.py").write_text("1\n")
+    assert git_commit(installed) == "unknown"  # somebody else's repository
+    outside = tmp_path_factory.mktemp("outside")
+    assert git_commit(outside) == "unknown"
+    monkeypatch.setenv("GIT_DIR", str(repository / ".git"))  # as in a hook
+    assert git_commit(outside) == "unknown"
+    monkeypatch.setenv("PATH", "")
+    assert git_commit(repository) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "Cannot read the report"),
+        ("{", "is not JSON"),
+        ("[]", "an object is expected, not list"),
+        (json.dumps({k: v for k, v in document().items() if k != "commit"}), "'commit' is missing"),
+        (json.dumps(document(simulated="no")), "'simulated' is 'no', expected bool"),
+        (json.dumps(document(seed=True)), "'seed' is True, expected int"),
+        (json.dumps(document(date=2025)), "'date' is 2025, expected str"),
+        (json.dumps(document(metrics={})), "'metrics' is {}, expected list"),
+        (json.dumps(document(machine={})), "machine: 'cpu' is missing"),
+        (json.dumps(document(seconds={"train": "fast"})), "seconds: 'train' is 'fast'"),
+        (json.dumps(document(metrics=[entry("a", "mR", 1), "x"])), r"metrics\[1\]: an object"),
+        (json.dumps(document(metrics=[{"label": "a"}])), r"metrics\[0\]: 'metric' is missing"),
+        (json.dumps(document(metrics=[entry("a", "mR", float("nan"))])), "'value' is nan, expected int or float"),
+        (json.dumps(document(metrics=[{**entry("a", "mR", 1), "n": 2.5}])), "'n' is 2.5, expected int or null"),
+    ],
+)
+def test_broken_report_is_named(tmp_path: Path, content: str | None, words: str) -> None:
+    path = tmp_path / "metrics.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=words) as error:
+        load_report(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_table_has_a_row_per_label_and_intervals_for_mr() -> None:
+    recalls = [entry("fine-tuned", name, value, 0, 99) for name, value in zip(RECALLS, range(6), strict=True)]
+    metrics = [entry("zero-shot", "mR", 3.14159), *recalls, entry("fine-tuned", "mR", 21.456, 20, 23.004)]
+    other = [entry("only medians", "image_to_text_median_rank", 4.0)]
+    reports = [
+        document(metrics=metrics + other),
+        document(metrics=[entry("zero-shot", "mR", 9)], dataset="city", simulated=True, name="05"),
+    ]
+    assert markdown_table(reports).splitlines() == [
+        "| dataset | model | i2t R@1 | i2t R@5 | i2t R@10 | t2i R@1 | t2i R@5 | t2i R@10 | mR | report |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        r"| RSICD | zero-shot | – | – | – | – | – | – | 3.14 | 04\_train |",
+        r"| RSICD | fine-tuned | 0.00 | 1.00 | 2.00 | 3.00 | 4.00 | 5.00 | 21.46 [20.00, 23.00] | 04\_train |",
+        "| city (simulated) | zero-shot | – | – | – | – | – | – | 9.00 | 05 |",
+    ]
+    chosen = markdown_table(reports[:1], metrics=["image_to_text_median_rank", RECALLS[0]], intervals=[RECALLS[0]])
+    assert chosen.splitlines()[0] == "| dataset | model | i2t median rank | i2t R@1 | report |"
+    assert chosen.splitlines()[2:] == [
+        r"| RSICD | fine-tuned | – | 0.00 [0.00, 99.00] | 04\_train |",
+        r"| RSICD | only medians | 4.00 | – | 04\_train |",
+    ]
+
+
+def test_table_shows_hostile_names_as_text() -> None:
+    hostile = "a|b<img src=x>\n![t](http://x) *b* `c` <!-- END results -->"
+    row = markdown_table([document(dataset=hostile, metrics=[entry(hostile, "mR", 1)])]).splitlines()[2]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 11  # the columns' own
+    assert not re.search(r"<|>|(?<!\\)[\[`*]", row)
+    assert row.startswith(r"| a\|b&lt;img src=x&gt; !\[t\](http://x) \*b\* \`c\` &lt;!-- END results --&gt; | a\|b")
+
+
+def test_table_without_rows_is_refused() -> None:
+    with pytest.raises(DataError, match="No report holds any of mR"):
+        markdown_table([document(metrics=[entry("a", "loss", 1)])], metrics=["mR"])
+
+
+def test_marked_section_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    page = "# Título\r\n\n<!-- BEGIN results -->\nold\n<!-- END results -->\n<!-- BEGIN other -->x<!-- END other -->"
+    path.write_bytes(page.encode())
+    for _ in range(2):  # the second time changes nothing
+        update_marked_section(path, "results", "\n| a |\n| 1 |\n")
+        expected = page.replace("\nold\n", "\n| a |\n| 1 |\n")
+        assert path.read_bytes().decode() == expected
+    update_marked_section(path, "other", "y")
+    assert path.read_bytes().decode() == expected.replace("-->x<!--", "-->\ny\n<!--")
+    assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("page", "text", "words"),
+    [
+        (None, "new", "Cannot read"),
+        (b"\xff\xfe", "new", "Cannot read"),
+        (b"no markers", "new", "must hold <!-- BEGIN results -->"),
+        (b"<!-- BEGIN results -->", "new", "each once"),
+        (b"<!-- END results --><!-- BEGIN results -->", "new", "below it"),
+        (b"<!-- BEGIN results --><!-- BEGIN results --><!-- END results -->", "new", "each once"),
+        (b"<!-- BEGIN results --><!-- END results -->", "a <!-- END results -->", "holds the marker"),
+    ],
+)
+def test_marked_section_that_cannot_be_replaced(tmp_path: Path, page: bytes | None, text: str, words: str) -> None:
+    path = tmp_path / "README.md"
+    if page is not None:
+        path.write_bytes(page)
+    with pytest.raises(DataError, match=words) as error:
+        update_marked_section(path, "results", text)
+    assert "README.md" in str(error.value)
+    assert (path.read_bytes() if path.exists() else None) == page

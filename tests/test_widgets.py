@@ -1,0 +1,337 @@
+"""The stepper trains as its buttons say, answers while it runs, and shows what the trainer says."""
+
+import asyncio
+import gc
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_visualize import make_history
+
+import ucore.widgets
+from ucore.errors import CheckpointError, UserError
+from ucore.visualize import Picture, plot_curves
+from ucore.widgets import BatchProbe, TrainingStepper
+
+
+class FakeTrainer:
+    """Steps through a ready history; `fails_at` raises `error` in place of that step."""
+
+    def __init__(self, steps: int = 12, fails_at: int = 0, error: Exception | None = None) -> None:
+        self.ready = make_history(heads=steps, per_epoch=max(2, steps // 5))
+        self.fails_at, self.error = fails_at, error
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {"mR": -1.0}
+        self.total_steps, self.saved = steps, 0
+        for row in self.ready:
+            row["epoch"] = (row["step"] - 1) // 2
+
+    @property
+    def step_count(self) -> int:
+        return len(self.history)
+
+    @property
+    def finished(self) -> bool:
+        return self.step_count == self.total_steps
+
+    def step(self) -> dict[str, Any] | None:
+        if self.finished:
+            return None
+        if self.step_count + 1 == self.fails_at and self.error:
+            raise self.error
+        self.history.append(self.ready[self.step_count])
+        metrics = self.history[-1].get("metrics")
+        if metrics and metrics["mR"] > self.best["mR"]:
+            self.best = {**metrics, "step": self.step_count}
+        return self.history[-1]
+
+    def save(self) -> None:
+        self.saved += 1
+
+
+def said(stepper: TrainingStepper) -> str:
+    """The status line as it is read, and that its role fits."""
+    found = re.fullmatch(r'<div role="(status|alert)">(.*)</div>', stepper.status.value)
+    assert found
+    assert (found[1] == "alert") == bool(stepper.error)
+    return found[2]
+
+
+def enabled(stepper: TrainingStepper) -> list[str]:
+    buttons = (stepper.step_button, stepper.run_button, stepper.pause_button)
+    return [button.description for button in buttons if not button.disabled]
+
+
+def count_pictures() -> int:
+    return sum(isinstance(thing, Picture) for thing in gc.get_objects())
+
+
+async def until(condition: Any) -> None:
+    """Let the loop turn until `condition()`, or fail."""
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("never came true")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes by hand."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(ucore.widgets.time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+# --- without an event loop: scripts, papermill ------------------------------------------------------------------
+
+
+def test_a_click_on_step_makes_as_many_steps_as_asked():
+    trainer = FakeTrainer()
+    stepper = TrainingStepper(trainer)
+    assert trainer.step_count == 0
+    stepper.step_button.click()
+    assert trainer.step_count == 1
+    stepper.steps.value = 4
+    stepper.step_button.click()
+    assert trainer.step_count == 5
+    assert "Step 5 of at most 12 · phase heads, epoch 3, loss 4.600" in said(stepper)
+    assert "best validation mR 30.00 % at step 4" in said(stepper)
+    assert enabled(stepper) == ["Step", "Run"]
+
+
+def test_run_from_code_makes_that_many_steps_and_ends_with_training():
+    trainer = FakeTrainer()
+    stepper = TrainingStepper(trainer, run_steps=3)
+    stepper.run(2)
+    assert trainer.step_count == 2
+    stepper.run()
+    assert trainer.step_count == 5
+    stepper.run(0)
+    assert trainer.step_count == 5
+    stepper.run(100)
+    assert trainer.step_count == 12
+    assert said(stepper).startswith("Finished after 12 steps")
+    assert enabled(stepper) == []
+    stepper.run(1)
+    assert trainer.step_count == 12
+
+
+def test_the_live_picture_and_the_static_twin_show_the_whole_history():
+    trainer = FakeTrainer()
+    stepper = TrainingStepper(trainer)
+    before = bytes(stepper.curves_image.value)
+    stepper.run(7)
+    expected = plot_curves(trainer.ready[:7])
+    assert bytes(stepper.curves_image.value) == expected.png(ucore.widgets.DPI) != before
+    assert stepper.figure().png(50) == expected.png(50)
+
+
+def test_a_mistake_of_the_user_is_shown_as_its_sentence_and_reaches_the_caller_of_run():
+    trainer = FakeTrainer(fails_at=3, error=UserError("The loss is nan at <step> 3. Lower the rates."))
+    stepper = TrainingStepper(trainer)
+    with pytest.raises(UserError, match="loss is nan"):
+        stepper.run(5)
+    assert trainer.step_count == 2
+    assert said(stepper) == "Stopped: The loss is nan at &lt;step&gt; 3. Lower the rates."
+    assert enabled(stepper) == ["Step", "Run"]
+    trainer.fails_at = 0
+    stepper.run(1)  # the sentence goes with the next run
+    assert said(stepper).startswith("Step 3")
+
+
+def test_a_click_shows_the_mistake_and_raises_nothing():
+    stepper = TrainingStepper(FakeTrainer(fails_at=1, error=UserError("No space left.")))
+    stepper.run_button.click()
+    assert said(stepper) == "Stopped: No space left."
+
+
+def test_a_defect_is_not_hidden():
+    stepper = TrainingStepper(FakeTrainer(fails_at=1, error=ValueError("bad shape")))
+    with pytest.raises(ValueError, match="bad shape"):
+        stepper.run(1)
+    assert said(stepper) == "Stopped: ValueError(&#x27;bad shape&#x27;)"
+    assert enabled(stepper) == ["Step", "Run"]
+
+
+def test_controls_have_names_and_say_what_they_do():
+    stepper = TrainingStepper(FakeTrainer())
+    for control in (stepper.step_button, stepper.run_button, stepper.pause_button, stepper.steps):
+        assert control.description
+        assert control.tooltip
+
+
+def test_a_thousand_steps_redraw_seldom_and_leave_no_figure_behind(clock, monkeypatch):
+    trainer = FakeTrainer(1000)
+    make_step, drawn = trainer.step, []
+    monkeypatch.setattr(ucore.widgets, "plot_curves", lambda *given: drawn.append(clock.now) or plot_curves(*given))
+
+    def step() -> Any:
+        clock.now += 0.0025
+        return make_step()
+
+    trainer.step = step
+    stepper = TrainingStepper(trainer)
+    drawn.clear()
+    gc.collect()
+    before = count_pictures()
+    gc.disable()  # a new picture for every redraw would pile up until the next collection
+    try:
+        stepper.run()
+        assert count_pictures() == before
+    finally:
+        gc.enable()
+    assert trainer.step_count == 1000
+    assert 5 < len(drawn) <= 2.5 / 0.2 + 1  # two and a half seconds
+    assert drawn[-1] == clock.now  # the last step is on the picture
+
+
+def test_a_slow_picture_is_drawn_less_often_so_that_training_keeps_most_of_the_time(clock, monkeypatch):
+    trainer = FakeTrainer(200)
+    make_step, spent = trainer.step, []
+
+    def step() -> Any:
+        clock.now += 0.1
+        return make_step()
+
+    def draw(*given: Any) -> Picture:
+        clock.now += 2.0
+        spent.append(2.0)
+        return plot_curves(*given)
+
+    trainer.step = step
+    monkeypatch.setattr(ucore.widgets, "plot_curves", draw)
+    stepper = TrainingStepper(trainer)
+    spent.clear()
+    stepper.run()
+    assert 2 <= len(spent) <= 1 + 20 / 8  # twenty seconds of steps, eight at least between pictures, one at the end
+
+
+# --- in the kernel's event loop ---------------------------------------------------------------------------------
+
+
+def test_run_answers_other_work_and_pause_stops_it_and_saves():
+    async def live() -> None:
+        trainer = FakeTrainer(500)
+        stepper = TrainingStepper(trainer)
+        stepper.run_button.click()
+        assert trainer.step_count == 0  # the click has returned before the first step
+        assert enabled(stepper) == ["Pause"]
+        await until(lambda: trainer.step_count >= 3)
+        stepper.step_button.click()  # nothing: a run is on
+        stepper.pause_button.click()
+        assert trainer.saved == 1
+        await until(lambda: stepper.task and stepper.task.done())
+        stopped = trainer.step_count
+        assert 3 <= stopped < 500
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert trainer.step_count == stopped
+        assert said(stepper).startswith(f"Step {stopped} of at most 500")
+        assert enabled(stepper) == ["Step", "Run"]
+        stepper.step_button.click()
+        await until(lambda: not stepper.running)
+        assert trainer.step_count == stopped + 1
+        assert trainer.saved == 1
+
+    asyncio.run(live())
+
+
+def test_a_mistake_during_a_live_run_ends_it_with_its_sentence():
+    async def live() -> None:
+        stepper = TrainingStepper(FakeTrainer(fails_at=4, error=UserError("No space left.")))
+        stepper.run_button.click()
+        await until(lambda: stepper.task and stepper.task.done())
+        assert stepper.trainer.step_count == 3
+        assert said(stepper) == "Stopped: No space left."
+        assert enabled(stepper) == ["Step", "Run"]
+        assert stepper.task
+        assert stepper.task.exception() is None
+
+    asyncio.run(live())
+
+
+def test_a_pause_that_cannot_save_says_so():
+    async def live() -> None:
+        trainer = FakeTrainer(500)
+
+        def save() -> None:
+            raise CheckpointError("The disk is full.")
+
+        trainer.save = save
+        stepper = TrainingStepper(trainer)
+        stepper.run_button.click()
+        await until(lambda: trainer.step_count >= 1)
+        stepper.pause_button.click()
+        await until(lambda: not stepper.running)
+        await until(lambda: stepper.task and stepper.task.done())
+        assert said(stepper) == "Not saved: The disk is full."
+
+    asyncio.run(live())
+
+
+def test_a_new_stepper_pauses_the_one_it_replaces():
+    async def live() -> None:
+        first = TrainingStepper(FakeTrainer(500))
+        first.run_button.click()
+        await until(lambda: first.trainer.step_count >= 2)
+        TrainingStepper(FakeTrainer())
+        await until(lambda: first.task and first.task.done())
+        assert first.trainer.step_count < 500
+
+    asyncio.run(live())
+
+
+# --- the batch beside the curves --------------------------------------------------------------------------------
+
+
+def test_the_probes_matrix_is_drawn_only_when_there_is_a_probe():
+    answers = []
+
+    def probe() -> tuple[np.ndarray, np.ndarray]:
+        answers.append(np.full((3, 3), len(answers) / 10))
+        return answers[-1], np.eye(3, dtype=bool)
+
+    stepper = TrainingStepper(FakeTrainer(), probe=probe)
+    assert stepper.matrix_image in stepper.children
+    before = bytes(stepper.matrix_image.value)
+    stepper.run(1)
+    assert len(answers) >= 2
+    assert bytes(stepper.matrix_image.value)[:4] == b"\x89PNG"
+    assert bytes(stepper.matrix_image.value) != before
+    without = TrainingStepper(FakeTrainer())
+    assert without.matrix_image not in without.children
+
+
+def test_a_probe_compares_training_pairs_and_leaves_training_as_it_was(tiny_rsicd, tiny_clip):
+    import torch
+
+    from ucore.config import TrainConfig
+    from ucore.data import read_dataset
+    from ucore.model import load_encoder
+    from ucore.train import Trainer
+
+    manifest = read_dataset(tiny_rsicd, split=("train", "val"))
+    config = TrainConfig.at("small", head_epochs=1, tune_epochs=1, head_batch_size=12, tune_batch_size=12,
+                            train_views=1, seed=5)  # fmt: skip
+
+    def trained(look: bool) -> Trainer:
+        torch.manual_seed(0)
+        encoder = load_encoder(tiny_clip)
+        trainer = Trainer(encoder, manifest.split("train"), manifest.split("val"), config, progress=False)
+        probe = BatchProbe(trainer, size=6)
+        while trainer.step() is not None:
+            if not look:
+                continue
+            similarity, positives = probe()
+            assert similarity.shape == positives.shape == (6, 6)
+            assert positives.diagonal().all()
+            assert np.array_equal(similarity, probe()[0])  # no dropout
+        return trainer
+
+    with_looks, without = trained(True), trained(False)
+    assert [row["loss"] for row in with_looks.history] == [row["loss"] for row in without.history]
+    pairs = zip(with_looks.encoder.state_dict().values(), without.encoder.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
