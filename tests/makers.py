@@ -91,9 +91,7 @@ def entry(filename: Any, split: Any = "train", captions: Any = ("a house .",)) -
     return {"filename": filename, "split": split, "sentences": [{"raw": caption} for caption in captions]}
 
 
-def write_index(
-    folder: Path, entries: list[Any], name: str = "dataset_rsicd.json", dataset: str = "rsicd"
-) -> Path:
+def write_index(folder: Path, entries: list[Any], name: str = "dataset_rsicd.json", dataset: str = "rsicd") -> Path:
     """Write the JSON file of the RSICD layout; return its path."""
     path = folder / name
     path.write_text(json.dumps({"dataset": dataset, "images": entries}), "utf-8")

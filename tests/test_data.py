@@ -68,9 +68,7 @@ def test_splits_select_and_name_what_there_is(small):
     assert len(read_dataset(small, domain="rsicd")) == 9
     assert list(manifest.split("test").frame.index) == [0, 1, 2]
     for refused in (lambda: manifest.split("dev"), lambda: read_dataset(small, split="dev")):
-        with pytest.raises(
-            DataError, match=r"no split 'dev'.*train \(4 images\), val \(2 images\), test \(3"
-        ):
+        with pytest.raises(DataError, match=r"no split 'dev'.*train \(4 images\), val \(2 images\), test \(3"):
             refused()
     assert "no domain 'spain'" in refusal(small, domain="spain")
 
@@ -214,9 +212,7 @@ def spoil(path: Path, how: str) -> None:
     if how == "is a folder":
         path.mkdir()
     elif how != "absent":
-        path.write_bytes(
-            {"empty": b"", "text": b"<html>not found</html>", "cut": data[: len(data) // 2]}[how]
-        )
+        path.write_bytes({"empty": b"", "text": b"<html>not found</html>", "cut": data[: len(data) // 2]}[how])
 
 
 REASONS = {
@@ -236,9 +232,7 @@ def test_unusable_images_are_named_counted_and_skipped_on_request(small, how, su
         for name in names:
             path = small / "images" / name
             Image.open(path).resize((64, 64)).save(path.with_suffix(".jpg"))
-        edit_index(
-            small, lambda images: [item.update(filename=item["filename"][:-4] + ".jpg") for item in images]
-        )
+        edit_index(small, lambda images: [item.update(filename=item["filename"][:-4] + ".jpg") for item in images])
         names = [name[:-4] + ".jpg" for name in names]
     for name in names[:5]:
         spoil(small / "images" / name, how)
@@ -248,11 +242,7 @@ def test_unusable_images_are_named_counted_and_skipped_on_request(small, how, su
 
     with pytest.warns(UserWarning, match="Skipped images: 5 of 9") as record:
         manifest = read_dataset(small, skip_bad=True)
-    assert (
-        len(record) == 1
-        and record[0].filename.endswith("test_data.py")
-        and names[0] in str(record[0].message)
-    )
+    assert len(record) == 1 and record[0].filename.endswith("test_data.py") and names[0] in str(record[0].message)
     assert list(manifest.frame["image"]) == names[5:]
     assert "None is left" in refusal(small, split="train", skip_bad=True)
 
@@ -336,9 +326,7 @@ def test_two_fresh_processes_read_the_same(small):
 
 
 def test_importing_the_reader_needs_no_heavy_library():
-    code = (
-        "import sys, ucore.data; print([n for n in ('torch', 'geopandas', 'matplotlib') if n in sys.modules])"
-    )
+    code = "import sys, ucore.data; print([n for n in ('torch', 'geopandas', 'matplotlib') if n in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

@@ -22,7 +22,7 @@ def encoder(encoder_factory):
 
 def test_cached_features_are_read_not_computed(manifest, encoder, tmp_path, monkeypatch):
     first = image_tower_features(encoder, manifest, 2, tmp_path, progress=False)
-    assert first.shape == (len(manifest), 2, 1280)
+    assert first.shape == (len(manifest), 2, encoder.image_width)
     assert first.dtype == np.float16
     monkeypatch.setattr(encoder, "image_tower", None)  # would fail if called
     np.testing.assert_array_equal(image_tower_features(encoder, manifest, 2, tmp_path, progress=False), first)

@@ -19,9 +19,7 @@ def save_pixels(path: Path, mode: str) -> tuple[int, int, int]:
         Image.fromarray(np.full((2, 2), 70_000, np.int32)).save(path)
         return (255, 255, 255)
     if mode in ("F unit", "F bytes"):
-        pixels = np.array(
-            [[0.2, 0.2], [0.2, np.nan]] if mode == "F unit" else [[51, 51], [51, 300]], np.float32
-        )
+        pixels = np.array([[0.2, 0.2], [0.2, np.nan]] if mode == "F unit" else [[51, 51], [51, 300]], np.float32)
         Image.fromarray(pixels).save(path)
         return (51, 51, 51)
     if mode == "1":

@@ -40,9 +40,7 @@ def test_summary_counts_and_names_repeats(tmp_path):
     assert (summary["images"], summary["captions"], summary["distinct_captions"]) == (8, 24, 24)
     assert summary["splits"]["val"] == {"images": 2, "captions": 6, "distinct_captions": 6}
     assert summary["domains"] == {"rsicd": 8} and summary["note"] == ""
-    edit_index(
-        folder, lambda images: images[1].update(sentences=[{"raw": "two words"}, {"raw": "two words"}])
-    )
+    edit_index(folder, lambda images: images[1].update(sentences=[{"raw": "two words"}, {"raw": "two words"}]))
     summary = read_dataset(folder, split="train").summary()
     assert summary["splits"] == {"train": {"images": 6, "captions": 17, "distinct_captions": 16}}
     assert summary["note"].startswith("train: 17 captions, only 16 distinct")
@@ -99,9 +97,7 @@ def test_a_manifest_finds_images_that_moved_along_or_stayed(small, tmp_path):
     shutil.copytree(tmp_path / "runs", tmp_path / "copy" / "runs")
     assert Manifest.load(tmp_path / "copy" / "runs" / "manifest.parquet").root == small / "images"
     shutil.copytree(small, tmp_path / "copy" / "small")
-    assert (
-        Manifest.load(tmp_path / "copy" / "runs" / "manifest.parquet").root == tmp_path / "copy/small/images"
-    )
+    assert Manifest.load(tmp_path / "copy" / "runs" / "manifest.parquet").root == tmp_path / "copy/small/images"
 
 
 def test_a_manifest_file_cannot_point_out_of_its_root(small, tmp_path):

@@ -21,8 +21,9 @@ from ucore.errors import CheckpointError
 from ucore.files import file_hash, write_json
 
 NAME = "lite0-minilm"
-LEVELS = (2, 3, 4, 6)  # of the vision tower's stages 0..6; of 40, 80, 112 and 320 channels
-IMAGE_WIDTH, TEXT_WIDTH = 40 + 80 + 112 + 320 + 1280, 384
+IMAGE_LEVELS = (2, 3, 4, 6)  # of the vision tower's stages 0..6; of 40, 80, 112 and 320 channels
+TEXT_LEVELS = (0, 3, 6)  # of the text tower: the word embeddings, the middle and the last of six layers
+IMAGE_WIDTH, TEXT_WIDTH = 40 + 80 + 112 + 320 + 1280, 3 * 384
 CONTEXT_LENGTH = 128  # tokens; MiniLM was trained with up to 256, our longest descriptions need about 90
 
 # SHA-256 of the weight files inside the pinned packages: another file under the same name is refused.
@@ -76,7 +77,7 @@ def fold_batch_norms(module: nn.Module) -> None:
 class MultiLevelTower(nn.Module):
     """The vision tower, read out at several depths: stage means beside the usual pooled features.
 
-    Images float (B, 3, H, W) -> float (B, IMAGE_WIDTH): the spatial means of the stages LEVELS, then the 1280
+    Images float (B, 3, H, W) -> float (B, IMAGE_WIDTH): the spatial means of the stages IMAGE_LEVELS, then the 1280
     pooled features of the last layer. The earlier stages know texture and colour (water, crops, roofs) that a
     classifier of everyday objects has forgotten by its end.
     """
@@ -91,16 +92,34 @@ class MultiLevelTower(nn.Module):
         levels = []
         for number, stage in enumerate(trunk.blocks):
             features = stage(features)
-            if number in LEVELS:
+            if number in IMAGE_LEVELS:
                 levels.append(features.mean((2, 3)))
         return torch.cat([*levels, trunk.global_pool(trunk.bn2(trunk.conv_head(features)))], dim=1)
+
+
+class MultiLevelText(nn.Module):
+    """The text tower, read out at several depths: the mean over the words of layers TEXT_LEVELS.
+
+    Token ids int64 (B, L), 0 where padded -> float (B, TEXT_WIDTH), the last layer last. The first layers still
+    know the very words of a caption, which the last, made for the gist of a sentence, blurs.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask = (tokens != 0).long()
+        output = self.transformer(input_ids=tokens, attention_mask=mask, output_hidden_states=True)
+        weights = mask[..., None] / mask.sum(1).clamp(min=1)[:, None, None]
+        return torch.cat([(output.hidden_states[level].float() * weights).sum(1) for level in TEXT_LEVELS], dim=1)
 
 
 def build_clip(load_weights: bool = True) -> Any:
     """The open_clip model with both towers filled (or shaped only, for loading a checkpoint over it).
 
-    `encode_image` gives float (B, IMAGE_WIDTH) of `MultiLevelTower` and `encode_text` the mean-pooled float
-    (B, TEXT_WIDTH) of the text tower: the heads that join them belong to `DualEncoder`.
+    `encode_image` gives float (B, IMAGE_WIDTH), `encode_text` float (B, TEXT_WIDTH): the heads that join them
+    belong to `DualEncoder`.
     """
     text_path = weight_file(*TEXT_WEIGHTS)
     clip = _create(text_path.parent)
@@ -122,6 +141,7 @@ def build_clip(load_weights: bool = True) -> Any:
     tower = MultiLevelTower(clip.visual.trunk)
     tower.preprocess_cfg = clip.visual.preprocess_cfg
     clip.visual = tower
+    clip.text = MultiLevelText(clip.text.transformer)  # without open_clip's projection; ours are the heads
     return clip.to(memory_format=torch.channels_last)
 
 
@@ -155,5 +175,4 @@ def _create(text_folder: Path) -> Any:
             pretrained_text=False,
             force_preprocess_cfg={"mean": (0.5,) * 3, "std": (0.5,) * 3},
         )
-    clip.text.proj = nn.Identity()  # open_clip insists on one width; ours are joined by the heads
     return clip

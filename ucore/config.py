@@ -48,9 +48,9 @@ class TrainConfig:
     head_epochs: int = 12  # phase 1, towers frozen; 0 skips it
     head_batch_size: int = 512
     head_lr: float = 1e-3
-    tune_epochs: int = 6  # phase 2, towers tuned; 0 is frozen-feature mode
+    tune_epochs: int = 8  # phase 2, towers tuned; 0 is frozen-feature mode
     tune_batch_size: int = 128
-    tune_head_lr: float = 2e-4
+    tune_head_lr: float = 5e-4
     image_lr: float = 2e-4
     text_lr: float = 5e-5
     frozen_image_stages: int = 3  # of the bundled vision tower's seven; the stem is frozen with them
@@ -59,7 +59,7 @@ class TrainConfig:
     clip_norm: float = 1.0  # gradient norm; clipped after backward
     ema: float = 0.99  # decay of the averaged weights that are evaluated and saved; 0 switches it off
     patience: int = 4  # epochs without a better validation mR before a phase stops
-    train_views: int = 8  # dihedral views of each training image that phase 1 draws from (1, 2, 4 or 8)
+    train_views: int = 4  # dihedral views of each training image that phase 1 draws from (1, 2, 4 or 8)
     test_views: int = 8  # dihedral views averaged when a gallery is embedded
     min_crop: float = 0.6  # smallest share of the area that a random crop keeps in phase 2; 1 switches it off
     max_train_images: int | None = None  # an evenly spread subset, for quick runs

@@ -116,9 +116,7 @@ def read_rsicd(folder: str | Path, split: Names | None = None, skip_bad: bool = 
         raise DataError(f"There is no dataset*.json in {folder}. Put the dataset's caption file there.")
     content = _load_json(index)
     if not _fits(content):
-        raise DataError(
-            f"{index} has no list 'images' of image entries, as the RSICD layout wants. Correct it."
-        )
+        raise DataError(f"{index} has no list 'images' of image entries, as the RSICD layout wants. Correct it.")
     entries = [_entry(raw, number, index) for number, raw in enumerate(content["images"])]
     _name_samples(entries, index)
     if split is not None:
@@ -130,9 +128,7 @@ def read_rsicd(folder: str | Path, split: Names | None = None, skip_bad: bool = 
     entries = _usable(entries, image_folder, skip_bad)
     name = content.get("dataset")
     domain = (name if isinstance(name, str) and name.strip() else folder.resolve().name).strip().lower()
-    return Manifest.from_rows(
-        [{**entry, "domain": domain, "source": index.name} for entry in entries], image_folder
-    )
+    return Manifest.from_rows([{**entry, "domain": domain, "source": index.name} for entry in entries], image_folder)
 
 
 def _find_index(folder: Path) -> Path | None:
@@ -150,9 +146,7 @@ def _load_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8-sig"))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}: {error.msg}"
-        raise DataError(
-            f"{path} is not valid JSON ({where}). Correct it, or fetch the file again."
-        ) from error
+        raise DataError(f"{path} is not valid JSON ({where}). Correct it, or fetch the file again.") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON text in UTF-8. Fetch the file again.") from error
     except OSError as error:
@@ -160,9 +154,7 @@ def _load_json(path: Path) -> Any:
 
 
 def _fits(content: Any) -> bool:
-    return (
-        isinstance(content, dict) and isinstance(content.get("images"), list) and len(content["images"]) > 0
-    )
+    return isinstance(content, dict) and isinstance(content.get("images"), list) and len(content["images"]) > 0
 
 
 def _entry(raw: Any, number: int, index: Path) -> dict[str, Any]:
@@ -170,9 +162,7 @@ def _entry(raw: Any, number: int, index: Path) -> dict[str, Any]:
     for key in ("filename", "split", "sentences"):
         value = raw.get(key) if isinstance(raw, dict) else None
         # A name that cannot be printed could not be shown in a message or stored either.
-        fine = (
-            isinstance(value, list) if key == "sentences" else isinstance(value, str) and value.isprintable()
-        )
+        fine = isinstance(value, list) if key == "sentences" else isinstance(value, str) and value.isprintable()
         if not fine or value == "":
             kind = "a list" if key == "sentences" else "printable text"
             raise DataError(f"images[{number}] in {index} needs {key!r} as {kind}. Correct that entry.")
@@ -184,9 +174,7 @@ def _entry(raw: Any, number: int, index: Path) -> dict[str, Any]:
 def _name_samples(entries: list[dict[str, Any]], index: Path) -> None:
     twice = [name for name, count in Counter(entry["image"] for entry in entries).items() if count > 1]
     if twice:
-        raise DataError(
-            f"{index} lists {len(twice):,} file name(s) more than once: {few(twice)}. Keep one entry each."
-        )
+        raise DataError(f"{index} lists {len(twice):,} file name(s) more than once: {few(twice)}. Keep one entry each.")
     stems = [PurePosixPath(entry["image"]).stem for entry in entries]
     names = stems if len(set(stems)) == len(stems) else [entry["image"] for entry in entries]
     for entry, name in zip(entries, names, strict=True):
@@ -202,9 +190,7 @@ def _check_captions(entries: list[dict[str, Any]], index: Path) -> None:
         if problem:
             bad.append(f"{entry['image']} ({problem})")
     if bad:
-        raise DataError(
-            f"{len(bad):,} image(s) in {index} lack usable captions: {few(bad)}. Correct these entries."
-        )
+        raise DataError(f"{len(bad):,} image(s) in {index} lack usable captions: {few(bad)}. Correct these entries.")
     for entry in entries:
         entry["captions"] = [caption.strip() for caption in entry["captions"]]
 
@@ -215,11 +201,7 @@ def _caption_problem(caption: Any, number: int) -> str:
     if not caption.strip():
         return f"caption {number} is blank"
     # JSON permits lone surrogates, which no tokenizer and no file takes.
-    return (
-        f"caption {number} is not valid Unicode"
-        if any("\ud800" <= sign <= "\udfff" for sign in caption)
-        else ""
-    )
+    return f"caption {number} is not valid Unicode" if any("\ud800" <= sign <= "\udfff" for sign in caption) else ""
 
 
 def _image_folder(folder: Path, names: list[str]) -> Path:
@@ -238,9 +220,7 @@ def _usable(entries: list[dict[str, Any]], folder: Path, skip_bad: bool) -> list
     named = few([f"{entries[position]['image']} ({problem})" for position, problem in problems.items()])
     count = f"{len(problems):,} of {len(entries):,} images in {folder} cannot be used: {named}."
     if not skip_bad:
-        raise DataError(
-            f"{count} Restore them, leave them out with --skip-bad, or choose one --split that is there."
-        )
+        raise DataError(f"{count} Restore them, leave them out with --skip-bad, or choose one --split that is there.")
     if len(problems) == len(entries):
         raise DataError(f"{count} None is left; put the dataset's images there.")
     warnings.warn(f"Skipped images: {count}", stacklevel=4)

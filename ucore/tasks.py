@@ -18,7 +18,7 @@ from ucore.features import embed_images, embed_texts
 from ucore.files import atomic_path, require_writable, write_json
 from ucore.manifest import Manifest
 from ucore.model import DualEncoder
-from ucore.report import machine_facts
+from ucore.report import git_commit, machine_facts
 from ucore.train import Trainer
 
 MOST_SCORES = 2 * 10**9  # entries of a similarity matrix: 8 GB
@@ -113,7 +113,7 @@ def forget_run(out: Path) -> None:
 
 def write_metrics(path: Path, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
     """metrics.json beside what was measured: `rows` as from `Scores.rows`, the facts given, and the machine's."""
-    write_json(path, {**facts, "machine": machine_facts(), "metrics": list(rows)})
+    write_json(path, {**facts, "commit": git_commit(), "machine": machine_facts(), "metrics": list(rows)})
 
 
 def metrics_text(metrics: Metrics, intervals: dict[str, tuple[float, float]]) -> str:

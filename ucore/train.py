@@ -91,6 +91,7 @@ class Trainer:
         self._phase: Phase | None = None
         self._writer: Any = None
         self.finished = False
+        self._between_steps = True  # False while a step is half applied, or its epoch's end half done
 
     # --- stepping -------------------------------------------------------------------------------------------
 
@@ -131,6 +132,7 @@ class Trainer:
         phase.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(phase.parameters, self.config.clip_norm)
+        self._between_steps = False
         phase.optimizer.step()
         with torch.no_grad():  # CLIP's bound: a temperature of at least 0.01
             self.encoder.logit_scale.clamp_(0, math.log(100))
@@ -143,6 +145,9 @@ class Trainer:
         if phase.step_count % phase.batches_per_epoch == 0:
             result = StepResult(**{**asdict(result), "metrics": self._end_epoch()})
         self._log(result)
+        if result.metrics is not None:
+            self.save()
+        self._between_steps = True
         return result
 
     def loss(self, image_features: Tensor, text_features: Tensor, positives: Tensor) -> Tensor:
@@ -168,7 +173,12 @@ class Trainer:
                     if on_step is not None:
                         on_step(result)
         except KeyboardInterrupt:
-            self.save()
+            if self._between_steps:
+                if self._phase is not None:
+                    self._phase.close()  # batches decoded ahead belong to steps that were not made
+                self.save()
+            else:
+                self.resume()  # the last epoch's end: half a step can neither be kept nor repeated
             kept = f"; repeat the command to go on from {self.out}" if self.out else ""
             raise UserError(f"Stopped at step {self.step_count} of {self.total_steps}{kept}.") from None
         return self.best
@@ -191,7 +201,6 @@ class Trainer:
         self._count_seconds("validation", started)
         if phase.epoch >= phase.epochs or phase.stale_epochs >= self.config.patience:
             self._next_phase()
-        self.save()
         return metrics
 
     def _next_phase(self) -> None:

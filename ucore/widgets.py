@@ -22,8 +22,8 @@ from ucore.visualize import WIDTH, Picture, plot_curves, plot_similarity
 if TYPE_CHECKING:
     from ucore.train import Trainer
 
-REDRAW_SECONDS = 0.2  # a live picture is drawn at most every fifth of a second
-REDRAW_SHARE = 4  # and rests four times as long as it took, so that training keeps most of the time
+REDRAW_SECONDS = 0.2  # the view changes at most every fifth of a second
+REDRAW_SHARE = 4  # pictures rest four times as long as they took, so that training keeps most of the time
 DPI = 110
 
 # Gives similarity, real (B, T), and positives, bool (B, T), of a batch.
@@ -81,7 +81,7 @@ class TrainingStepper(ipw.VBox):
         self.task: asyncio.Task[None] | None = None
         self._curves: Picture | None = None
         self._matrix: Picture | None = None
-        self._next_draw = 0.0
+        self._next_draw = self._next_line = 0.0
 
         self.step_button = _button("Step", "step-forward", "Make the number of steps given beside", self._on_step)
         self.run_button = _button("Run", "play", "Train until Pause or the end", self._on_run)
@@ -173,8 +173,11 @@ class TrainingStepper(ipw.VBox):
         try:
             while self.running and done != limit and self.trainer.step() is not None:
                 done += 1
-                if time.perf_counter() >= self._next_draw:
+                now = time.perf_counter()
+                if now >= self._next_draw:
                     self._show()
+                elif now >= self._next_line:
+                    self._show_state()
                 yield
         except Exception as error:
             self.error = f"Stopped: {error}" if isinstance(error, UserError) else f"Stopped: {error!r}"
@@ -199,6 +202,7 @@ class TrainingStepper(ipw.VBox):
         self._next_draw = ended + max(REDRAW_SECONDS, REDRAW_SHARE * (ended - started))
 
     def _show_state(self) -> None:
+        self._next_line = time.perf_counter() + REDRAW_SECONDS
         finished = bool(self.trainer.finished)
         self.step_button.disabled = self.run_button.disabled = self.running or finished
         self.pause_button.disabled = not self.running
