@@ -363,4 +363,5 @@ def _frame(axes: Axes, kind: str) -> None:
     axes.set_label(kind)
     axes.spines[:].set_visible(bool(kind))
     axes.spines[:].set(edgecolor=GREEN, linewidth=4, linestyle="-" if kind == "truth" else (0, (1.2, 0.8)))
-    axes.spines[:].set_capstyle("butt")  # the usual caps would close the gaps between dashes
+    if kind != "truth":
+        axes.spines[:].set_capstyle("butt")  # the usual caps would close the gaps between dashes

@@ -77,7 +77,7 @@ class TrainingStepper(ipw.VBox):
 
     def __init__(self, trainer: "Trainer | Any", run_steps: int | None = None, probe: Probe | None = None) -> None:
         self.trainer, self.run_steps, self.probe = trainer, run_steps, probe
-        self.running, self.error = False, ""
+        self.running, self.error, self._clicked_pause = False, "", False
         self.task: asyncio.Task[None] | None = None
         self._curves: Picture | None = None
         self._matrix: Picture | None = None
@@ -136,6 +136,7 @@ class TrainingStepper(ipw.VBox):
         if not self.running:
             return
         self.pause()
+        self._clicked_pause = True
         try:
             self.trainer.save()  # the click is attended to between two steps
         except UserError as error:
@@ -186,6 +187,9 @@ class TrainingStepper(ipw.VBox):
     def _end(self) -> None:
         self.running = False
         self._show()
+        if self._clicked_pause:  # that button is disabled now
+            self._clicked_pause = False
+            self.run_button.focus()
 
     def _show(self) -> None:
         """Bring the line on progress and the pictures up to date."""
