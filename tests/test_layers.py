@@ -14,7 +14,7 @@ PACKAGE = Path(ucore.__file__).parent
 ORDER = [
     *("errors", "files", "config", "images", "manifest", "geo", "simulate", "data", "segments", "captions"),
     *("bundled", "weights", "model", "features", "losses", "checkpoint", "evaluate", "phases", "train", "adapt"),
-    *("retrieve", "report", "tasks", "visualize", "widgets", "notebooks", "runner", "cli"),
+    *("retrieve", "report", "tasks", "visualize", "gallery", "widgets", "notebooks", "runner", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")

@@ -15,16 +15,9 @@ from PIL import Image
 from ucore.data import caption_groups
 from ucore.errors import ConfigError, DataError
 from ucore.evaluate import RECALLS, retrieval_ranks
+from ucore.gallery import example_queries, plot_gallery, plot_samples
 from ucore.manifest import Manifest
-from ucore.visualize import (
-    Picture,
-    example_queries,
-    plot_curves,
-    plot_gallery,
-    plot_recalls,
-    plot_similarity,
-    smoothed,
-)
+from ucore.visualize import Picture, plot_curves, plot_recalls, plot_similarity, smoothed
 
 COLOURS = ((250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0))
 
@@ -325,3 +318,16 @@ def test_examples_never_repeat_a_caption_and_any_of_its_images_may_stand_for_it(
 def test_no_example_is_refused():
     with pytest.raises(ConfigError, match="at least one"):
         example_queries(ranked_scores([1, 2], [0, 1]), 0)
+
+
+def test_samples_show_each_image_with_its_own_first_caption(tiny_rsicd):
+    from ucore.data import read_dataset
+
+    manifest = read_dataset(tiny_rsicd, split="val")
+    figure = plot_samples(manifest, n=4, seed=1)
+    said = " ".join(words(figure)).replace("\n", " ")
+    shown = [row for row in range(len(manifest)) if f"{manifest.frame['sample_id'][row]}:" in said]
+    assert len(shown) == 4
+    assert all(manifest.frame["captions"][row][0][:25] in said for row in shown)
+    with pytest.raises(ConfigError, match="at least one"):
+        plot_samples(manifest, n=0)

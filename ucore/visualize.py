@@ -7,7 +7,6 @@ meaning rests on colour alone. Captions and labels are untrusted and drawn as pl
 
 import base64
 import io
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -21,12 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ucore.errors import ConfigError, DataError
-from ucore.evaluate import RECALLS, best_ranks, instance_relevance
-from ucore.images import load_image
+from ucore.errors import DataError
+from ucore.evaluate import RECALLS
 
 if TYPE_CHECKING:
-    from ucore.tasks import Scores
+    pass
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, FAINT = "#222222", "#8a8a8a"
@@ -41,8 +39,6 @@ STYLE: Any = {
 }  # fmt: skip
 SMOOTHING = 4  # of the loss: steps to either side that its mean takes in
 MOST_ROWS = 48  # of a similarity matrix: more cannot be told apart
-MOST_RANKED = 2000  # captions that examples are drawn from
-THUMBNAIL = 240  # pixels
 COLOURS = {"1": BLUE, "5": ORANGE, "10": PURPLE}  # of R@k
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
@@ -58,13 +54,13 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _styled(function: Callable[P, "Picture"]) -> Callable[P, "Picture"]:
+def styled(function: Callable[P, "Picture"]) -> Callable[P, "Picture"]:
     @wraps(function)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Picture:
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Picture:
         with _style():
             return function(*args, **kwargs)
 
-    return styled
+    return drawn
 
 
 class Picture(Figure):
@@ -95,7 +91,7 @@ class Picture(Figure):
 # --- training ---------------------------------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def plot_curves(history: Sequence[dict[str, Any]], figure: Picture | None = None) -> Picture:
     """Loss of every step above, validation mR and recalls (percent) of every epoch below, the best mR starred.
 
@@ -177,7 +173,7 @@ def _draw_recalls(axes: Axes, epochs: Sequence[dict[str, Any]]) -> dict[str, Any
     return epochs[place]
 
 
-@_styled
+@styled
 def plot_similarity(
     similarity: np.ndarray, positives: np.ndarray, title: str = "", figure: Picture | None = None
 ) -> Picture:
@@ -221,7 +217,7 @@ def plot_similarity(
 # --- results ----------------------------------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def plot_recalls(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = None) -> Picture:
     """The six recalls (percent) as bars with their intervals, one colour a label.
 
@@ -267,101 +263,3 @@ def plot_recalls(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = 
     legend = figure.legend(loc="outside lower left", ncols=min(3, len(labels)))
     figure.alt = "Recall bars. " + "; ".join(text.get_text() for text in legend.get_texts()) + "."
     return figure
-
-
-def example_queries(scores: "Scores", n: int = 6, seed: int = 0) -> np.ndarray:
-    """Numbers of `n` texts with distinct captions, int64 (n,), from well to badly answered, none picked by hand.
-
-    The distinct captions (of more than 2,000 a random 2,000) are ordered by the rank of their image and cut into
-    `n` equal parts; of each part one is drawn at random. So the examples show the whole range as it is: of six,
-    three lie above the median rank. Fewer come back where there are fewer distinct captions.
-    """
-    if n < 1:
-        raise ConfigError(f"n is {n}; ask for at least one example")
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(scores.groups))  # so that a repeated caption may stand with any of its images
-    chosen = shuffled[np.sort(np.unique(scores.groups[shuffled], return_index=True)[1])][:MOST_RANKED]
-    ranks = best_ranks(
-        scores.similarity.T[chosen], instance_relevance(scores.text_image_index[chosen], len(scores.similarity))
-    )
-    ordered = chosen[np.lexsort((chosen, ranks))]
-    return np.array([rng.choice(part) for part in np.array_split(ordered, min(n, len(ordered)))])
-
-
-@_styled
-def plot_gallery(scores: "Scores", queries: Sequence[int] | np.ndarray, k: int = 5) -> Picture:
-    """Text to image: for each text of `queries` the first `k` images, and last the image it was written for.
-
-    That image has a solid green frame wherever it stands; a dashed one marks another image with the very same
-    caption, which the standard protocol counts as wrong. `queries`: positions of texts, as from `example_queries`.
-    Raises ConfigError for a text that is not there.
-    """
-    texts, n_images = scores.manifest.texts[0], len(scores.manifest)
-    wrong = [query for query in queries if not 0 <= query < len(texts)]
-    if wrong or not len(queries) or not 1 <= k <= 8:
-        what = f"text {wrong[0]} of {len(texts)}" if wrong else f"{len(queries)} queries and k={k}"
-        raise ConfigError(f"Cannot show {what}; give at least one text counted from 0, and k from 1 to 8")
-    k = min(k, n_images)
-    widths = [0.43 * (k + 1.12), *[1.0] * k, 0.12, 1.0]
-    head = 0.55  # inches, for the headings and the first ranks; a row is a square thumbnail and its rank
-    figure = Picture(figsize=(WIDTH, head + len(queries) * (0.32 + 0.92 * WIDTH / sum(widths))))
-    grid = figure.add_gridspec(len(queries), k + 3, width_ratios=widths, left=0.01, right=0.99, bottom=0.01,
-                               top=1 - head / figure.get_figheight(), wspace=0.08, hspace=0.3)  # fmt: skip
-    told = []
-    for row, query in enumerate(queries):
-        own = int(scores.text_image_index[query])
-        order = _ranking(scores.similarity[:, query], own)
-        rank = int(np.flatnonzero(order == own)[0]) + 1
-        same = set(scores.text_image_index[scores.groups == scores.groups[query]].tolist())
-        _draw_caption(figure.add_subplot(grid[row, 0]), texts[query], rank, n_images)
-        for place in range(k + 1):
-            image = int(order[place]) if place < k else own
-            axes = figure.add_subplot(grid[row, 1 + place + (place == k)])
-            axes.imshow(_thumbnail(scores, image))
-            number = place + 1 if place < k else rank
-            axes.set_title(
-                f"{number:,} · {scores.similarity[image, query]:.2f}", fontsize=9, fontweight="normal", pad=3
-            )
-            _frame(axes, "truth" if image == own else "same caption" if image in same else "")
-        told.append(rank)
-    left = grid.get_grid_positions(figure)[2]
-    dashed = any(axes.get_label() == "same caption" for axes in figure.axes)
-    title = f"First {k} of {n_images:,}: rank · similarity" + dashed * " (dashed: same caption)"
-    for x, text, side in ((left[0], "Text query", "left"), (left[1], title, "left"), (0.99, "Truth", "right")):
-        figure.text(x, 1 - 0.12 / figure.get_figheight(), text, ha=side, va="top", fontweight="bold")
-    figure.alt = (
-        f"{len(told)} text queries, the {k} images each finds first of {n_images}, and the right image, "
-        f"which stands at rank {', '.join(map(str, told))}."
-    )
-    return figure
-
-
-def _ranking(similarity: np.ndarray, own: int) -> np.ndarray:
-    """Images from the closest on; among equals the truth comes last, as the metrics count it."""
-    images = np.arange(len(similarity))
-    return np.lexsort((images, images == own, -similarity))
-
-
-def _draw_caption(axes: Axes, caption: str, rank: int, n_images: int) -> None:
-    axes.axis("off")
-    clean = "".join(letter if letter.isprintable() else " " for letter in caption)
-    shown = textwrap.fill(clean, 27, max_lines=4, placeholder=" …") or "(an empty caption)"
-    # Clipped, since a line of wide letters would run into the images.
-    axes.text(0, 1, shown, va="top", fontsize=10, transform=axes.transAxes, clip_on=True)
-    axes.text(0, 0, f"truth at rank {rank:,} of {n_images:,}", fontsize=9, color="#555555", transform=axes.transAxes)
-
-
-def _thumbnail(scores: "Scores", image: int) -> np.ndarray:
-    picture = load_image(scores.manifest.image_path(image))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return np.asarray(picture)
-
-
-def _frame(axes: Axes, kind: str) -> None:
-    """Frame of a thumbnail: "truth" solid, "same caption" dashed, "" none; `axes.get_label()` is the kind."""
-    axes.set(xticks=[], yticks=[])
-    axes.set_label(kind)
-    axes.spines[:].set_visible(bool(kind))
-    axes.spines[:].set(edgecolor=GREEN, linewidth=4, linestyle="-" if kind == "truth" else (0, (1.2, 0.8)))
-    if kind != "truth":
-        axes.spines[:].set_capstyle("butt")  # the usual caps would close the gaps between dashes
