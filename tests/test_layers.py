@@ -13,7 +13,19 @@ import ucore
 PACKAGE = Path(ucore.__file__).parent
 ORDER = [
     *("errors", "files", "config", "images", "manifest", "geo", "simulate", "data", "segments", "captions"),
-    *("bundled", "weights", "model", "features", "losses", "checkpoint", "evaluate", "phases", "train", "adapt"),
+    *(
+        "bundled",
+        "weights",
+        "model",
+        "features",
+        "losses",
+        "checkpoint",
+        "evaluate",
+        "hubness",
+        "phases",
+        "train",
+        "adapt",
+    ),
     *("retrieve", "report", "tasks", "visualize", "gallery", "widgets", "notebooks", "runner", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from ucore.files import atomic_path, write_json
 from ucore.model import DualEncoder, encoder_card, load_encoder
 from ucore.weights import fill, read_weights, write_weights
 
-WEIGHTS, CARD, STATE = "model.safetensors", "encoder.json", "state.pt"
+WEIGHTS, CARD, STATE, BANK = "model.safetensors", "encoder.json", "state.pt", "bank.npy"
 FORMAT = 1
 
 
@@ -85,3 +86,23 @@ def load_state(folder: Path) -> dict[str, Any] | None:
         raise CheckpointError(
             f"{path} is damaged or of another version, so the run cannot go on; repeat with --restart to begin anew"
         ) from error
+
+
+def save_bank(folder: Path, bank: np.ndarray) -> None:
+    """Keep features of training images, float16 (B, D), beside the weights they belong to."""
+    with atomic_path(folder / BANK) as temporary, open(temporary, "wb") as stream:
+        np.save(stream, bank)
+
+
+def load_bank(folder: str | Path) -> np.ndarray | None:
+    """Features of training images kept by `save_bank`, or None. Raises CheckpointError when they are damaged."""
+    path = Path(folder) / BANK
+    if not path.is_file():
+        return None
+    try:
+        bank = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise CheckpointError(f"{path} is cut short or not an array; copy the checkpoint again") from error
+    if bank.ndim != 2 or bank.dtype != np.float16:
+        raise CheckpointError(f"{path} is {bank.dtype} {bank.shape}, not float16 features; copy the checkpoint again")
+    return bank

@@ -76,11 +76,11 @@ def train(
     texts = val_part.texts[0]
     print(f"{len(train_part):,} training and {len(val_part):,} validation images; {model.precision} on {model.device}")
     print(f"Validation has {len(texts):,} captions, {len(set(texts)):,} of them distinct.")
-    trainer, scores = train_checkpoint(model, train_part, val_part, config, out, cache, restart)
-    seconds = {**trainer.seconds, "evaluation": sum(scores.seconds.values()), "total": time.perf_counter() - started}
+    trainer, plain, corrected = train_checkpoint(model, train_part, val_part, config, out, cache, restart)
+    seconds = {**trainer.seconds, "evaluation": sum(plain.seconds.values()), "total": time.perf_counter() - started}
     write_metrics(
         out / "metrics.json",
-        scores.rows("trained", seed),
+        [*plain.rows("cosine", seed), *corrected.rows("generic texts corrected", seed)],
         dataset=str(val_part.frame["domain"].iloc[0]),
         split="val",
         seed=seed,
@@ -89,7 +89,8 @@ def train(
         seconds=seconds,
         peak_memory_gb=peak_memory_gb(),
     )
-    print(metrics_text(*scores.metrics(seed=seed)))
+    print("Validation, cosine:\n" + metrics_text(*plain.metrics(seed=seed)))
+    print("Validation, generic texts corrected:\n" + metrics_text(*corrected.metrics(seed=seed)))
     print("Seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
     print(f"Peak memory {peak_memory_gb():.2f} GB. Checkpoint and metrics.json: {out}")
 
@@ -101,6 +102,7 @@ def evaluate(
     out: Path = Path("scores.npz"),
     domain: str | None = None,
     views: int | None = None,
+    correct_generic: bool = True,
     device: str = "auto",
     skip_bad: bool = False,
 ) -> None:
@@ -113,6 +115,7 @@ def evaluate(
         out: Where scores.npz goes.
         domain: Score one domain (country, dataset) only.
         views: Dihedral views averaged per image (1, 2, 4, 8); default: as the checkpoint was trained to use.
+        correct_generic: Lower the scores of texts that fit many training images; otherwise plain cosines.
         device: auto, cpu, cuda or cuda:N.
         skip_bad: Leave unreadable images out instead of stopping.
     """
@@ -126,13 +129,15 @@ def evaluate(
 
         manifest = read_dataset(data, split=split, domain=domain, skip_bad=skip_bad)
 
-        from ucore.checkpoint import load_checkpoint
+        from ucore.checkpoint import load_bank, load_checkpoint
         from ucore.tasks import metrics_text, score, write_metrics
 
         model, card = load_checkpoint(checkpoint, _device(device))
+        bank = load_bank(checkpoint) if correct_generic else None
     views = views or int(card["train"]["test_views"])
     scores = score(model, manifest, views)
     started = time.perf_counter()
+    scores = scores if bank is None else scores.corrected(model, bank)
     metrics = scores.metrics()
     rows = scores.rows("checkpoint")
     seconds = {**scores.seconds, "metrics": time.perf_counter() - started}
@@ -143,11 +148,15 @@ def evaluate(
         dataset=str(manifest.frame["domain"].iloc[0]),
         split=split,
         views=views,
+        generic_texts_corrected=bank is not None,
         encoder=card["encoder"],
         trained=card["train"],
         seconds=seconds,
     )
-    print(f"{len(manifest):,} images, {scores.similarity.shape[1]:,} texts, {views} view(s) an image.")
+    print(
+        f"{len(manifest):,} images, {scores.similarity.shape[1]:,} texts, {views} view(s) an image; "
+        f"generic texts {'corrected' if bank is not None else 'not corrected'}."
+    )
     print("Standard protocol:")
     print(metrics_text(*metrics))
     print("Duplicate-aware protocol:")

@@ -3,20 +3,22 @@
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from ucore.checkpoint import CARD, STATE, WEIGHTS
+from ucore.checkpoint import BANK, CARD, STATE, WEIGHTS, load_bank, save_bank
 from ucore.config import TrainConfig
 from ucore.data import caption_groups
 from ucore.errors import DataError
 from ucore.evaluate import Metrics, bootstrap_ci, metrics_from_ranks, retrieval_ranks, similarity_matrix
 from ucore.features import embed_images, embed_texts
 from ucore.files import atomic_path, require_writable, write_json
-from ucore.manifest import Manifest
+from ucore.hubness import MOST_BANK, text_bias
+from ucore.manifest import Manifest, subset
 from ucore.model import DualEncoder
 from ucore.report import git_commit, machine_facts
 from ucore.train import Trainer
@@ -26,10 +28,11 @@ MOST_SCORES = 2 * 10**9  # entries of a similarity matrix: 8 GB
 
 @dataclass(frozen=True)
 class Scores:
-    """A scored gallery: similarity float32 (I, T), both kinds of ranks, and which image each text belongs to."""
+    """A scored gallery: similarity float32 (I, T), text features float32 (T, D), the image each text belongs to."""
 
     manifest: Manifest
     similarity: np.ndarray
+    text_features: np.ndarray
     text_image_index: np.ndarray
     groups: np.ndarray
     seconds: dict[str, float]
@@ -38,6 +41,11 @@ class Scores:
         """Metrics and their 95 % intervals (cluster bootstrap over images), standard or duplicate-aware."""
         ranks = retrieval_ranks(self.similarity, self.text_image_index, self.groups if duplicate_aware else None)
         return metrics_from_ranks(*ranks), bootstrap_ci(*ranks, self.text_image_index, seed=seed)
+
+    def corrected(self, encoder: DualEncoder, bank: np.ndarray) -> "Scores":
+        """The same gallery with generic texts corrected by a `bank` of training images (`hubness.text_bias`)."""
+        bias = text_bias(self.text_features, bank, float(torch.exp(-encoder.logit_scale)))
+        return replace(self, similarity=self.similarity + bias)
 
     def rows(self, label: str, seed: int = 0) -> list[dict[str, Any]]:
         """Rows for a report: one a metric, of the standard protocol and of the duplicate-aware one."""
@@ -64,7 +72,10 @@ class Scores:
 
 
 def score(encoder: DualEncoder, manifest: Manifest, views: int = 1, progress: bool = True) -> Scores:
-    """Embed every image and text of `manifest` and compare all with all: nothing is sampled or dropped."""
+    """Embed every image and text of `manifest` and compare all with all by cosine: nothing is sampled or dropped.
+
+    views: dihedral views averaged per image.
+    """
     texts, text_image_index = manifest.texts
     if len(manifest) * len(texts) > MOST_SCORES:
         raise DataError(
@@ -78,7 +89,7 @@ def score(encoder: DualEncoder, manifest: Manifest, views: int = 1, progress: bo
     embedded = time.perf_counter()
     similarity = similarity_matrix(image_features, text_features)
     seconds = {"images": middle - started, "texts": embedded - middle, "scores": time.perf_counter() - embedded}
-    return Scores(manifest, similarity, text_image_index, caption_groups(texts), seconds)
+    return Scores(manifest, similarity, text_features, text_image_index, caption_groups(texts), seconds)
 
 
 def train_checkpoint(
@@ -90,8 +101,12 @@ def train_checkpoint(
     cache: Path,
     restart: bool = False,
     progress: bool = True,
-) -> tuple[Trainer, Scores]:
-    """Train into `out`, going on where an earlier call stopped, and score the whole validation gallery."""
+) -> tuple[Trainer, Scores, Scores]:
+    """Train into `out`, going on where an earlier call stopped, and score the whole validation gallery.
+
+    Returns the trainer, the scores as plain cosines, and the scores corrected for generic texts, whose bank of
+    training images is kept beside the weights.
+    """
     require_writable(out)
     require_writable(cache)
     if restart:
@@ -101,12 +116,23 @@ def train_checkpoint(
         state = "finished" if trainer.finished else f"at step {trainer.step_count}"
         print(f"Found a run in {out}, {state}: going on from there.")
     trainer.fit()
-    return trainer, score(encoder, val, config.test_views, progress)
+    bank = training_bank(encoder, trainer.train, out, progress)
+    plain = score(encoder, val, config.test_views, progress=progress)
+    return trainer, plain, plain.corrected(encoder, bank)
+
+
+def training_bank(encoder: DualEncoder, train: Manifest, out: Path, progress: bool = True) -> np.ndarray:
+    """Features float16 (B, D) of at most 10,000 training images, read from `out` or embedded and kept there."""
+    bank = load_bank(out)
+    if bank is None:
+        bank = embed_images(encoder, subset(train, MOST_BANK), progress=progress).astype(np.float16)
+        save_bank(out, bank)
+    return bank
 
 
 def forget_run(out: Path) -> None:
     """Remove what training wrote into `out`, and nothing else."""
-    for name in (STATE, WEIGHTS, CARD, "metrics.json"):
+    for name in (STATE, WEIGHTS, CARD, BANK, "metrics.json"):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / "tensorboard", ignore_errors=True)
 
