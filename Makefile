@@ -4,7 +4,14 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce test check lab bench clean
 
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first Python that runs and is new enough; requirements.lock was resolved for 3.11.
+ifndef PYTHON
+PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
+endif
+ifdef UCORE_DATA  # notebooks and tests may run in other folders
+export UCORE_DATA := $(abspath $(UCORE_DATA))
+endif
 BIN := .venv/bin
 STAMP := .venv/.complete
 SCALE ?= tiny
@@ -15,22 +22,24 @@ help:            ## list the targets
 
 # uv builds the environment; where it is missing, it is put into .tools, and the user's Python stays as it is.
 $(STAMP): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; install it and repeat."; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed; $(PYTHON) is older. Repeat with: make PYTHON=/path/to/python3.11"; exit 2; }
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: install it, or repeat with make PYTHON=/path/to/python3.11"; exit 2; }
 	@set -e; uv=$$(command -v uv || true); \
 	if [ -z "$$uv" ] || ! $$uv --version >/dev/null 2>&1; then \
 	  uv=.tools/bin/uv; \
 	  if [ ! -x $$uv ]; then \
 	    $(PYTHON) -m venv .tools 2>/dev/null && .tools/bin/python -m pip install -q uv || \
-	    { rm -rf .tools; $(PYTHON) -m pip install -q --target .tools uv; }; \
+	    { rm -rf .tools; $(PYTHON) -m pip install -q --target .tools uv 2>/dev/null; } || \
+	    { rm -rf .tools; echo "Could not install uv: this Python has neither venv nor pip. Install uv or python3-venv first."; exit 2; }; \
 	  fi; \
 	fi; \
+	echo "Building .venv from requirements.lock (several GB; under a minute on a fast connection) ..."; \
 	rm -rf .venv; \
 	$$uv venv -q --python $(PYTHON) .venv; \
 	$$uv pip sync -q --python $(BIN)/python --require-hashes requirements.lock; \
 	$$uv pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
+	@echo "Ready. For the ucore command: . .venv/bin/activate"
 
 setup: $(STAMP)  ## build .venv from requirements.lock (skipped when it is up to date)
 
@@ -40,7 +49,7 @@ reproduce: $(STAMP)  ## run the notebooks end to end (SCALE=tiny|small|full; dat
 test: $(STAMP)   ## run the tests
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-check: $(STAMP)  ## lint, types, stripped notebooks, lock in step with pyproject
+check: $(STAMP)  ## lint, format, types, stripped notebooks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --level error
 	@$(BIN)/nbstripout --verify notebooks/*.ipynb
 

@@ -26,7 +26,7 @@ ORDER = [
         "train",
         "adapt",
     ),
-    *("retrieve", "report", "tasks", "visualize", "gallery", "widgets", "notebooks", "runner", "cli"),
+    *("retrieve", "tasks", "visualize", "gallery", "widgets", "notebooks", "runner", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")

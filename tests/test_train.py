@@ -66,6 +66,31 @@ def test_resuming_equals_never_stopping_in_both_phases(new_trainer, tmp_path):
     assert finished.step() is None
 
 
+def test_resuming_is_exact_without_the_first_phase(new_trainer, tmp_path):
+    whole = new_trainer(head_epochs=0)
+    whole.fit()
+    broken = new_trainer(tmp_path, head_epochs=0)
+    broken.step()
+    broken.save()
+    again = new_trainer(tmp_path, head_epochs=0)
+    assert again.resume()
+    again.fit()
+    same(whole, again)
+
+
+def test_a_step_that_was_not_completed_is_made_again_with_its_own_images(new_trainer, monkeypatch):
+    whole = new_trainer(head_epochs=0)
+    whole.fit()
+    trainer = new_trainer(head_epochs=0)
+    trainer.step()
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "loss", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.step()
+    trainer.fit()
+    same(whole, trainer)
+
+
 def test_the_same_seed_gives_the_same_run_and_another_does_not(new_trainer):
     runs = [new_trainer(tune_epochs=0, seed=seed) for seed in (3, 3, 4)]
     for run in runs:
@@ -88,8 +113,8 @@ def test_early_stopping_ends_a_phase_and_the_next_starts_from_the_best(new_train
     trainer = new_trainer(head_epochs=50, patience=1, head_lr=1e-9, ema=0)  # nothing moves, so nothing gets better
     while trainer.phase.name == "heads":
         trainer.step()
-    assert trainer.step_count == 2 * 3  # the first epoch is best, the second is stale
-    assert trainer.best["epoch"] == 1
+    assert trainer.step_count == 3  # the model as it came is best, the first epoch is stale
+    assert trainer.best["epoch"] == 0
 
 
 def test_positives_are_own_and_identical_captions(new_trainer):

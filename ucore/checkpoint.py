@@ -1,5 +1,6 @@
 """A run's folder: the chosen weights anyone can load, and the state a run resumes from."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from ucore.config import ModelConfig, TrainConfig
 from ucore.errors import CheckpointError, ConfigError
-from ucore.files import atomic_path, write_json
-from ucore.model import DualEncoder, encoder_card, load_encoder
+from ucore.files import atomic_path, file_hash, write_json
+from ucore.model import DualEncoder, load_encoder
 from ucore.weights import fill, read_weights, write_weights
 
-WEIGHTS, CARD, STATE, BANK = "model.safetensors", "encoder.json", "state.pt", "bank.npy"
+WEIGHTS, CARD, STATE, BANK = "model.safetensors", "encoder.json", "state.pt", "bank.safetensors"
 FORMAT = 1
 
 
@@ -30,11 +33,21 @@ def save_encoder(
     write_weights(folder / WEIGHTS, state)
     card = {
         "format": FORMAT,
-        "encoder": encoder_card(encoder),
+        "encoder": _card(encoder),
         "train": config.to_dict(),
         "validation": dict(best),
     }
     write_json(folder / CARD, card)
+
+
+def _card(encoder: DualEncoder) -> dict[str, Any]:
+    """What is needed to rebuild the encoder before filling it: name, weights' origin and heads."""
+    return {
+        "name": encoder.name,
+        "pretrained": encoder.pretrained,
+        "heads": dataclasses.asdict(encoder.config),
+        "preprocess": dict(encoder.clip.visual.preprocess_cfg),  # a hub tag's may differ from its architecture's
+    }
 
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> tuple[DualEncoder, dict[str, Any]]:
@@ -59,7 +72,8 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{card_path} is damaged ({error}); copy the checkpoint again") from error
     try:
-        encoder = load_encoder(name, config=heads, device=device, load_weights=False)
+        preprocess = card["encoder"].get("preprocess")
+        encoder = load_encoder(name, None, heads, device, load_weights=False, preprocess=preprocess)
     except ConfigError as error:
         raise CheckpointError(f"{card_path} names an encoder this ucore does not have: {error}") from error
     fill(encoder, read_weights(folder / WEIGHTS), f"{folder / WEIGHTS} as {name}")
@@ -89,20 +103,23 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
 
 def save_bank(folder: Path, bank: np.ndarray) -> None:
-    """Keep features of training images, float16 (B, D), beside the weights they belong to."""
-    with atomic_path(folder / BANK) as temporary, open(temporary, "wb") as stream:
-        np.save(stream, bank)
+    """Keep features of training images, float16 (B, D), beside the weights in `folder` that made them."""
+    metadata = {"weights": file_hash(folder / WEIGHTS)}
+    with atomic_path(folder / BANK) as temporary:
+        save_file({"bank": np.ascontiguousarray(bank)}, temporary, metadata)
 
 
 def load_bank(folder: str | Path) -> np.ndarray | None:
-    """Features of training images kept by `save_bank`, or None. Raises CheckpointError when they are damaged."""
+    """Features of training images kept by `save_bank`; None when there are none, or only those of other weights.
+
+    Raises CheckpointError when the file is damaged.
+    """
     path = Path(folder) / BANK
     if not path.is_file():
         return None
     try:
-        bank = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise CheckpointError(f"{path} is cut short or not an array; copy the checkpoint again") from error
-    if bank.ndim != 2 or bank.dtype != np.float16:
-        raise CheckpointError(f"{path} is {bank.dtype} {bank.shape}, not float16 features; copy the checkpoint again")
-    return bank
+        with safe_open(path, "np") as stored:
+            belongs = (stored.metadata() or {}).get("weights") == file_hash(Path(folder) / WEIGHTS)
+            return stored.get_tensor("bank") if belongs else None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is cut short or not a bank ({error}); copy the checkpoint again") from error

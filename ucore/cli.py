@@ -45,7 +45,7 @@ def train(
         pretrained: open_clip hub tag or local weight file, for open_clip architectures.
         scale: tiny (a minute on two cores), small (half an hour) or full (GPU).
         seed: Of every random choice.
-        out: Folder for the checkpoint, metrics.json and TensorBoard curves.
+        out: Folder for the checkpoint, validation.json and TensorBoard curves.
         domain: Use one domain (country, dataset) only.
         cache: Folder for tower features, shared between runs.
         device: auto, cpu, cuda or cuda:N.
@@ -67,11 +67,11 @@ def train(
 
         import torch
 
-        from ucore.model import load_encoder
+        from ucore.model import load_encoder, pick_device
         from ucore.tasks import metrics_text, train_checkpoint, write_metrics
 
         torch.manual_seed(seed)  # the heads' first weights
-        model = load_encoder(encoder, pretrained, device=_device(device))
+        model = load_encoder(encoder, pretrained, device=pick_device(device))
     train_part, val_part = manifest.split("train"), manifest.split("val")
     texts = val_part.texts[0]
     print(f"{len(train_part):,} training and {len(val_part):,} validation images; {model.precision} on {model.device}")
@@ -79,7 +79,7 @@ def train(
     trainer, plain, corrected = train_checkpoint(model, train_part, val_part, config, out, cache, restart)
     seconds = {**trainer.seconds, "evaluation": sum(plain.seconds.values()), "total": time.perf_counter() - started}
     write_metrics(
-        out / "metrics.json",
+        out / "validation.json",
         [*plain.rows("cosine", seed), *corrected.rows("generic texts corrected", seed)],
         dataset=str(val_part.frame["domain"].iloc[0]),
         split="val",
@@ -92,7 +92,7 @@ def train(
     print("Validation, cosine:\n" + metrics_text(*plain.metrics(seed=seed)))
     print("Validation, generic texts corrected:\n" + metrics_text(*corrected.metrics(seed=seed)))
     print("Seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
-    print(f"Peak memory {peak_memory_gb():.2f} GB. Checkpoint and metrics.json: {out}")
+    print(f"Peak memory {peak_memory_gb():.2f} GB. Checkpoint and validation.json: {out}")
 
 
 def evaluate(
@@ -130,9 +130,10 @@ def evaluate(
         manifest = read_dataset(data, split=split, domain=domain, skip_bad=skip_bad)
 
         from ucore.checkpoint import load_bank, load_checkpoint
+        from ucore.model import pick_device
         from ucore.tasks import metrics_text, score, write_metrics
 
-        model, card = load_checkpoint(checkpoint, _device(device))
+        model, card = load_checkpoint(checkpoint, pick_device(device))
         bank = load_bank(checkpoint) if correct_generic else None
     views = views or int(card["train"]["test_views"])
     scores = score(model, manifest, views)
@@ -224,25 +225,6 @@ def peak_memory_gb() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"Unknown device {name!r}: choose auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device {name} was asked for, but torch finds no CUDA GPU here; use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name} was asked for, but the GPUs here are cuda:0 to "
-                          f"cuda:{torch.cuda.device_count() - 1}")  # fmt: skip
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"Device {name!r} is not supported: choose auto, cpu, cuda or cuda:N")
-    return name
 
 
 class _progress:

@@ -4,6 +4,7 @@ Tower features depend only on the frozen towers and the data, so they are comput
 made of both. Work is stored in shards, each whole or absent; a repeated call computes only what is missing.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,7 +40,7 @@ def pixel_batches(
         image = encoder.resize(load_image(paths[position]))
         return image if augment is None else augment(image, position)
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         waiting: list[list] = []
         for batch in batches:
             waiting.append([pool.submit(load, position) for position in batch])

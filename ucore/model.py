@@ -9,7 +9,6 @@ cached tower features. For a CLIP model the heads start as the identity, so that
 starting point; for the bundled pair, whose towers know nothing of each other, they start at random.
 """
 
-import dataclasses
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -173,7 +172,9 @@ class DualEncoder(nn.Module):
     def fingerprint(self, part: str) -> str:
         """16 hexadecimal digits that identify the weights of `clip.visual` (part="image") or of the text tower."""
         vision = part == "image"
-        digest = hashlib.sha256(f"{self.name} {self.precision}".encode())
+        how = str(self.transform) if vision else f"{bundled.CONTEXT_LENGTH}"
+        levels = [bundled.IMAGE_LEVELS, bundled.TEXT_LEVELS]
+        digest = hashlib.sha256(f"{self.name} {self.precision} {how} {levels}".encode())
         for key, value in self.clip.state_dict().items():
             if key.startswith("visual.") == vision and not key.startswith("logit_"):
                 digest.update(key.encode() + value.detach().float().cpu().reshape(-1).numpy().tobytes())
@@ -189,7 +190,11 @@ class DualEncoder(nn.Module):
         if transformer is not None:
             stem = [m for n, m in visual.named_children() if n in ("conv1", "ln_pre", "patch_dropout")]
             return [nn.ModuleList(stem), *transformer.resblocks]
-        return list(visual.children())
+        trunk = getattr(visual, "trunk", visual)
+        stages = getattr(trunk, "blocks", None) or getattr(trunk, "stages", None)
+        if stages is None:
+            raise ConfigError(f"The stages of {self.name} are not known; set frozen_image_stages=0 to tune all of it")
+        return [nn.ModuleList(), *stages]
 
     def token_embedding(self) -> Any:
         """The text tower's table of word vectors."""
@@ -225,6 +230,7 @@ def load_encoder(
     config: ModelConfig | None = None,
     device: str | torch.device = "cpu",
     load_weights: bool = True,
+    preprocess: dict[str, Any] | None = None,
 ) -> DualEncoder:
     """Build an encoder and fill it.
 
@@ -234,6 +240,7 @@ def load_encoder(
     pretrained: an open_clip hub tag, or a local .safetensors / .pt file in open_clip's format, as RemoteCLIP
         and GeoRSCLIP publish theirs. None for the bundled encoder; for others None means random weights.
     load_weights: False leaves the towers as they are built, for filling from one of our checkpoints.
+    preprocess: size, mean, std and so on of the images, where they differ from the model's own.
 
     Raises ConfigError for an unknown name or tag, CheckpointError for a file that is missing, unsafe or of
     another architecture.
@@ -247,7 +254,7 @@ def load_encoder(
         with quiet():
             clip = bundled.build_clip(load_weights)
     else:
-        clip = _open_clip_model(name, str(pretrained) if pretrained is not None and load_weights else None)
+        clip = _open_clip_model(name, str(pretrained) if pretrained is not None and load_weights else None, preprocess)
     with quiet():
         tokenizer = open_clip.get_tokenizer(name)
     encoder = DualEncoder(name, clip, tokenizer, config)
@@ -255,11 +262,11 @@ def load_encoder(
     return encoder.to(device).eval()
 
 
-def _open_clip_model(name: str, pretrained: str | None) -> Any:
+def _open_clip_model(name: str, pretrained: str | None, preprocess: dict[str, Any] | None) -> Any:
     known = open_clip.list_models()
     if name not in known:
         raise ConfigError(
-            f"Unknown encoder {name!r}{did_you_mean(name, [bundled.NAME, *known])}. "
+            f"Unknown encoder {name!r}{did_you_mean(name, [bundled.NAME, *known]).rstrip('?')}. "
             f"Choose {bundled.NAME} or an architecture that open_clip.list_models() names"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -278,7 +285,7 @@ def _open_clip_model(name: str, pretrained: str | None) -> Any:
                     f"Could not fetch {name} {pretrained} ({_first_line(error)}). "
                     f"Check the connection, or download the weights elsewhere and pass the file as --pretrained PATH"
                 ) from error
-        clip = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+        clip = open_clip.create_model(name, load_weights=False, pretrained_text=False, force_preprocess_cfg=preprocess)
     if pretrained is not None:
         fill(clip, read_weights(Path(pretrained)), f"{pretrained} as {name}")
     return clip
@@ -297,10 +304,20 @@ def dihedral(images: Tensor, view: int) -> Tensor:
     return rotated.flip(-1) if view >= 4 else rotated
 
 
-def encoder_card(encoder: DualEncoder) -> dict[str, Any]:
-    """What is needed to rebuild the encoder before filling it: name, weights' origin and heads."""
-    return {
-        "name": encoder.name,
-        "pretrained": encoder.pretrained,
-        "heads": dataclasses.asdict(encoder.config),
-    }
+def pick_device(name: str = "auto") -> str:
+    """`auto` becomes cuda where there is a GPU, else cpu; other names are checked. Raises ConfigError."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"Unknown device {name!r}: choose auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name} was asked for, but torch finds no CUDA GPU here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name} was asked for, but the GPUs here are cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"Device {name!r} is not supported: choose auto, cpu, cuda or cuda:N")
+    return name

@@ -43,7 +43,6 @@ class Phase:
             parameter.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self._optimizer_groups(groups))
         self.average = [p.detach().clone() for p in self.parameters] if self.config.ema else []
-        self._batches: Iterator[tuple[np.ndarray, np.ndarray]] | None = None
         self._set_modes()
 
     @classmethod
@@ -209,15 +208,14 @@ class TowerPhase(Phase):
     def __init__(self, trainer: "Trainer") -> None:
         encoder, config = trainer.encoder, trainer.config
         heads = [*encoder.image_head.parameters(), *encoder.text_head.parameters(), encoder.logit_scale]
-        frozen = {p for stage in encoder.image_stages()[: config.frozen_image_stages + 1] for p in stage.parameters()}
-        if not config.frozen_image_stages:
-            frozen = set()
+        first = encoder.image_stages()[: config.frozen_image_stages + 1] if config.frozen_image_stages else []
+        frozen = {p for stage in first for p in stage.parameters()}
         frozen |= set(encoder.token_embedding().parameters())  # rare words keep the meaning they came with
         own = {id(p) for p in heads} | {id(encoder.clip.logit_scale)}
         visual = [p for p in encoder.clip.visual.parameters() if p not in frozen]
         seen = own | {id(p) for p in encoder.clip.visual.parameters()}
         text = [p for p in encoder.clip.parameters() if id(p) not in seen and p not in frozen]
-        if not config.head_epochs:  # the first phase would have done it on all images
+        if not config.head_epochs and not trainer.step_count:  # the first phase would have done it, on all images
             sample = subset(trainer.train, 512)
             encoder.image_head.standardise(
                 torch.from_numpy(image_tower_features(encoder, sample, progress=False)[:, 0])
@@ -227,6 +225,7 @@ class TowerPhase(Phase):
             )
         self.tokens = encoder.tokenize(trainer.texts)
         self._pixels: Iterator[Tensor] | None = None
+        self._pixels_of = 0  # the step whose batch comes next in that stream
         super().__init__(
             trainer,
             {
@@ -248,13 +247,10 @@ class TowerPhase(Phase):
         self.encoder.train()
 
     def forward(self, rows: np.ndarray, texts: np.ndarray) -> tuple[Tensor, Tensor]:
-        if self._pixels is None or self.step_count % self.batches_per_epoch == 0:
-            self._pixels = self._epoch_pixels()
-        pixels = next(self._pixels)
-        return self.encoder.encode_image(pixels), self.encode_text_rows(texts)
-
-    def encode_text_rows(self, texts: np.ndarray) -> Tensor:
-        return self.encoder.encode_text(self.encoder.trim(self.tokens[texts]))
+        if self._pixels is None or self.step_count % self.batches_per_epoch == 0 or self._pixels_of != self.step_count:
+            self._pixels = self._epoch_pixels()  # at an epoch's start, and after a step that was not completed
+        pixels, self._pixels_of = next(self._pixels), self.step_count + 1
+        return self.encoder.encode_image(pixels), self.encoder.encode_text(self.encoder.trim(self.tokens[texts]))
 
     def _epoch_pixels(self) -> Iterator[Tensor]:
         """Augmented pixels of the epoch's remaining batches, decoded ahead."""

@@ -132,13 +132,13 @@ def training_bank(encoder: DualEncoder, train: Manifest, out: Path, progress: bo
 
 def forget_run(out: Path) -> None:
     """Remove what training wrote into `out`, and nothing else."""
-    for name in (STATE, WEIGHTS, CARD, BANK, "metrics.json"):
+    for name in (STATE, WEIGHTS, CARD, BANK, "validation.json"):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / "tensorboard", ignore_errors=True)
 
 
 def write_metrics(path: Path, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
-    """metrics.json beside what was measured: `rows` as from `Scores.rows`, the facts given, and the machine's."""
+    """A JSON file beside what was measured: `rows` as from `Scores.rows`, the facts given, and the machine's."""
     write_json(path, {**facts, "commit": git_commit(), "machine": machine_facts(), "metrics": list(rows)})
 
 

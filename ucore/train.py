@@ -11,7 +11,8 @@ towers on augmented pixels at lower rates, starting from the best heads. Every r
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ from ucore.config import TrainConfig
 from ucore.data import caption_groups
 from ucore.errors import ConfigError, UserError
 from ucore.evaluate import retrieval_metrics_from_features
+from ucore.files import content_hash
 from ucore.losses import clip_loss, triplet_loss
 from ucore.manifest import Manifest, subset
 from ucore.model import DualEncoder
 from ucore.phases import HeadPhase, Phase, TowerPhase
+from ucore.report import git_commit
 
 Metrics = dict[str, float]
 
@@ -69,6 +72,7 @@ class Trainer:
         self.train, self.val = subset(train, config.max_train_images), val
         if len(self.train) < 2:
             raise ConfigError(f"The training split has {len(self.train)} image; contrastive training needs at least 2")
+        self._start = [encoder.fingerprint("image"), encoder.fingerprint("text")]  # weights before training
         self.out = None if out is None else Path(out)
         self.cache = None if cache is None else Path(cache)
         texts, self.text_image_index = self.train.texts
@@ -91,6 +95,7 @@ class Trainer:
         self._phase: Phase | None = None
         self._writer: Any = None
         self.finished = False
+        self.origin = {"commit": git_commit(), "precision": encoder.precision, "device": str(encoder.device)}
         self._between_steps = True  # False while a step is half applied, or its epoch's end half done
 
     # --- stepping -------------------------------------------------------------------------------------------
@@ -116,6 +121,10 @@ class Trainer:
         if self.finished:
             return None
         phase = self.phase
+        if not self.best_state:  # the model as it comes may be the best there is, as a zero-shot CLIP can be
+            with self._evaluating(phase):
+                self._judge()
+            self.save()
         started = time.perf_counter()
         epoch = phase.epoch
         rows, texts = phase.next_batch()
@@ -187,21 +196,30 @@ class Trainer:
 
     def _end_epoch(self) -> Metrics:
         phase = self.phase
-        started = time.perf_counter()
-        with phase.averaged_weights():
-            metrics = self.validate()
-            if metrics["mR"] > self.best["mR"]:
-                self.best = {**metrics, "phase": phase.name, "epoch": phase.epoch, "step": self.step_count}
-                self.best_state = {k: v.detach().clone() for k, v in self.encoder.state_dict().items()}
-                phase.stale_epochs = 0
-                if self.out is not None:
-                    save_encoder(self.out, self.encoder, self.best_state, self.config, self.best)
-            else:
-                phase.stale_epochs += 1
-        self._count_seconds("validation", started)
+        with self._evaluating(phase):
+            metrics, better = self._judge()
+        phase.stale_epochs = 0 if better else phase.stale_epochs + 1
         if phase.epoch >= phase.epochs or phase.stale_epochs >= self.config.patience:
             self._next_phase()
         return metrics
+
+    @contextmanager
+    def _evaluating(self, phase: Phase) -> Iterator[None]:
+        started = time.perf_counter()
+        with phase.averaged_weights():
+            yield
+        self._count_seconds("validation", started)
+
+    def _judge(self) -> tuple[Metrics, bool]:
+        """Validate; keep and write the weights when they are the best so far."""
+        phase, metrics = self.phase, self.validate()
+        better = metrics["mR"] > self.best["mR"]
+        if better:
+            self.best = {**metrics, "phase": phase.name, "epoch": phase.epoch, "step": self.step_count}
+            self.best_state = {k: v.detach().clone() for k, v in self.encoder.state_dict().items()}
+            if self.out is not None:
+                save_encoder(self.out, self.encoder, self.best_state, self.config, self.best)
+        return metrics, better
 
     def _next_phase(self) -> None:
         self.phase.close()
@@ -225,7 +243,8 @@ class Trainer:
         state: dict[str, Any] = {
             "config": self.config.to_dict(), "data": self._data_key(), "phase_number": self.phase_number,
             "step_count": self.step_count, "best": self.best, "history": self.history, "seconds": self.seconds,
-            "finished": self.finished, "phase": None if self._phase is None else self._phase.state(),
+            "finished": self.finished, "origin": self.origin,
+            "phase": None if self._phase is None else self._phase.state(),
             "encoder": self.encoder.state_dict(), "best_state": self.best_state,
         }  # fmt: skip
         save_state(self.out, state)
@@ -252,18 +271,14 @@ class Trainer:
         self.best, self.history, self.seconds = state["best"], state["history"], state["seconds"]
         self.finished, self.best_state, self._phase = state["finished"], state["best_state"], None
         self.encoder.load_state_dict(state["encoder"])
+        self.origin = state["origin"]
         if state["phase"] is not None:
             self.phase.restore(state["phase"])
         return True
 
-    def _data_key(self) -> list[Any]:
-        return [
-            self.encoder.name,
-            self.encoder.pretrained,
-            len(self.train),
-            len(self.val),
-            list(self.train.frame["sample_id"][:3]),
-        ]
+    def _data_key(self) -> str:
+        parts = [[list(part.frame["sample_id"]), part.texts[0]] for part in (self.train, self.val)]
+        return content_hash(self.encoder.name, *self._start, parts)
 
     # --- bookkeeping ----------------------------------------------------------------------------------------
 
