@@ -37,7 +37,7 @@ $(STAMP): requirements.lock pyproject.toml
 	rm -rf .venv; \
 	$$uv venv -q --python $(PYTHON) .venv; \
 	$$uv pip sync -q --python $(BIN)/python --require-hashes requirements.lock; \
-	$$uv pip install -q --python $(BIN)/python --no-deps -e .
+	$$uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 	@echo "Ready. For the ucore command: . .venv/bin/activate"
 
