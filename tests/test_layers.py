@@ -13,20 +13,9 @@ import ucore
 PACKAGE = Path(ucore.__file__).parent
 ORDER = [
     *("errors", "files", "config", "images", "manifest", "geo", "simulate", "data", "segments", "captions"),
-    *(
-        "bundled",
-        "weights",
-        "model",
-        "features",
-        "losses",
-        "checkpoint",
-        "evaluate",
-        "hubness",
-        "phases",
-        "train",
-        "adapt",
-    ),
-    *("retrieve", "tasks", "visualize", "gallery", "widgets", "notebooks", "runner", "cli"),
+    *("bundled", "weights", "model", "features", "losses", "hubness", "checkpoint", "evaluate", "report"),
+    *("phases", "train", "adapt", "retrieve", "tasks", "visualize", "gallery", "widgets", "notebooks"),
+    *("runner", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")

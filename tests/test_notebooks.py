@@ -34,8 +34,8 @@ def test_the_series_leaves_its_notebooks_reports_and_page(series):
         "before training, duplicate-aware",
         "trained (tiny)",
         "trained (tiny), duplicate-aware",
-        "trained (tiny), generic texts corrected",
-        "trained (tiny), generic texts corrected, duplicate-aware",
+        "trained (tiny), hubs corrected",
+        "trained (tiny), hubs corrected, duplicate-aware",
     ]
     assert (series / "reports" / "04_train-lite0-minilm-tiny" / "curves.png").read_bytes().startswith(b"\x89PNG")
     page = (series / "reports" / "results.md").read_text()

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -15,6 +14,7 @@ from torch import Tensor
 from ucore.config import ModelConfig, TrainConfig
 from ucore.errors import CheckpointError, ConfigError
 from ucore.files import atomic_path, file_hash, write_json
+from ucore.hubness import Bank
 from ucore.model import DualEncoder, load_encoder
 from ucore.weights import fill, read_weights, write_weights
 
@@ -102,15 +102,15 @@ def load_state(folder: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def save_bank(folder: Path, bank: np.ndarray) -> None:
-    """Keep features of training images, float16 (B, D), beside the weights in `folder` that made them."""
+def save_bank(folder: Path, bank: Bank) -> None:
+    """Keep a bank of training features beside the weights in `folder` that made them."""
     metadata = {"weights": file_hash(folder / WEIGHTS)}
     with atomic_path(folder / BANK) as temporary:
-        save_file({"bank": np.ascontiguousarray(bank)}, temporary, metadata)
+        save_file({"images": bank.images, "texts": bank.texts}, temporary, metadata)
 
 
-def load_bank(folder: str | Path) -> np.ndarray | None:
-    """Features of training images kept by `save_bank`; None when there are none, or only those of other weights.
+def load_bank(folder: str | Path) -> Bank | None:
+    """What `save_bank` kept; None when there is none, or only that of other weights.
 
     Raises CheckpointError when the file is damaged.
     """
@@ -120,6 +120,6 @@ def load_bank(folder: str | Path) -> np.ndarray | None:
     try:
         with safe_open(path, "np") as stored:
             belongs = (stored.metadata() or {}).get("weights") == file_hash(Path(folder) / WEIGHTS)
-            return stored.get_tensor("bank") if belongs else None
+            return Bank(stored.get_tensor("images"), stored.get_tensor("texts")) if belongs else None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is cut short or not a bank ({error}); copy the checkpoint again") from error

@@ -80,7 +80,7 @@ def train(
     seconds = {**trainer.seconds, "evaluation": sum(plain.seconds.values()), "total": time.perf_counter() - started}
     write_metrics(
         out / "validation.json",
-        [*plain.rows("cosine", seed), *corrected.rows("generic texts corrected", seed)],
+        [*plain.rows("cosine", seed), *corrected.rows("hubs corrected", seed)],
         dataset=str(val_part.frame["domain"].iloc[0]),
         split="val",
         seed=seed,
@@ -90,7 +90,7 @@ def train(
         peak_memory_gb=peak_memory_gb(),
     )
     print("Validation, cosine:\n" + metrics_text(*plain.metrics(seed=seed)))
-    print("Validation, generic texts corrected:\n" + metrics_text(*corrected.metrics(seed=seed)))
+    print("Validation, hubs corrected:\n" + metrics_text(*corrected.metrics(seed=seed)))
     print("Seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
     print(f"Peak memory {peak_memory_gb():.2f} GB. Checkpoint and validation.json: {out}")
 
@@ -102,7 +102,7 @@ def evaluate(
     out: Path = Path("scores.npz"),
     domain: str | None = None,
     views: int | None = None,
-    correct_generic: bool = True,
+    correct_hubs: bool = True,
     device: str = "auto",
     skip_bad: bool = False,
 ) -> None:
@@ -115,7 +115,7 @@ def evaluate(
         out: Where scores.npz goes.
         domain: Score one domain (country, dataset) only.
         views: Dihedral views averaged per image (1, 2, 4, 8); default: as the checkpoint was trained to use.
-        correct_generic: Lower the scores of texts that fit many training images; otherwise plain cosines.
+        correct_hubs: Lower the scores of texts and images that fit much of the training data; otherwise plain cosines.
         device: auto, cpu, cuda or cuda:N.
         skip_bad: Leave unreadable images out instead of stopping.
     """
@@ -134,7 +134,7 @@ def evaluate(
         from ucore.tasks import metrics_text, score, write_metrics
 
         model, card = load_checkpoint(checkpoint, pick_device(device))
-        bank = load_bank(checkpoint) if correct_generic else None
+        bank = load_bank(checkpoint) if correct_hubs else None
     views = views or int(card["train"]["test_views"])
     scores = score(model, manifest, views)
     started = time.perf_counter()
@@ -149,14 +149,14 @@ def evaluate(
         dataset=str(manifest.frame["domain"].iloc[0]),
         split=split,
         views=views,
-        generic_texts_corrected=bank is not None,
+        hubs_corrected=bank is not None,
         encoder=card["encoder"],
         trained=card["train"],
         seconds=seconds,
     )
     print(
         f"{len(manifest):,} images, {scores.similarity.shape[1]:,} texts, {views} view(s) an image; "
-        f"generic texts {'corrected' if bank is not None else 'not corrected'}."
+        f"hubs {'corrected' if bank is not None else 'not corrected'}."
     )
     print("Standard protocol:")
     print(metrics_text(*metrics))

@@ -1,35 +1,45 @@
-"""Generic texts fit every image a little and crowd out the right ones; a bank of training images tells which they are.
+"""Hubs: texts that fit every image a little and images that fit every text crowd out the right answers.
 
-For image i and text t with cosine s(i, t), temperature T and training images b,
+A bank of *training* images and captions tells which they are. For image i, text t, cosine s and temperature T,
 
-    score(i, t) = s(i, t) - T log mean_b exp(s(b, t) / T)
+    score(i, t) = s(i, t) - T log mean_b exp(s(b, t) / T) - T log mean_c exp(s(i, c) / T)
 
-ranks the texts of an image by the probability that t was written for i rather than for a training image (inverted
-softmax, Smith et al. 2017, https://arxiv.org/abs/1702.03859; with a bank of training data, as QB-Norm,
-https://arxiv.org/abs/2112.12777). The correction belongs to the text alone: it changes image -> text, leaves the
-ranking of images for a text as it is, and never sees the gallery that is searched.
+with b over the bank's images and c over its captions: how well t fits i, beside how well t fits training images in
+general and i fits training captions in general (inverted softmax, Smith et al. 2017, https://arxiv.org/abs/1702.03859;
+with a bank of training data, as QB-Norm, https://arxiv.org/abs/2112.12777). T is the model's own temperature. The first
+correction changes image -> text alone, the second text -> image alone; neither sees the gallery that is searched.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from ucore.errors import DataError
 
-MOST_BANK = 10_000  # training images in a bank: the mean over more would not change noticeably
-CHUNK = 2048  # texts at a time: 2048 x 10,000 float64 scores are 160 MB
+MOST_BANK = 10_000  # images, and captions, in a bank: the mean over more would not change noticeably
+CHUNK = 2048  # rows at a time: 2048 x 10,000 float64 scores are 160 MB
 
 
-def text_bias(text_features: np.ndarray, bank_features: np.ndarray, temperature: float) -> np.ndarray:
-    """What to add to every score of a text, float32 (T,): -T log mean_b exp(s(b, t) / T).
+@dataclass(frozen=True)
+class Bank:
+    """Features of training images and of training captions, float (B, D) and (C, D), L2-normalised."""
 
-    text_features: float (T, D); bank_features: float (B, D), of training images; both L2-normalised. Identical
-    rows get identical values, so that exact ties stay ties. Raises DataError when the widths differ.
+    images: np.ndarray
+    texts: np.ndarray
+
+
+def hub_bias(features: np.ndarray, bank_features: np.ndarray, temperature: float) -> np.ndarray:
+    """What to add to every score of an item, float32 (N,): -T log mean_b exp(s(b, item) / T).
+
+    features: float (N, D), texts or images; bank_features: float (B, D), of the other kind; both L2-normalised.
+    Identical rows get identical values, so that exact ties stay ties. Raises DataError when the widths differ.
     """
-    if text_features.shape[1] != bank_features.shape[1]:
+    if features.shape[1] != bank_features.shape[1]:
         raise DataError(
-            f"The bank has {bank_features.shape[1]} dimensions, the texts {text_features.shape[1]}; "
+            f"The bank has {bank_features.shape[1]} dimensions, the features {features.shape[1]}; "
             "use the bank of the same checkpoint."
         )
-    distinct, place = np.unique(text_features, axis=0, return_inverse=True)
+    distinct, place = np.unique(features, axis=0, return_inverse=True)
     bank = bank_features.astype(np.float64)
     bias = np.empty(len(distinct))
     for start in range(0, len(distinct), CHUNK):
@@ -37,3 +47,12 @@ def text_bias(text_features: np.ndarray, bank_features: np.ndarray, temperature:
         top = scores.max(axis=1)
         bias[start : start + CHUNK] = -temperature * (top + np.log(np.exp(scores - top[:, None]).mean(axis=1)))
     return bias.astype(np.float32)[place.reshape(-1)]
+
+
+def correct_hubs(
+    similarity: np.ndarray, image_features: np.ndarray, text_features: np.ndarray, bank: Bank, temperature: float
+) -> np.ndarray:
+    """`similarity`, float32 (I, T), of image features (I, D) and text features (T, D), with hubs corrected."""
+    texts = hub_bias(text_features, bank.images, temperature)
+    images = hub_bias(image_features, bank.texts, temperature)
+    return similarity + texts + images[:, None]

@@ -17,7 +17,7 @@ from ucore.errors import DataError
 from ucore.evaluate import Metrics, bootstrap_ci, metrics_from_ranks, retrieval_ranks, similarity_matrix
 from ucore.features import embed_images, embed_texts
 from ucore.files import atomic_path, require_writable, write_json
-from ucore.hubness import MOST_BANK, text_bias
+from ucore.hubness import MOST_BANK, Bank, correct_hubs
 from ucore.manifest import Manifest, subset
 from ucore.model import DualEncoder
 from ucore.report import git_commit, machine_facts
@@ -28,10 +28,11 @@ MOST_SCORES = 2 * 10**9  # entries of a similarity matrix: 8 GB
 
 @dataclass(frozen=True)
 class Scores:
-    """A scored gallery: similarity float32 (I, T), text features float32 (T, D), the image each text belongs to."""
+    """A scored gallery: similarity float32 (I, T), features float32 (I, D) and (T, D), each text's image."""
 
     manifest: Manifest
     similarity: np.ndarray
+    image_features: np.ndarray
     text_features: np.ndarray
     text_image_index: np.ndarray
     groups: np.ndarray
@@ -42,10 +43,11 @@ class Scores:
         ranks = retrieval_ranks(self.similarity, self.text_image_index, self.groups if duplicate_aware else None)
         return metrics_from_ranks(*ranks), bootstrap_ci(*ranks, self.text_image_index, seed=seed)
 
-    def corrected(self, encoder: DualEncoder, bank: np.ndarray) -> "Scores":
-        """The same gallery with generic texts corrected by a `bank` of training images (`hubness.text_bias`)."""
-        bias = text_bias(self.text_features, bank, float(torch.exp(-encoder.logit_scale)))
-        return replace(self, similarity=self.similarity + bias)
+    def corrected(self, encoder: DualEncoder, bank: Bank) -> "Scores":
+        """The same gallery with hubs corrected by a `bank` of training images and captions (`hubness`)."""
+        temperature = float(torch.exp(-encoder.logit_scale.detach()))
+        features = (self.image_features, self.text_features)
+        return replace(self, similarity=correct_hubs(self.similarity, *features, bank, temperature))
 
     def rows(self, label: str, seed: int = 0) -> list[dict[str, Any]]:
         """Rows for a report: one a metric, of the standard protocol and of the duplicate-aware one."""
@@ -89,7 +91,7 @@ def score(encoder: DualEncoder, manifest: Manifest, views: int = 1, progress: bo
     embedded = time.perf_counter()
     similarity = similarity_matrix(image_features, text_features)
     seconds = {"images": middle - started, "texts": embedded - middle, "scores": time.perf_counter() - embedded}
-    return Scores(manifest, similarity, text_features, text_image_index, caption_groups(texts), seconds)
+    return Scores(manifest, similarity, image_features, text_features, text_image_index, caption_groups(texts), seconds)
 
 
 def train_checkpoint(
@@ -104,8 +106,8 @@ def train_checkpoint(
 ) -> tuple[Trainer, Scores, Scores]:
     """Train into `out`, going on where an earlier call stopped, and score the whole validation gallery.
 
-    Returns the trainer, the scores as plain cosines, and the scores corrected for generic texts, whose bank of
-    training images is kept beside the weights.
+    Returns the trainer, the scores as plain cosines, and the scores with hubs corrected, whose bank of
+    training images and captions is kept beside the weights.
     """
     require_writable(out)
     require_writable(cache)
@@ -121,11 +123,14 @@ def train_checkpoint(
     return trainer, plain, plain.corrected(encoder, bank)
 
 
-def training_bank(encoder: DualEncoder, train: Manifest, out: Path, progress: bool = True) -> np.ndarray:
-    """Features float16 (B, D) of at most 10,000 training images, read from `out` or embedded and kept there."""
+def training_bank(encoder: DualEncoder, train: Manifest, out: Path, progress: bool = True) -> Bank:
+    """Features of at most 10,000 training images and captions, read from `out` or embedded and kept there."""
     bank = load_bank(out)
     if bank is None:
-        bank = embed_images(encoder, subset(train, MOST_BANK), progress=progress).astype(np.float16)
+        texts = train.texts[0]
+        chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(len(texts), MOST_BANK)).round().astype(int)]
+        images = embed_images(encoder, subset(train, MOST_BANK), progress=progress)
+        bank = Bank(images.astype(np.float16), embed_texts(encoder, chosen, progress).astype(np.float16))
         save_bank(out, bank)
     return bank
 
