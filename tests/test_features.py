@@ -80,6 +80,19 @@ def test_views_are_averaged(manifest, encoder):
     np.testing.assert_allclose(embed_images(encoder, manifest, 4, progress=False), expected, atol=2e-3)
 
 
+def test_embedding_is_without_dropout_and_leaves_the_modes(manifest, encoder_factory):
+    encoder = encoder_factory()
+    texts = manifest.texts[0]
+    expected = embed_images(encoder, manifest, progress=False), embed_texts(encoder, texts, progress=False)
+    encoder.train()
+    encoder.text_head.eval()
+    np.testing.assert_array_equal(embed_images(encoder, manifest, progress=False), expected[0])
+    np.testing.assert_array_equal(embed_texts(encoder, texts, progress=False), expected[1])
+    assert encoder.training
+    assert encoder.image_head.drop.training
+    assert not encoder.text_head.training
+
+
 def _open(path):
     from ucore.images import load_image
 

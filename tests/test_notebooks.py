@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from ucore.checkpoint import load_checkpoint
 from ucore.data import read_dataset
 from ucore.report import load_report, markdown_table, provenance
 from ucore.runner import reproduce, run_notebook
+from ucore.tasks import score
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,7 +25,7 @@ def series(tiny_rsicd, tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_series_leaves_its_notebooks_reports_and_page(series):
+def test_the_series_leaves_its_notebooks_reports_and_page(series, tiny_rsicd):
     for name in ("00_setup_check", "04_train", "09_results"):
         assert (series / "notebooks" / name / f"{name}.html").stat().st_size > 10_000
     assert json.loads((series / "runs" / "environment.json").read_text())["images_per_second"] > 0
@@ -38,6 +40,11 @@ def test_the_series_leaves_its_notebooks_reports_and_page(series):
         "trained (tiny), hubs corrected, duplicate-aware",
     ]
     assert (series / "reports" / "04_train-lite0-minilm-tiny" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    checkpoint = next((series / "runs" / "04_train").glob("*/encoder.json")).parent
+    encoder, card = load_checkpoint(checkpoint)
+    again = score(encoder, read_dataset(tiny_rsicd, split="val"), card["train"]["test_views"], progress=False)
+    reported = {row["metric"]: row["value"] for row in report["metrics"] if row["label"].endswith("trained (tiny)")}
+    assert again.metrics()[0] == reported
     page = (series / "reports" / "results.md").read_text()
     value = next(row["value"] for row in report["metrics"] if row["metric"] == "mR")
     assert f"{value:.2f} [" in page

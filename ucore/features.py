@@ -87,7 +87,7 @@ def image_tower_features(
             batches = [range(i, min(i + BATCH, stop)) for i in range(start, stop, BATCH)]
             for rows, pixels in zip(batches, pixel_batches(encoder, paths, batches), strict=True):
                 for number, view in enumerate(wanted):
-                    with torch.inference_mode():
+                    with encoder.evaluating():
                         features = encoder.image_tower(dihedral(pixels, view))
                     block[number, rows[0] - start : rows[-1] + 1 - start] = features.float().cpu().numpy()
                     bar.update(len(rows))
@@ -130,7 +130,7 @@ def _embed_texts(encoder: DualEncoder, texts: Sequence[str], progress: bool, tow
     for start in tqdm(range(0, len(texts), 256), desc="Text features", unit="batch", disable=not progress):
         rows = order[start : start + 256]
         batch = encoder.trim(tokens[rows])
-        with torch.inference_mode():
+        with encoder.evaluating():
             features = encoder.text_tower(batch) if tower_only else encoder.encode_text(batch)
         result[rows] = features.float().cpu().numpy()
     return result
@@ -141,7 +141,7 @@ def embed_images(encoder: DualEncoder, manifest: Manifest, views: int = 1, progr
     result = np.empty((len(manifest), encoder.embed_dim), dtype=np.float32)
     batches = [range(i, min(i + BATCH, len(manifest))) for i in range(0, len(manifest), BATCH)]
     bar = tqdm(total=len(manifest), desc="Embedding images", unit="img", disable=not progress)
-    with bar, torch.inference_mode():
+    with bar, encoder.evaluating():
         for rows, pixels in zip(batches, pixel_batches(encoder, manifest.image_paths, batches), strict=True):
             seen = torch.stack([encoder.encode_image(dihedral(pixels, view)) for view in range(views)])
             result[rows[0] : rows[-1] + 1] = F.normalize(seen.mean(0), dim=1).cpu().numpy()

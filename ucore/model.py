@@ -11,7 +11,8 @@ starting point; for the bundled pair, whose towers know nothing of each other, t
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,18 @@ class DualEncoder(nn.Module):
             return len(inner(text).input_ids) > context_length
         encode = getattr(self.tokenizer, "encode", None)
         return encode is None or len(encode(text)) + 2 > context_length
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within: no dropout and no gradients; afterwards every part is in the mode it was in."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def fingerprint(self, part: str) -> str:
         """16 hexadecimal digits that identify the weights of `clip.visual` (part="image") or of the text tower."""

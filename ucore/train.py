@@ -271,6 +271,7 @@ class Trainer:
         self.best, self.history, self.seconds = state["best"], state["history"], state["seconds"]
         self.finished, self.best_state, self._phase = state["finished"], state["best_state"], None
         self.encoder.load_state_dict(state["encoder"])
+        self.encoder.eval()  # a phase made before would have left parts of it in training mode
         self.origin = state["origin"]
         if state["phase"] is not None:
             self.phase.restore(state["phase"])

@@ -47,17 +47,9 @@ class BatchProbe:
         self.tokens = self.encoder.tokenize([trainer.texts[text] for text in texts])
 
     def __call__(self) -> tuple[np.ndarray, np.ndarray]:
-        import torch
-
-        modes = [(module, module.training) for module in self.encoder.modules()]
-        self.encoder.eval()
-        try:
-            with torch.inference_mode():
-                image, text = self.encoder.encode_image(self.pixels), self.encoder.encode_text(self.tokens)
-                return (image @ text.T).cpu().numpy(), self.positives
-        finally:
-            for module, training in modes:
-                module.training = training
+        with self.encoder.evaluating():
+            image, text = self.encoder.encode_image(self.pixels), self.encoder.encode_text(self.tokens)
+            return (image @ text.T).cpu().numpy(), self.positives
 
 
 class TrainingStepper(ipw.VBox):
