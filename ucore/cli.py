@@ -43,7 +43,7 @@ def train(
         data: Dataset folder; without it, the folder that UCORE_DATA names.
         encoder: lite0-minilm (bundled, no download) or any open_clip architecture.
         pretrained: open_clip hub tag or local weight file, for open_clip architectures.
-        scale: tiny (a minute on two cores), small (half an hour) or full (GPU).
+        scale: tiny (a minute on two cores), small (forty minutes) or full (GPU).
         seed: Of every random choice.
         out: Folder for the checkpoint, validation.json and TensorBoard curves.
         domain: Use one domain (country, dataset) only.
