@@ -35,10 +35,9 @@ def plot_samples(manifest: Manifest, n: int = 6, seed: int = 0) -> Picture:
             continue
         axes.imshow(_thumbnail(manifest, row))
         captions = manifest.frame["captions"].iloc[row]
-        told = textwrap.fill(_printable(captions[0]), 34, max_lines=3, placeholder=" …")
-        axes.set_title(told, fontsize=9, fontweight="normal", loc="left", y=-0.02, va="top", clip_on=False)
-        axes.text(0, 1.02, f"{manifest.frame['sample_id'].iloc[row]}: {len(captions)} captions, the first below",
-                  fontsize=8, color="#555555", transform=axes.transAxes)  # fmt: skip
+        told = textwrap.fill(_printable(captions[0]), 36, max_lines=3, placeholder=" …")
+        name = f"{_printable(manifest.frame['sample_id'].iloc[row])}: first of {len(captions)} captions"
+        axes.set_title(f"{name}\n{told}", fontsize=9, fontweight="normal", loc="left")
     figure.alt = f"{len(rows)} sample images, each with its first caption."
     return figure
 
