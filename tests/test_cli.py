@@ -21,8 +21,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ucore import cli
-from ucore.checkpoint import load_checkpoint
+from ucore.checkpoint import load_bank, load_checkpoint
+from ucore.data import read_dataset
+from ucore.features import embed_images, embed_texts
 from ucore.files import file_hash
+from ucore.hubness import correct_hubs
 from ucore.train import Trainer
 
 INDEX = "dataset_rsicd.json"
@@ -140,9 +143,9 @@ def checkpoint(run, tmp_path) -> Path:
 
 def test_training_leaves_a_checkpoint_and_its_metrics(run):
     assert sorted(path.name for path in run.folder.iterdir()) == [
-        *("encoder.json", "metrics.json", "model.safetensors", "state.pt", "tensorboard"),
+        *("bank.safetensors", "encoder.json", "model.safetensors", "state.pt", "tensorboard", "validation.json"),
     ]
-    measured = json.loads((run.folder / "metrics.json").read_text())
+    measured = json.loads((run.folder / "validation.json").read_text())
     assert (measured["dataset"], measured["split"], measured["seed"]) == ("rsicd", "val", 0)
     assert measured["encoder"] == "lite0-minilm"
     assert measured["parameters"]["head_epochs"] == 2
@@ -160,7 +163,7 @@ def test_a_finished_training_is_not_repeated(run):
     printed = done(*run.again(run.folder))
     after = state_of(run.folder)
     assert f"Found a run in {run.folder}, finished: going on from there." in printed
-    assert {name for name in before if before[name] != after.get(name)} == {"metrics.json"}
+    assert {name for name in before if before[name] != after.get(name)} == {"validation.json"}
     assert after.keys() == before.keys()
 
 
@@ -193,7 +196,7 @@ def same_result(folder: Path, run: Run) -> None:
     """Weights, card and metrics equal those of the uninterrupted run, digit for digit."""
     for name in ("model.safetensors", "encoder.json"):
         assert file_hash(folder / name) == file_hash(run.folder / name), name
-    mine, theirs = (json.loads((place / "metrics.json").read_text())["metrics"] for place in (folder, run.folder))
+    mine, theirs = (json.loads((place / "validation.json").read_text())["metrics"] for place in (folder, run.folder))
     assert mine == theirs
     losses = [torch.load(place / "state.pt", weights_only=True)["history"] for place in (folder, run.folder)]
     assert [row["loss"] for row in losses[0]] == [row["loss"] for row in losses[1]]
@@ -216,7 +219,7 @@ def test_ctrl_c_keeps_the_state_and_the_repeated_command_ends_the_same(run, tmp_
         f"ucore: Stopped at step 4 of {STEPS}; repeat the command to go on from {out}."
     )
     assert (out / "state.pt").is_file()
-    assert not (out / "metrics.json").exists()
+    assert not (out / "validation.json").exists()
     assert f"Found a run in {out}, at step 4: going on from there." in done(*run.again(out))
     same_result(out, run)
 
@@ -315,9 +318,22 @@ def test_scores_are_the_similarities_of_the_texts_and_images_they_name(run, scor
         one_image = encoder.encode_image(encoder.transform(image.convert("RGB"))[None])
         one_text = encoder.encode_text(encoder.tokenize([captions[name][int(number)]]))
     row, column = scores["image_ids"].tolist().index(image_id), scores["text_ids"].tolist().index(text_id)
-    similarity = scores["similarity"]
-    assert similarity[row, column] == pytest.approx((one_image @ one_text.T).item(), abs=0.02)  # bfloat16 on some CPUs
+    similarity, bank = scores["similarity"], load_bank(run.folder)
+    assert bank is not None
+    image, text = one_image.numpy(), one_text.numpy()
+    expected = correct_hubs(image @ text.T, image, text, bank, float(torch.exp(-encoder.logit_scale.detach())))
+    assert similarity[row, column] == pytest.approx(expected.item(), abs=0.04)  # bfloat16 on some CPUs
     assert similarity.std() > 0.05
+
+
+def test_without_the_correction_scores_are_cosines(run, test_only, tmp_path):
+    done("eval", "--checkpoint", run.folder, "--data", test_only, "--no-correct-hubs", "--out", tmp_path / "s.npz")
+    similarity = np.load(tmp_path / "s.npz")["similarity"]
+    encoder, card = load_checkpoint(run.folder)
+    manifest = read_dataset(test_only, split="test")
+    images = embed_images(encoder, manifest, card["train"]["test_views"], progress=False)
+    expected = images @ embed_texts(encoder, manifest.texts[0], progress=False).T
+    np.testing.assert_allclose(similarity, expected, atol=1e-5)
 
 
 def rank_against_us(scores: np.ndarray, relevant: np.ndarray) -> int:

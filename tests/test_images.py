@@ -72,6 +72,7 @@ def test_progress_shows_only_where_someone_looks(tmp_path, monkeypatch, capsys):
     for path in paths:
         Image.new("RGB", (2, 2)).save(path)
     monkeypatch.setattr(images, "BAR_ABOVE", 8)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # another test may have started a kernel
     assert find_bad_images(paths) == {} and capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     find_bad_images(paths[:8])

@@ -13,7 +13,7 @@ import ucore
 PACKAGE = Path(ucore.__file__).parent
 ORDER = [
     *("errors", "files", "config", "images", "manifest", "geo", "simulate", "data", "segments", "captions"),
-    *("bundled", "weights", "model", "features", "losses", "hubness", "checkpoint", "evaluate", "report"),
+    *("bundled", "weights", "device", "model", "features", "losses", "hubness", "checkpoint", "evaluate", "report"),
     *("phases", "train", "adapt", "retrieve", "tasks", "visualize", "gallery", "widgets", "notebooks"),
     *("runner", "cli"),
 ]

@@ -322,7 +322,7 @@ def test_a_kernel_that_cannot_start_is_one_sentence(tmp_path, monkeypatch):
         runner.run_notebook(write_notebook(tmp_path / "a.ipynb"), out=tmp_path / "out", html=False, progress=False)
 
 
-def test_ctrl_c_lets_the_cell_save_then_stops_the_kernel_and_keeps_the_notebook(tmp_path, monkeypatch):
+def test_ctrl_c_lets_the_cell_save_then_stops_the_kernel_and_keeps_the_notebook(tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     saving = """import os, pathlib, time
 pathlib.Path("pid.tmp").write_text(str(os.getpid()))
@@ -341,6 +341,9 @@ except KeyboardInterrupt:
         os.kill(os.getpid(), signal.SIGINT)
 
     deadline = time.monotonic() + 30
+    # A shell starts background jobs with Ctrl-C ignored; the test must not depend on how it was started.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     threading.Thread(target=press_ctrl_c, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         runner.run_notebook(path, out="out", html=False, progress=False)

@@ -67,7 +67,8 @@ def train(
 
         import torch
 
-        from ucore.model import load_encoder, pick_device
+        from ucore.device import pick_device
+        from ucore.model import load_encoder
         from ucore.tasks import metrics_text, train_checkpoint, write_metrics
 
         torch.manual_seed(seed)  # the heads' first weights
@@ -130,7 +131,7 @@ def evaluate(
         manifest = read_dataset(data, split=split, domain=domain, skip_bad=skip_bad)
 
         from ucore.checkpoint import load_bank, load_checkpoint
-        from ucore.model import pick_device
+        from ucore.device import pick_device
         from ucore.tasks import metrics_text, score, write_metrics
 
         model, card = load_checkpoint(checkpoint, pick_device(device))

@@ -26,6 +26,7 @@ from torchvision.transforms import Normalize, ToTensor, v2
 
 from ucore import bundled
 from ucore.config import ModelConfig, did_you_mean
+from ucore.device import cpu_has_bf16
 from ucore.errors import CheckpointError, ConfigError
 from ucore.weights import fill, quiet, read_weights
 
@@ -219,12 +220,6 @@ class DualEncoder(nn.Module):
         )
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); emulation would be slower than float32."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
 def _tower_widths(name: str, clip: Any) -> tuple[int, int]:
     if name == bundled.NAME:
         return bundled.IMAGE_WIDTH, bundled.TEXT_WIDTH
@@ -279,7 +274,7 @@ def _open_clip_model(name: str, pretrained: str | None, preprocess: dict[str, An
     known = open_clip.list_models()
     if name not in known:
         raise ConfigError(
-            f"Unknown encoder {name!r}{did_you_mean(name, [bundled.NAME, *known]).rstrip('?')}. "
+            f"Unknown encoder {name!r}{did_you_mean(name, [bundled.NAME, *known]) or '.'} "
             f"Choose {bundled.NAME} or an architecture that open_clip.list_models() names"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -315,22 +310,3 @@ def dihedral(images: Tensor, view: int) -> Tensor:
     """
     rotated = torch.rot90(images, view % 4, (-2, -1))
     return rotated.flip(-1) if view >= 4 else rotated
-
-
-def pick_device(name: str = "auto") -> str:
-    """`auto` becomes cuda where there is a GPU, else cpu; other names are checked. Raises ConfigError."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"Unknown device {name!r}: choose auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device {name} was asked for, but torch finds no CUDA GPU here; use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"--device {name} was asked for, but the GPUs here are cuda:0 to cuda:{torch.cuda.device_count() - 1}"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"Device {name!r} is not supported: choose auto, cpu, cuda or cuda:N")
-    return name

@@ -1,0 +1,30 @@
+"""What computes: the processor or a GPU, and whether it multiplies bfloat16."""
+
+import torch
+
+from ucore.errors import ConfigError
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); emulation would be slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def pick_device(name: str = "auto") -> str:
+    """`auto` becomes cuda where there is a GPU, else cpu; other names are checked. Raises ConfigError."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"Unknown device {name!r}: choose auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name} was asked for, but torch finds no CUDA GPU here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name} was asked for, but the GPUs here are cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"Device {name!r} is not supported: choose auto, cpu, cuda or cuda:N")
+    return name
