@@ -260,6 +260,8 @@ def plot_recalls(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = 
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.set_title("Recall on the whole gallery; lines: 95 % intervals", loc="left")
-    legend = figure.legend(loc="outside lower left", ncols=min(3, len(labels)))
+    # Long labels go below each other: a legend wider than the figure would be cut off.
+    longest = max(len(text) for text in axes.get_legend_handles_labels()[1])
+    legend = figure.legend(loc="outside lower left", ncols=max(1, min(3, len(labels), 96 // (longest + 8))))
     figure.alt = "Recall bars. " + "; ".join(text.get_text() for text in legend.get_texts()) + "."
     return figure
