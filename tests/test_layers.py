@@ -12,10 +12,13 @@ import ucore
 
 PACKAGE = Path(ucore.__file__).parent
 ORDER = [
-    *("errors", "files", "config", "images", "manifest", "geo", "simulate", "data", "segments", "captions"),
+    *("errors", "files", "config", "images", "manifest", "geo", "splits", "imagery", "build"),
+    *("countries", "city", "render", "describe", "simulate"),
+    *("archives", "readers", "rsicd", "urbancross", "skyscript", "geotiles", "data", "inspection"),
+    *("segments", "captions"),
     *("bundled", "weights", "device", "model", "features", "losses", "hubness", "checkpoint", "evaluate", "report"),
-    *("phases", "train", "adapt", "retrieve", "tasks", "visualize", "gallery", "widgets", "notebooks"),
-    *("runner", "cli"),
+    *("phases", "train", "adapt", "retrieve", "tasks", "visualize", "gallery", "maps", "widgets", "explorer"),
+    *("notebooks", "runner", "cli_data", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")

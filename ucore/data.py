@@ -227,8 +227,21 @@ def _usable(entries: list[dict[str, Any]], folder: Path, skip_bad: bool) -> list
     return [entry for position, entry in enumerate(entries) if position not in problems]
 
 
+def read_manifest(folder: str | Path, split: Names | None = None, skip_bad: bool = False) -> Manifest:
+    """Read a folder that `ucore simulate` or `ucore data build` wrote: manifest.parquet and the images it lists."""
+    manifest = Manifest.load(Path(folder) / MANIFEST_FILE)
+    manifest = manifest if split is None else manifest.split(split)
+    rows = _usable(manifest.frame.to_dict("records"), manifest.root, skip_bad)
+    return manifest if len(rows) == len(manifest) else Manifest.from_rows(rows, manifest.root)
+
+
+def _is_manifest(folder: Path) -> bool:
+    return (folder / MANIFEST_FILE).is_file()
+
+
 def _is_rsicd(folder: Path) -> bool:
     return _find_index(folder) is not None
 
 
-READERS = ((_is_rsicd, read_rsicd),)
+MANIFEST_FILE = "manifest.parquet"
+READERS = ((_is_manifest, read_manifest), (_is_rsicd, read_rsicd))

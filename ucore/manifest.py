@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import geopandas
 
 Names = str | Sequence[str]
+SIMULATED = "simulated"  # how the source of a generated sample begins
 
 # Columns of every manifest and the value of a row that does not know better; None: must be given.
 COLUMNS: dict[str, Any] = {
@@ -24,6 +25,7 @@ COLUMNS: dict[str, Any] = {
     "image": None,
     "captions": None,
     "tags": [],
+    "surrounding_tags": [],
     "domain": None,
     "split": None,
     "lon": float("nan"),
@@ -40,8 +42,9 @@ class Manifest:
     """Image-text pairs, one row an image.
 
     frame: GeoDataFrame with the columns sample_id (str, unique), image (str, relative to `root`),
-        captions (list[str]), tags (list[str]), domain, split (str), lon, lat (degrees, NaN unknown),
-        footprint (geometry in EPSG:4326 or None), gsd_m (metres a pixel, NaN unknown), source, licence.
+        captions (list[str]), tags and surrounding_tags (list[str] of OpenStreetMap's "key=value", of what the
+        image shows and of what lies around it), domain, split (str), lon, lat (degrees, NaN unknown), footprint
+        (geometry in EPSG:4326 or None), gsd_m (metres a pixel, NaN unknown), source, licence.
     root: folder the image names start from.
     """
 
@@ -96,6 +99,11 @@ class Manifest:
         """`{sample_id}#{number}` of every caption, in the order of `texts`."""
         pairs = zip(self.frame["sample_id"], self.frame["captions"], strict=True)
         return [f"{sample_id}#{number}" for sample_id, of_image in pairs for number in range(len(of_image))]
+
+    @property
+    def simulated(self) -> bool:
+        """Whether any sample was generated: every number measured on it is then called simulated."""
+        return any(str(source).startswith(SIMULATED) for source in self.frame["source"])
 
     def content_key(self) -> str:
         """16 hex digits of ids, image bytes and captions in order; the same wherever the folder lies."""
@@ -153,7 +161,7 @@ class Manifest:
         if not root.is_dir():
             root = Path(frame.attrs["absolute_root"])
         frame.attrs = {}
-        for name in ("captions", "tags"):
+        for name in ("captions", "tags", "surrounding_tags"):
             frame[name] = [list(values) for values in frame[name]]
         return cls(frame, root)
 
