@@ -12,7 +12,8 @@ import ucore
 
 PACKAGE = Path(ucore.__file__).parent
 ORDER = [
-    *("errors", "files", "config", "images", "manifest", "geo", "duplicates", "splits", "imagery", "build"),
+    *("errors", "files", "config", "images", "manifest", "osm", "geo"),
+    *("duplicates", "blocks", "splits", "imagery", "build"),
     *("countries", "city", "render", "describe", "simulate"),
     *("archives", "readers", "rsicd", "urbancross", "skyscript", "geotiles", "data", "inspection"),
     *("segments", "captions"),

@@ -1,276 +1,280 @@
-"""Places on the earth: OpenStreetMap extracts, tile and metre arithmetic, and the tags of a footprint.
+"""Arithmetic of places on the earth, and the tags of a footprint.
 
 features = read_osm("helsinki.osm.pbf", bounds=(24.93, 60.16, 24.96, 60.18))
 (tags, surrounding), = tag_footprints(features, [footprint])
 tags_to_text(tags, surrounding)  # "amenity of school, road of residential; surrounded by road of service"
 
-Bounds are always (west, south, east, north) in degrees of EPSG:4326. Everything in an extract was typed by
-strangers: control characters are stripped and lengths are capped here, once.
+Bounds are always (west, south, east, north) in degrees of EPSG:4326.
 """
 
-import json
 import math
-import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ucore.errors import ConfigError, DataError
+from ucore.errors import ConfigError
+from ucore.osm import KEYS, Bounds, check_bounds, clean_text, read_osm, show
 
 if TYPE_CHECKING:
     import geopandas
 
-Bounds = tuple[float, float, float, float]
+__all__ = [
+    "Bounds",
+    "LocalFrame",
+    "TagRules",
+    "check_bounds",
+    "ground_resolution",
+    "importance",
+    "local_frame",
+    "read_osm",
+    "seen_from_above",
+    "show",
+    "tag_footprints",
+    "tags_to_text",
+    "tile_bounds",
+]
 
-# What makes an object interesting, the most telling first: the order in which a footprint's tags are named.
-KEYS = (
-    *("amenity", "leisure", "tourism", "historic", "aeroway", "man_made", "power", "railway", "waterway", "water"),
-    *("sport", "religion", "natural", "landuse", "highway", "building", "bridge", "public_transport", "military"),
-    *("craft", "barrier", "shop", "office", "place"),
-)
-OSM_SUFFIXES = (".osm.pbf", ".pbf", ".osm", ".osm.gz", ".osm.bz2")
-JSON_SUFFIXES = (".geojson", ".json")
-MOST_SIGNS = 120  # of a key or value; OpenStreetMap's own limit is 255
+EQUATOR_M = 2 * math.pi * 6378137.0  # length of the equator of WGS84 (and of web maps), in metres
+MERCATOR_LIMIT = 85.0511287798066  # latitude at which web maps end
+MOST_ZOOM = 30
 
-# A closed way is a line, not an area, when these are its only interesting tags: the values listed, or ("but") all
-# but those listed. Keys of the last row qualify another tag and decide nothing.
-LINES = {
-    "highway": ("but", {"services", "rest_area", "platform"}),
-    "railway": ("but", {"station", "platform", "turntable", "roundhouse", "yard", "engine_shed"}),
-    "waterway": ("but", {"riverbank", "dock", "boatyard", "dam"}),
-    "barrier": ("but", set()),
-    "natural": ("only", {"cliff", "coastline", "ridge", "arete", "tree_row", "valley"}),
-    "power": ("only", {"line", "minor_line", "cable"}),
-    "man_made": ("only", {"pipeline", "cutline", "embankment", "goods_conveyor"}),
-    "aeroway": ("only", {"runway", "taxiway", "jet_bridge"}),
-    "leisure": ("only", {"track", "slipway"}),
-    **{key: ("but", set()) for key in ("bridge", "sport", "religion", "public_transport")},
+# Too small to be made out from above, or inside something else.
+SMALL = {
+    *("amenity=bench", "amenity=waste_basket", "amenity=post_box", "amenity=vending_machine", "amenity=telephone"),
+    *("amenity=bicycle_parking", "amenity=drinking_water", "amenity=atm", "amenity=recycling", "amenity=clock"),
+    *("amenity=parking_entrance", "amenity=parking_space", "amenity=charging_station", "amenity=waste_disposal"),
+    *("highway=crossing", "highway=traffic_signals", "highway=bus_stop", "highway=street_lamp", "highway=stop"),
+    *("highway=give_way", "highway=elevator", "highway=speed_camera", "highway=milestone", "highway=turning_loop"),
+    *("highway=corridor", "highway=proposed", "man_made=surveillance", "man_made=manhole", "man_made=street_cabinet"),
+    *("man_made=flagpole", "natural=tree", "tourism=information", "tourism=artwork", "historic=memorial"),
+    *("barrier=bollard", "barrier=gate", "barrier=lift_gate", "barrier=kerb", "barrier=block", "barrier=entrance"),
+    *("barrier=cycle_barrier", "barrier=swing_gate", "railway=switch", "railway=signal", "railway=crossing"),
+    *("railway=tram_crossing", "railway=railway_crossing", "railway=buffer_stop", "railway=subway_entrance"),
+    *("railway=subway", "railway=abandoned", "railway=razed", "railway=proposed", "power=pole", "power=cable"),
+    *("man_made=wire", "man_made=beam", "man_made=utility_pole", "man_made=survey_point", "man_made=ventilation_shaft"),
+    *("man_made=antenna", "power=wire", "power=box", "power=terminal", "amenity=life_ring", "amenity=artwork"),
+    *("public_transport=stop_position", "public_transport=stop_area", "waterway=drain", "leisure=picnic_table"),
 }
+# These say little: they come last, however important their key is.
+GENERIC = {"amenity=yes", "building=yes", "barrier=yes", "shop=yes", "office=yes", "historic=yes", "natural=yes"}
+GENERIC_KEYS = ("public_transport", "barrier", "shop", "office", "place")
 
 
-def check_bounds(bounds: Sequence[float]) -> Bounds:
-    """`bounds` as four floats. Raises ConfigError for bounds out of range, inverted or across the antimeridian."""
-    shown = ",".join(f"{value:g}" for value in bounds)
-    if len(bounds) != 4 or not all(math.isfinite(value) for value in bounds):
-        raise ConfigError(f"The bounds {shown} must be four numbers: west,south,east,north in degrees.")
-    west, south, east, north = (float(value) for value in bounds)
-    if max(abs(south), abs(north)) > 90 or max(abs(west), abs(east)) > 180:
-        raise ConfigError(
-            f"The bounds {shown} leave the earth: west,south,east,north are degrees, longitudes within 180 and "
-            "latitudes within 90. Metres must be converted first; longitude comes before latitude."
-        )
-    if south >= north:
-        raise ConfigError(f"The bounds {shown} are inverted: south must be less than north (west,south,east,north).")
-    if west >= east:
-        raise ConfigError(
-            f"The bounds {shown} are inverted: west must be less than east. An area across the antimeridian "
-            "(180 degrees) is given as two, one on each side."
-        )
+@dataclass(frozen=True)
+class TagRules:
+    """Which objects name a footprint, and which its surroundings (after SkyScript's centre and surrounding tags).
+
+    An object is central when it covers or touches the middle of the footprint, or when it is an area that covers a
+    sizeable share of it. Any other object is surrounding when it lies within a distance of the footprint's edge.
+    """
+
+    central_side: float = 0.8  # side of the middle, relative to the footprint: 0.8 is 64 % of its area
+    min_area_share: float = 0.05  # of the footprint's area, for an area that misses the middle
+    max_distance_m: float = 50.0  # from the footprint to a surrounding object
+    most_central: int = 8  # tags kept of each kind, the most important ones
+    most_surrounding: int = 6
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range, naming the setting."""
+        limits = {"central_side": 1, "min_area_share": 1, "max_distance_m": 1e5, "most_central": 1000}
+        for name, most in {**limits, "most_surrounding": 1000}.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be from 0 to {most:g}")
+
+
+Tags = tuple[list[str], list[str]]
+
+
+def tag_footprints(
+    features: "geopandas.GeoDataFrame", footprints: Sequence[Any], rules: TagRules | None = None
+) -> list[Tags]:
+    """Central and surrounding tags ("key=value") of each footprint, by `rules`.
+
+    features: from `read_osm`. footprints: polygons in EPSG:4326; None has no tags.
+    Tags are in the order of `importance`; what is said of the centre is not repeated around it.
+
+    Distances and areas are taken in spherical Mercator divided by its scale at the footprint's latitude, which is
+    right within 1 % at any latitude up to 85 degrees (the ellipsoid's flattening is what remains), so that one call
+    takes places of all countries.
+    """
+    import shapely
+
+    rules = rules or TagRules()
+    rules.check()
+    tiles = _mercator(np.array(list(footprints), dtype=object))
+    shapes = _mercator(np.array(features.geometry.values, dtype=object))
+    names, codes, starts = _tag_codes(list(features["tags"]), shapely.get_dimensions(shapes) == 0)
+    if not len(tiles) or not names:
+        return [([], []) for _ in tiles]
+    used = np.flatnonzero(np.diff(starts))  # objects with a tag worth naming
+    tree = shapely.STRtree(shapes[used])
+    centres = shapely.get_coordinates(shapely.centroid(tiles))
+    # Mercator y -> latitude; its scale is 1 / cos(latitude) = cosh(y / radius).
+    reach = rules.max_distance_m * np.cosh(np.nan_to_num(_of_each(tiles, centres)[:, 1]) * 2 * math.pi / EQUATOR_M)
+    tile, near = tree.query(tiles, predicate="dwithin", distance=reach)
+    near = used[near]
+    central = shapely.intersects(shapes[near], _shrunk(tiles, rules.central_side)[tile])
+    rest = np.flatnonzero(~central & (shapely.get_dimensions(shapes[near]) == 2))
+    rest = rest[shapely.intersects(shapes[near[rest]], tiles[tile[rest]])]
+    shares = shapely.area(shapely.intersection(shapes[near[rest]], tiles[tile[rest]])) / shapely.area(tiles[tile[rest]])
+    central[rest] = shares >= rules.min_area_share
+    inner = _tags_of_tiles(tile[central], near[central], names, codes, starts, len(tiles))
+    outer = _tags_of_tiles(tile[~central], near[~central], names, codes, starts, len(tiles))
+    return [
+        (shown[: rules.most_central], [tag for tag in around if tag not in shown][: rules.most_surrounding])
+        for shown, around in zip(inner, outer, strict=True)
+    ]
+
+
+def _mercator(shapes: np.ndarray) -> np.ndarray:
+    """Degrees -> metres of spherical Mercator, for an array of geometries or None."""
+    import shapely
+
+    def project(points: np.ndarray) -> np.ndarray:
+        lat = np.radians(points[:, 1].clip(-MERCATOR_LIMIT, MERCATOR_LIMIT))
+        radius = EQUATOR_M / (2 * math.pi)
+        return np.column_stack([np.radians(points[:, 0]) * radius, np.arcsinh(np.tan(lat)) * radius])
+
+    return shapely.transform(shapes, project)
+
+
+def _of_each(tiles: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """One row of `points` for each tile: NaN for None and empty ones, which have no centroid."""
+    import shapely
+
+    rows = np.full((len(tiles), 2), np.nan)
+    rows[~(shapely.is_missing(tiles) | shapely.is_empty(tiles))] = points
+    return rows
+
+
+def _shrunk(tiles: np.ndarray, side: float) -> np.ndarray:
+    """The tiles drawn together towards their centroids by the factor `side`."""
+    import shapely
+
+    points, owner = shapely.get_coordinates(tiles, return_index=True)
+    centres = _of_each(tiles, shapely.get_coordinates(shapely.centroid(tiles)))[owner]
+    return shapely.set_coordinates(tiles.copy(), centres + side * (points - centres))
+
+
+def _tag_codes(tags: list[dict[str, str]], points: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of all tags, by importance; the numbers in it of each object's tags, one after the other; their starts.
+
+    A name occurs twice where both a point and another object bear it.
+    """
+    listed = [[(name, bool(point)) for name in _worth_naming(of)] for of, point in zip(tags, points, strict=True)]
+    names = sorted({name for of_object in listed for name in of_object}, key=lambda name: importance(*name))
+    number = {name: place for place, name in enumerate(names)}
+    codes = [number[name] for of_object in listed for name in of_object]
+    starts = np.cumsum([0, *(len(of_object) for of_object in listed)])
+    return [name for name, _ in names], np.array(codes, dtype=np.int64), starts
+
+
+def _worth_naming(tags: dict[str, str]) -> list[str]:
+    if not seen_from_above(tags):
+        return []
+    pairs = ((key, clean_text(tags[key].split(";")[0])) for key in KEYS if key in tags)
+    named = (f"{key}={value}" for key, value in pairs if value and value != "no")
+    return [name for name in named if name not in SMALL]
+
+
+def importance(tag: str, point: bool = False) -> tuple[int, int, str]:
+    """Sort key of "key=value": by `osm.KEYS`, then by name; what says little comes later.
+
+    point: whether a point bears it. Most points are businesses inside a building, so they follow areas and lines.
+    """
+    key = tag.partition("=")[0]
+    return 2 if tag in GENERIC or key in GENERIC_KEYS else int(point), KEYS.index(key), tag
+
+
+def seen_from_above(tags: dict[str, str]) -> bool:
+    """Whether an object with these tags is in the open: not in a tunnel, under the ground or inside a building."""
+    hidden = (tags.get("tunnel", "no") != "no", tags.get("indoor", "no") != "no", tags.get("covered") == "yes")
+    return not any(hidden) and tags.get("location") not in ("underground", "indoor")
+
+
+def _tags_of_tiles(
+    tile: np.ndarray, owner: np.ndarray, names: list[str], codes: np.ndarray, starts: np.ndarray, tiles: int
+) -> list[list[str]]:
+    """Names, by importance, of the tags of all objects `owner[i]` that belong to `tile[i]`, for every tile."""
+    sizes = starts[owner + 1] - starts[owner]
+    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    found = np.unique(np.repeat(tile, sizes) * len(names) + codes[np.repeat(starts[owner], sizes) + within])
+    edges = np.searchsorted(found, np.arange(tiles + 1) * len(names))
+    listed = [names[code] for code in found % len(names)]
+    return [list(dict.fromkeys(listed[first:last])) for first, last in pairwise(edges)]
+
+
+def tags_to_text(tags: Sequence[str], surrounding_tags: Sequence[str] = ()) -> str:
+    """Tags in words: "amenity of school, road of residential; surrounded by road of service"; "" without any."""
+    centre, around = (", ".join(_words(tag) for tag in group) for group in (tags, surrounding_tags))
+    return "; ".join(part for part in (centre, f"surrounded by {around}" if around else "") if part)
+
+
+def _words(tag: str) -> str:
+    key, _, value = (" ".join(clean_text(part).replace(",", " ").split()) for part in tag.partition("="))
+    key, value = ("road" if key == "highway" else key).replace("_", " "), value.replace("_", " ")
+    return key if value in ("", "yes") else f"{key} of {value}"
+
+
+def tile_bounds(x: int, y: int, z: int) -> Bounds:
+    """Bounds in degrees of a tile of web maps (row 0 in the north). Raises ConfigError for one that does not exist."""
+    import mercantile
+
+    if not 0 <= z <= MOST_ZOOM or not 0 <= x < 2**z or not 0 <= y < 2**z:
+        raise ConfigError(f"There is no tile z={z}, x={x}, y={y}: z is 0 to {MOST_ZOOM}, x and y 0 to 2^z - 1.")
+    west, south, east, north = mercantile.bounds(x, y, z)
     return west, south, east, north
 
 
-def read_osm(path: str | Path, bounds: Sequence[float] | None = None) -> "geopandas.GeoDataFrame":
-    """Objects of an OpenStreetMap extract that carry one of `KEYS`, sorted by kind and number.
+def ground_resolution(lat: float, zoom: float, tile_size: int = 256) -> float:
+    """Metres on the ground that a pixel of a web map spans at latitude `lat` (degrees), with tiles of `tile_size`."""
+    return math.cos(math.radians(lat)) * EQUATOR_M / (tile_size * 2**zoom)
 
-    path: .osm.pbf, .osm, .osm.gz, .osm.bz2, or GeoJSON with the tags as properties.
-    bounds: keep what touches them; objects are not cut at the edge.
 
-    Returns columns osm_id (str: "n7", "w123", "r5"; a GeoJSON feature without one is "g" and its number), tags
-    (dict[str, str], all of the object's), geometry (Point, LineString, Polygon or MultiPolygon, EPSG:4326). Closed
-    ways are areas by OpenStreetMap's conventions; multipolygon relations are assembled. Nodes that the extract lacks
-    are left out of their way. Raises DataError for a file that is absent, of another kind, damaged, without such
-    objects, or that lies elsewhere than `bounds`.
+Shape = TypeVar("Shape")
+
+
+@dataclass(frozen=True)
+class LocalFrame:
+    """Metres east and north of a place: degrees times the radii of WGS84 there (equirectangular).
+
+    Exact in the origin. At a distance of d km north or south, east-west lengths are off by about
+    d * tan(lat) / 63.7 percent: 0.03 % at 1 km and 0.3 % at 10 km from 60 degrees. Not for places around a pole or
+    across the antimeridian.
     """
-    import geopandas
-    import shapely
 
-    path = Path(path)
-    limits = None if bounds is None else check_bounds(bounds)
-    name = path.name.lower()
-    if not path.is_file():
-        raise DataError(f"There is no OpenStreetMap extract {path}. Correct the path.")
-    if name.endswith(OSM_SUFFIXES):
-        ids, tags, shapes = _read_osmium(path)
-    elif name.endswith(JSON_SUFFIXES):
-        ids, tags, shapes = _read_geojson(path)
-    else:
-        known = ", ".join((*OSM_SUFFIXES, *JSON_SUFFIXES))
-        raise DataError(f"{path} is not an OpenStreetMap extract: its name must end in one of {known}.")
-    if not ids:
-        raise DataError(f"{path} holds no object with a tag like building=* or highway=*. Export an extract with tags.")
-    if limits is not None:
-        extent = shapely.total_bounds(shapes)
-        _require_overlap(limits, (extent[0], extent[1], extent[2], extent[3]), path)
-    rows = sorted(range(len(ids)), key=lambda row: (ids[row][0], int(ids[row][1:])))
-    if limits is not None:
-        inside = shapely.intersects(shapes, shapely.box(*limits))
-        rows = [row for row in rows if inside[row]]
-    table = {"osm_id": [ids[row] for row in rows], "tags": [tags[row] for row in rows]}
-    return geopandas.GeoDataFrame(table, geometry=shapes[rows], crs="EPSG:4326")
+    lon: float
+    lat: float
 
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Metres a degree of longitude and of latitude."""
+        axis, eccentricity = 6378137.0, 0.0066943799901413165  # WGS84: semi-major axis, first eccentricity squared
+        sine, cosine = math.sin(math.radians(self.lat)), math.cos(math.radians(self.lat))
+        bent = 1 - eccentricity * sine**2
+        across = axis / math.sqrt(bent) * cosine
+        along = axis * (1 - eccentricity) / bent**1.5
+        return math.radians(across), math.radians(along)
 
-Objects = tuple[list[str], list[dict[str, str]], np.ndarray]
+    def to_metres(self, geometry: Shape) -> Shape:
+        """A geometry, or an array of them, from degrees to metres."""
+        import shapely
+
+        scale, origin = np.array(self.scale), np.array([self.lon, self.lat])
+        return shapely.transform(geometry, lambda points: (points - origin) * scale)  # type: ignore[return-value]
+
+    def to_degrees(self, geometry: Shape) -> Shape:
+        """The inverse of `to_metres`."""
+        import shapely
+
+        scale, origin = np.array(self.scale), np.array([self.lon, self.lat])
+        return shapely.transform(geometry, lambda points: points / scale + origin)  # type: ignore[return-value]
 
 
-def _read_osmium(path: Path) -> Objects:
-    """Ids, tags and geometries (object array) of the interesting objects of a file that osmium reads."""
-    import osmium
-    import osmium.filter
-    import osmium.geom
-    import shapely
-
-    keys = osmium.filter.KeyFilter(*KEYS)
-    factory = osmium.geom.WKBFactory()
-    ids: list[str] = []
-    tags: list[dict[str, str]] = []
-    codes: list[str] = []
-    item: Any
-    try:
-        for item in osmium.FileProcessor(str(path)).with_areas(keys).with_filter(keys):
-            values, kind, number = clean_tags(item.tags), item.type_str(), item.id
-            if kind == "r" or not is_interesting(values):
-                continue
-            if kind == "a":
-                kind, number = "w" if item.from_way() else "r", item.orig_id()
-                if kind == "w" and not _is_area(values):
-                    continue  # it came before, as a line
-            elif kind == "w" and item.is_closed() and _is_area(values):
-                continue  # it comes again, as an area
-            code = _geometry(item, factory)
-            if code:
-                ids.append(f"{kind}{number}")
-                tags.append(values)
-                codes.append(code)
-    except (RuntimeError, OSError) as error:
-        raise DataError(_osmium_problem(path, " ".join(str(error).split()))) from error
-    shapes = shapely.from_wkb(np.array(codes, dtype=object))
-    kinds, parts = shapely.get_type_id(shapes), shapely.get_num_geometries(shapes)
-    single = (kinds == shapely.GeometryType.MULTIPOLYGON) & (parts == 1)
-    shapes[single] = shapely.get_geometry(shapes[single], 0)
-    return ids, tags, shapes
-
-
-def _geometry(item: Any, factory: Any) -> str:
-    """Hexadecimal WKB of an osmium object; an empty string where too little of it is in the extract."""
-    import osmium
-    import shapely
-
-    try:
-        if item.is_node():
-            return factory.create_point(item)
-        return factory.create_multipolygon(item) if item.is_area() else factory.create_linestring(item)
-    except (RuntimeError, osmium.InvalidLocationError):  # a node is missing or lies nowhere
-        points = [(node.lon, node.lat) for node in item.nodes if node.location.valid()] if item.is_way() else []
-        return shapely.LineString(points).wkb_hex if len(set(points)) > 1 else ""
-
-
-def _osmium_problem(path: Path, reason: str) -> str:
-    if path.stat().st_size == 0:
-        return f"{path} is empty. Download the extract again."
-    if any(sign in reason for sign in ("EOF", "no element found", "unclosed", "read close failed", "truncated")):
-        return f"{path} is cut short ({reason}). Download the extract again."
-    return f"{path} is not an OpenStreetMap extract, or is damaged ({reason}). Download it again."
-
-
-def _read_geojson(path: Path) -> Objects:
-    """The same from GeoJSON, whose properties (or their member "tags") are the tags."""
-    import geopandas
-    import shapely
-
-    try:
-        frame = geopandas.read_file(path)
-    except Exception as error:  # GDAL and its wrapper raise several kinds
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{path} is not whole GeoJSON ({reason}). Export it again.") from error
-    if "geometry" not in frame or not len(frame):
-        return [], [], np.empty(0, object)
-    frame = frame.to_crs("EPSG:4326") if frame.crs is not None else frame
-    frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)].reset_index(drop=True)
-    west, south, east, north = frame.total_bounds if len(frame) else (0, 0, 0, 0)
-    if west < -180 or east > 180 or south < -90 or north > 90:
-        raise DataError(
-            f"{path} has coordinates outside longitude 180 and latitude 90: GeoJSON holds degrees, longitude first. "
-            "Export it in EPSG:4326."
-        )
-    ids, tags, kept = [], [], []
-    table: Any = frame.drop(columns="geometry")
-    for number, row in enumerate(table.to_dict("records")):
-        values = clean_tags(_properties(row).items())
-        if is_interesting(values):
-            ids.append(_json_id(row, number))
-            tags.append({key: value for key, value in values.items() if key not in ("osm_id", "osm_type", "@id", "id")})
-            kept.append(number)
-    shapes = np.array(frame.geometry.values, dtype=object)[kept]
-    polygons = shapely.get_dimensions(shapes) == 2
-    shapes[polygons] = shapely.make_valid(shapes[polygons], method="structure", keep_collapsed=False)
-    return ids, tags, shapes
-
-
-def _properties(row: dict[str, Any]) -> dict[str, Any]:
-    nested = row.get("tags")
-    if isinstance(nested, str) and nested.startswith("{"):
-        try:
-            nested = json.loads(nested)
-        except ValueError:
-            nested = None
-    return {**row, **nested, "tags": None} if isinstance(nested, dict) else row
-
-
-def _json_id(row: dict[str, Any], number: int) -> str:
-    """ "w123" from osm_type and osm_id, from "way/123", or "g" and the feature's number."""
-    full = str(row.get("@id") or row.get("id") or "")
-    kind, _, code = full.rpartition("/") if "/" in full else (str(row.get("osm_type")), "", str(row.get("osm_id")))
-    code = code.removesuffix(".0")
-    known = kind in ("node", "way", "relation") and code.isascii() and code.isdigit()
-    return f"{kind[0]}{code}" if known else f"g{number}"
-
-
-def _require_overlap(bounds: Bounds, extent: Bounds, path: Path) -> None:
-    def apart(west: float, south: float, east: float, north: float) -> bool:
-        return west > extent[2] or east < extent[0] or south > extent[3] or north < extent[1]
-
-    if apart(*bounds):
-        west, south, east, north = bounds
-        swapped = not apart(south, west, north, east)
-        advice = "Latitude and longitude look swapped" if swapped else "Correct the bounds or the extract"
-        raise DataError(f"The bounds {show(bounds)} lie outside {path}, which covers {show(extent)}. {advice}.")
-
-
-def show(bounds: Sequence[float]) -> str:
-    """Bounds for a message: "24.93,60.16,24.96,60.18"."""
-    return ",".join(f"{value:.5g}" if abs(value) < 1 else f"{value:.4f}" for value in bounds)
-
-
-def clean_tags(pairs: Any) -> dict[str, str]:
-    """Tags without empty values, control characters and excessive lengths."""
-    cleaned = ((clean_text(key), clean_text(value)) for key, value in pairs)
-    return {key: value for key, value in cleaned if key and value}
-
-
-def clean_text(value: Any) -> str:
-    """`value` as one line of at most `MOST_SIGNS` printable characters; "" for None and NaN."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return ""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    if not text.isascii() or not text.isprintable():
-        text = "".join(" " if unicodedata.category(sign)[0] in "CZ" else sign for sign in text)
-    return " ".join(text.split())[:MOST_SIGNS].strip()
-
-
-def is_interesting(tags: dict[str, str]) -> bool:
-    """Whether any of `KEYS` has a value other than "no"."""
-    return any(tags.get(key, "no") != "no" for key in KEYS)
-
-
-def _is_area(tags: dict[str, str]) -> bool:
-    """Whether a closed way with these tags bounds an area."""
-    if tags.get("area") in ("yes", "no"):
-        return tags["area"] == "yes"
-    for key in KEYS:
-        value = tags.get(key, "no")
-        rule, values = LINES.get(key, ("only", set()))
-        if value != "no" and (value in values) != (rule == "only"):
-            return True
-    return False
+def local_frame(lon: float, lat: float) -> LocalFrame:
+    """The metric frame around a place given in degrees."""
+    check_bounds((lon - 1e-9, lat - 1e-9, lon + 1e-9, lat + 1e-9))
+    return LocalFrame(float(lon), float(lat))
