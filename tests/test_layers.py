@@ -18,7 +18,8 @@ ORDER = [
     *("archives", "readers", "rsicd", "urbancross", "skyscript", "geotiles", "data", "inspection"),
     *("segments", "captions"),
     *("bundled", "weights", "device", "model", "features", "losses", "hubness", "checkpoint", "evaluate", "report"),
-    *("phases", "train", "adapt", "retrieve", "tasks", "visualize", "gallery", "maps", "widgets", "explorer"),
+    *("phases", "train", "adapt", "retrieve", "tasks", "visualize", "gallery"),
+    *("basemap", "maps", "atlas", "widgets", "explorer"),
     *("notebooks", "runner", "cli_data", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
