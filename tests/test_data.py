@@ -50,7 +50,7 @@ def refusal(path, **arguments) -> str:
 def test_columns_ids_and_order_follow_the_index(small):
     manifest = read_dataset(small)
     assert list(manifest.frame.columns) == [
-        *("sample_id", "image", "captions", "tags", "domain", "split"),
+        *("sample_id", "image", "captions", "description", "tags", "surrounding_tags", "domain", "split"),
         *("lon", "lat", "footprint", "gsd_m", "source", "licence"),
     ]
     assert list(manifest.frame["sample_id"]) == [f"{number:05d}" for number in range(9)]

@@ -44,10 +44,14 @@ def find_bad_images(paths: Sequence[Path]) -> dict[int, str]:
     return {position: problem for position, problem in enumerate(problems) if problem}
 
 
+def someone_looks() -> bool:
+    """Whether a progress bar has a reader: a terminal or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
 def map_files(function: Callable[[Path], Result], paths: Sequence[Path], label: str) -> list[Result]:
     """`function` of every path, in order, in threads (for work that releases the GIL: decoding, hashing)."""
-    someone_looks = sys.stderr.isatty() or "ipykernel" in sys.modules
-    quiet = len(paths) <= BAR_ABOVE or not someone_looks
+    quiet = len(paths) <= BAR_ABOVE or not someone_looks()
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         results = pool.map(function, paths)
         return list(tqdm(results, total=len(paths), desc=label, unit="image", disable=quiet))

@@ -24,6 +24,7 @@ COLUMNS: dict[str, Any] = {
     "sample_id": None,
     "image": None,
     "captions": None,
+    "description": "",
     "tags": [],
     "surrounding_tags": [],
     "domain": None,
@@ -42,9 +43,10 @@ class Manifest:
     """Image-text pairs, one row an image.
 
     frame: GeoDataFrame with the columns sample_id (str, unique), image (str, relative to `root`),
-        captions (list[str]), tags and surrounding_tags (list[str] of OpenStreetMap's "key=value", of what the
-        image shows and of what lies around it), domain, split (str), lon, lat (degrees, NaN unknown), footprint
-        (geometry in EPSG:4326 or None), gsd_m (metres a pixel, NaN unknown), source, licence.
+        captions (list[str]), description (str, a longer text that is no query, or ""), tags and surrounding_tags
+        (list[str] of OpenStreetMap's "key=value", of what the image shows and of what lies around it), domain,
+        split (str), lon, lat (degrees, NaN unknown), footprint (geometry in EPSG:4326 or None), gsd_m (metres a
+        pixel, NaN unknown), source, licence. A split may add the column block.
     root: folder the image names start from.
     """
 
@@ -154,13 +156,16 @@ class Manifest:
             frame = geopandas.read_parquet(path)
         except (ValueError, OSError) as error:  # pyarrow's own errors are of these kinds
             raise DataError(f"{path} is not a manifest: it is no whole GeoParquet file. Make it again.") from error
-        absent = [name for name in (*COLUMNS, "root") if name not in frame.columns and name not in frame.attrs]
+        needed = [name for name, default in COLUMNS.items() if default is None]
+        absent = [name for name in (*needed, "root") if name not in frame.columns and name not in frame.attrs]
         if absent:
             raise DataError(f"{path} is not a manifest: it lacks {', '.join(absent)}. Make it again.")
         root = (path.parent / frame.attrs["root"]).resolve()
         if not root.is_dir():
             root = Path(frame.attrs["absolute_root"])
         frame.attrs = {}
+        for name in [name for name in COLUMNS if name not in frame.columns]:  # a version without them wrote it
+            frame[name] = [COLUMNS[name]] * len(frame)
         for name in ("captions", "tags", "surrounding_tags"):
             frame[name] = [list(values) for values in frame[name]]
         return cls(frame, root)
