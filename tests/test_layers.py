@@ -13,7 +13,7 @@ import ucore
 PACKAGE = Path(ucore.__file__).parent
 ORDER = [
     *("errors", "files", "config", "images", "manifest", "osm", "geo"),
-    *("duplicates", "blocks", "splits", "imagery", "build"),
+    *("duplicates", "blocks", "splits", "tiles", "servers", "imagery", "build"),
     *("countries", "city", "render", "describe", "simulate"),
     *("archives", "readers", "rsicd", "urbancross", "skyscript", "geotiles", "data", "inspection"),
     *("segments", "captions"),
