@@ -15,11 +15,12 @@ import shapely
 from shapely.geometry import LineString, Point, Polygon
 from shapely.ops import unary_union
 
-from ucore.blocks import FILLERS, WANTED, fill_block, pick
+from ucore.fillers import FILLERS, WANTED, fill_block
 from ucore.countries import CountryStyle
 from ucore.errors import DataError
 from ucore.geo import LocalFrame, local_frame
 from ucore.kinds import KINDS, WAY, Feature, kind_of
+from ucore.site import pick
 
 if TYPE_CHECKING:
     import geopandas
