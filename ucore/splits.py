@@ -8,23 +8,22 @@ into square blocks, blocks are given to splits, and samples too close to a later
 """
 
 import itertools
-import math
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ucore.duplicates import identical_groups
+from ucore.blocks import DomainDraw, block_sides, near, nearest, places
+from ucore.duplicates import MAX_DISTANCE, near_duplicates, normal_caption
 from ucore.errors import ConfigError, DataError
-from ucore.manifest import Manifest
+from ucore.files import content_hash, write_json
+from ucore.manifest import Manifest, few
 
 FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
 BUFFER = "buffer"  # the split of samples that nobody uses
-EARTH_M = 6_371_008.8  # mean radius
-UNKNOWN_TILE_M = 256.0  # side assumed of a tile without footprint: 256 pixels of a metre
-BLOCKS = 24  # a domain is cut into about as many blocks, unless they get too small for the buffer
-BUFFERS_A_BLOCK = 3.0  # a block's side is at least as many buffers
-DRAWN_SAMPLES, DRAWS = 400_000, (4, 64)  # draws of a domain: as many as make so many samples, within these bounds
+NAMED_PAIRS = 50  # near duplicates that a report names; it counts them all
 Array = np.ndarray
 
 
@@ -44,7 +43,7 @@ def spatial_split(
         fill every split.
     buffer_m: samples of different splits have centres at least so far apart. None: 1.01 times the diagonal of
         the domain's largest tile, so that tiles of different splits neither overlap nor touch. Between domains
-        the larger value holds. Samples that gave way have the split "buffer".
+        the largest value holds. Samples that gave way have the split "buffer".
 
     Samples without lon and lat are grouped when images or all captions are identical, and groups are shuffled.
     Each domain takes the best of several seeded draws of the grid's origin and the blocks' order: the shares
@@ -55,25 +54,26 @@ def spatial_split(
     _check(manifest, fractions, block_m, buffer_m, seed)
     order = np.argsort(manifest.frame["sample_id"].to_numpy(dtype=str), kind="stable")
     frame: Any = manifest.frame.iloc[order].reset_index(drop=True)
-    (points, sizes), domains = _places(frame), frame["domain"].to_numpy(dtype=str)
+    (points, sizes), domains = places(frame), frame["domain"].to_numpy(dtype=str)
     splits, blocks = np.empty(len(frame), int), np.empty(len(frame), object)
     settings: dict[str, Any] = {}
     for domain in np.unique(domains):
         rows = np.flatnonzero(domains == domain)
         located = ~np.isnan(points[rows, 0])
         buffer = 1.01 * float(sizes[rows][located].max(initial=0)) if buffer_m is None else float(buffer_m)
-        sides = _block_sides(sizes[rows][located], buffer) if block_m is None else [float(block_m)]
-        part = _Domain(Manifest(frame.iloc[rows], manifest.root), points[rows], tuple(fractions.values()), buffer)
+        sides = block_sides(sizes[rows][located], buffer) if block_m is None else [float(block_m)]
+        part = DomainDraw(Manifest(frame.iloc[rows], manifest.root), points[rows], tuple(fractions.values()), buffer)
         splits[rows], blocks[rows], side = part.best(sides, np.random.default_rng([seed, *str(domain).encode()]))
         settings[str(domain)] = {"block_m": round(side, 3), "buffer_m": round(buffer, 3)}
-    buffers = np.array([settings[domain]["buffer_m"] for domain in domains])
-    splits = _give_way_between(points, splits, domains, buffers, len(fractions))
-    _require_all(splits, domains, list(fractions), buffers)
+    widest = max(values["buffer_m"] for values in settings.values())
+    splits = _give_way_between(points, splits, domains, widest, len(fractions))
+    _require_all(splits, domains, list(fractions), widest)
     names = np.array([*fractions, BUFFER], object)  # -1 is the last
     back = np.argsort(order)
     result: Any = manifest.frame.copy()
     result["split"], result["block"] = names[splits][back], blocks[back]
-    result.attrs = {"split": {"fractions": dict(fractions), "seed": seed, "domains": settings}}
+    shares = [[name, share] for name, share in fractions.items()]  # a list, since JSON sorts the names
+    result.attrs = {"split": {"fractions": shares, "seed": seed, "domains": settings}}
     return Manifest(result, manifest.root)
 
 
@@ -84,128 +84,160 @@ def adaptation_split(
     return spatial_split(manifest, {"finetune": finetune, "val": val, "test": test}, **settings)
 
 
-class _Domain:
-    """The samples of one domain, sorted by id, and what a draw needs of them."""
-
-    def __init__(self, part: Manifest, points: Array, fractions: tuple[float, ...], buffer: float):
-        self.name, self.points = part.frame["domain"].iloc[0], points
-        self.buffer, self.fractions = buffer, np.array(fractions)
-        self.located = ~np.isnan(points[:, 0])
-        unlocated: Any = part.frame.loc[~self.located]
-        self.groups = identical_groups(Manifest(unlocated, part.root))
-
-    def best(self, sides: list[float], rng: np.random.Generator) -> tuple[Array, Array, float]:
-        """Of the first of `sides` (metres) that can fill every split, the draw closest to the fractions.
-
-        Returns splits int (n,), -1 for the buffer, blocks str (n,) and the side.
-        """
-        n, most = len(self.points), 0
-        for side in sides:
-            best: tuple[float, Array, Array] | None = None
-            for _ in range(int(np.clip(DRAWN_SAMPLES // n, *DRAWS))):
-                blocks = self._blocks(side, rng.random(2))
-                names, unit = np.unique(blocks, return_inverse=True)
-                most = max(most, len(names))
-                if len(names) < len(self.fractions):
-                    continue
-                splits = self._assign(unit, rng.permutation(len(names)))
-                splits = _give_way(self.points, splits, self.buffer, len(self.fractions))
-                shares = np.bincount(splits[splits >= 0], minlength=len(self.fractions)) / n
-                distance = float(np.abs(shares - self.fractions).sum())
-                if shares.all() and (best is None or distance < best[0]):
-                    best = distance, splits, blocks
-            if best is not None:
-                return best[1], best[2], side
-        raise DataError(
-            f"The domain {self.name!r} ({n:,} images, {most:,} blocks of {sides[-1]:,.0f} m at most, buffer "
-            f"{self.buffer:,.0f} m) cannot fill {len(self.fractions)} splits. Choose a smaller block_m or buffer_m, "
-            "fewer splits, or leave this domain out."
-        )
-
-    def _blocks(self, side: float, origin: Array) -> Array:
-        """The block of each sample: rows of equal latitude, cut at steps of equal length on the ground."""
-        x, y, z = self.points[self.located].T / EARTH_M
-        lon, lat = np.arctan2(y, x), np.arcsin(np.clip(z, -1, 1))
-        row = np.floor(lat * EARTH_M / side + origin[0])
-        middle = np.clip((row + 0.5 - origin[0]) * side / EARTH_M, -np.pi / 2, np.pi / 2)
-        column = np.floor(lon * EARTH_M * np.cos(middle) / side + origin[1])
-        blocks = np.empty(len(self.points), object)
-        blocks[self.located] = [f"{y:.0f}_{x:.0f}" for y, x in zip(row, column, strict=True)]
-        blocks[~self.located] = self.groups
-        return blocks.astype(str)
-
-    def _assign(self, unit: Array, order: Array) -> Array:
-        """Splits (n,): one block for every split, then each block where most is missing."""
-        counts = np.bincount(unit)
-        missing = self.fractions * len(unit)
-        split_of = np.empty(len(counts), int)
-        for position, block in enumerate(order):
-            split = position if position < len(missing) else int(missing.argmax())
-            split_of[block] = split
-            missing[split] -= counts[block]
-        return split_of[unit]
+def repair_duplicates(manifest: Manifest, max_distance: int = MAX_DISTANCE) -> Manifest:
+    """A copy without near-duplicate images in different splits: of such a pair, the one whose split is named first
+    gives way and gets the split "buffer". The last split (test) keeps all its samples."""
+    rank = {name: number for number, name in enumerate(_split_names(manifest))}
+    frame: Any = manifest.frame.copy()
+    used, paths = np.flatnonzero(frame["split"].isin(rank)), manifest.image_paths
+    pairs = used[near_duplicates([paths[row] for row in used], max_distance)[:, :2]]
+    ranks = frame["split"].map(rank).to_numpy(float)[pairs]
+    gives_way = np.where(ranks[:, 0] < ranks[:, 1], pairs[:, 0], pairs[:, 1])[ranks[:, 0] != ranks[:, 1]]
+    frame.loc[frame.index[gives_way], "split"] = BUFFER
+    return Manifest(frame, manifest.root)
 
 
-def _give_way(points: Array, splits: Array, buffer: float, n_splits: int) -> Array:
-    """`splits` with -1 where a sample lies closer than `buffer` metres to one of a split named later."""
-    splits = splits.copy()
-    for split in range(n_splits - 2, -1, -1):
-        mine = np.flatnonzero(splits == split)
-        splits[mine[_near(points[mine], points[splits > split], buffer)]] = -1
-    return splits
+def split_report(manifest: Manifest, images: bool = True, max_distance: int = MAX_DISTANCE) -> dict[str, Any]:
+    """What a split holds and what leaks through it, as a JSON-able dict.
 
-
-def _give_way_between(points: Array, splits: Array, domains: Array, buffers: Array, n_splits: int) -> Array:
-    """`_give_way` across domains, at the larger of both buffers."""
-    splits, names = splits.copy(), np.unique(domains)
-    for split in range(n_splits - 2, -1, -1):
-        later = splits > split
-        for name in names:
-            mine = np.flatnonzero((splits == split) & (domains == name))
-            for buffer in np.unique(buffers):
-                theirs = later & (domains != name) & (buffers == buffer)
-                close = _near(points[mine], points[theirs], max(buffer, buffers[domains == name][0]))
-                splits[mine[close]] = -1
-    return splits
-
-
-def _near(points: Array, others: Array, distance: float) -> Array:
-    """bool (n,): which `points` (n, 3) lie closer than `distance` metres to one of `others`; NaN is nowhere."""
-    from scipy.spatial import KDTree
-
-    near = np.zeros(len(points), bool)
-    known, others = ~np.isnan(points[:, 0]), others[~np.isnan(others[:, 0])]
-    if distance > 0 and len(others) and known.any():
-        near[known] = np.isfinite(KDTree(others).query(points[known], distance_upper_bound=distance)[0])
-    return near
-
-
-def _places(frame: Any) -> tuple[Array, Array]:
-    """Centres on the globe, float64 (n, 3) in metres, and diagonals (n,) in metres, of tiles.
-
-    Both come from the bounds of the footprint where there is one. Otherwise the centre is lon and lat (NaN where
-    they are unknown) and the tile a square of UNKNOWN_TILE_M. Straight distances between centres are ground
-    distances as long as they are short: over 10 km they differ by a millimetre.
+    domains: for each, images and blocks of each split, the buffer among them. nearest_m: the smallest distance
+    between the centres of tiles of two splits, in metres, and touching_tiles: pairs of footprints that overlap or
+    touch (both over all domains; None without places). repeated_captions: how many captions of a later-named split
+    also stand in an earlier one, up to case, spacing and signs at the end. near_duplicates: pairs of images across
+    splits, counted and the closest 50 named; left out without `images`, which have to be read.
     """
-    west, south, east, north = frame.geometry.bounds.to_numpy(float).T
-    degrees = np.stack([(west + east) / 2, (south + north) / 2], axis=1)
-    degrees = np.where(np.isnan(degrees), frame[["lon", "lat"]].to_numpy(float), degrees)
-    degrees[np.isnan(degrees).any(axis=1)] = np.nan
-    bad = (np.abs(degrees) > [180, 90]).any(axis=1)
-    if bad.any():
-        name, (x, y) = frame["sample_id"].iloc[bad.argmax()], degrees[bad.argmax()]
-        raise DataError(f"The sample {name} lies at lon {x:g}, lat {y:g}: not degrees on Earth. Correct its place.")
-    lon, lat = np.radians(degrees).T
-    points = EARTH_M * np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
-    sizes = EARTH_M * np.hypot(np.radians(east - west) * np.cos(lat), np.radians(north - south))
-    return points, np.where(np.isnan(sizes), np.sqrt(2) * UNKNOWN_TILE_M, sizes)
+    frame: Any = manifest.frame
+    names = _split_names(manifest)
+    domains: dict[str, Any] = {}
+    for (domain, split), part in frame.groupby(["domain", "split"]):
+        blocks = {"blocks": part["block"].nunique()} if "block" in part else {}
+        domains.setdefault(domain, {})[split] = {"images": len(part), **blocks}
+    parts = {name: np.flatnonzero(frame["split"] == name) for name in names}
+    texts = {
+        name: [normal_caption(text) for row in frame["captions"].iloc[rows] for text in row]
+        for name, rows in parts.items()
+    }
+    points = places(frame)[0]
+    report: dict[str, Any] = {
+        "images": len(frame),
+        "buffer": int((frame["split"] == BUFFER).sum()),
+        "settings": frame.attrs.get("split", {}),
+        "domains": domains,
+        "nearest_m": {},
+        "touching_tiles": {},
+        "repeated_captions": {},
+    }
+    for early, late in itertools.combinations(names, 2):
+        pair, known = f"{late} to {early}", set(texts[early])
+        distance = nearest(points[parts[early]], points[parts[late]])
+        report["nearest_m"][pair] = None if distance is None else round(distance, 2)
+        report["touching_tiles"][pair] = _touching(frame.geometry.iloc[parts[early]], frame.geometry.iloc[parts[late]])
+        repeated = {"captions": len(texts[late]), "repeated": sum(text in known for text in texts[late])}
+        share = repeated["repeated"] / max(1, repeated["captions"])
+        report["repeated_captions"][f"{late} in {early}"] = {**repeated, "share": round(share, 4)}
+    if images:
+        report["near_duplicates"] = _near_duplicates_across(manifest, names, max_distance)
+    return report
 
 
-def _block_sides(diagonals: Array, buffer: float) -> list[float]:
-    """Sides to try, in metres, of the blocks of a domain with tiles of these diagonals."""
-    covered = float((diagonals**2 / 2).sum())
-    side = max(1.0, math.sqrt(covered / BLOCKS), BUFFERS_A_BLOCK * buffer)
-    return [side, side / 2, side / 4]
+def save_split(manifest: Manifest, path: str | Path) -> None:
+    """Write domain, split and block of every sample id as JSON, with the settings and a key of the samples' places.
+
+    Small enough to commit with the numbers that were measured on it, and free of images and captions.
+    """
+    table: dict[str, Any] = {}
+    frame = manifest.frame
+    blocks = frame["block"] if "block" in frame else [""] * len(frame)
+    for name, *keys in sorted(zip(frame["sample_id"], frame["domain"], frame["split"], blocks, strict=True)):
+        domain, split, block = keys
+        table.setdefault(domain, {}).setdefault(split, {}).setdefault(block, []).append(name)
+    settings = frame.attrs.get("split", {})
+    write_json(path, {"settings": settings, "content_key": _places_key(manifest), "samples": table})
+
+
+def load_split(manifest: Manifest, path: str | Path) -> Manifest:
+    """A copy of `manifest` with the columns split and block that `save_split` wrote.
+
+    Raises DataError for a file that is none, and naming samples that only one of the two has or that moved.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        settings, key = dict(content["settings"]), content["content_key"]
+        rows = [
+            (name, (split, block))
+            for splits in content["samples"].values()
+            for split, blocks in splits.items()
+            for block, names in blocks.items()
+            for name in names
+        ]
+        listed = dict(rows)
+        if len(listed) < len(rows) or not all(isinstance(name, str) for name in listed):
+            raise ValueError("a name is listed twice, or is not text")
+    except OSError as error:
+        raise DataError(f"Cannot read the split {path} ({error.strerror}). Write it with save_split.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} is not a split that save_split wrote. Write it again.") from error
+    frame: Any = manifest.frame.copy()
+    missing, extra = sorted(listed.keys() - set(frame["sample_id"])), sorted(set(frame["sample_id"]) - listed.keys())
+    if missing or extra:
+        found = [
+            f"{len(names):,} are only in {where} ({few(names)})"
+            for names, where in ((missing, path), (extra, "the dataset"))
+            if names
+        ]
+        raise DataError(
+            f"The split does not fit the dataset: of the images, {' and '.join(found)}. Split the dataset anew."
+        )
+    if key != _places_key(manifest):
+        raise DataError(f"Images of {path} have another domain or place in the dataset now. Split the dataset anew.")
+    frame["split"] = [listed[name][0] for name in frame["sample_id"]]
+    frame["block"] = [listed[name][1] for name in frame["sample_id"]]
+    frame.attrs = {"split": settings}
+    return Manifest(frame, manifest.root)
+
+
+def _places_key(manifest: Manifest) -> str:
+    columns = (manifest.frame[name] for name in ("sample_id", "domain", "lon", "lat"))
+    return content_hash(
+        sorted([name, domain, f"{lon:.6f}", f"{lat:.6f}"] for name, domain, lon, lat in zip(*columns, strict=True))
+    )
+
+
+def _split_names(manifest: Manifest) -> list[str]:
+    """The splits of `manifest` without the buffer, from the one that gives way first to the one that never does."""
+    drawn = manifest.frame.attrs.get("split", {}).get("fractions", [])
+    known = [name for name, _ in drawn] or ["train", "finetune", "val", "test"]
+    there = set(manifest.frame["split"]) - {BUFFER}
+    return [*sorted(there - set(known)), *(name for name in known if name in there)]
+
+
+def _touching(tiles: Any, others: Any) -> int | None:
+    tiles, others = tiles[tiles.notna()], others[others.notna()]
+    return len(tiles.sindex.query(others, predicate="intersects")[0]) if len(tiles) and len(others) else None
+
+
+def _near_duplicates_across(manifest: Manifest, names: list[str], max_distance: int) -> dict[str, Any]:
+    ids, splits = manifest.frame["sample_id"].to_numpy(), manifest.frame["split"].to_numpy()
+    used, paths = np.flatnonzero(np.isin(splits.astype(str), names)), manifest.image_paths
+    pairs = near_duplicates([paths[row] for row in used], max_distance)
+    a, b, distance = used[pairs[:, 0]], used[pairs[:, 1]], pairs[:, 2]
+    across = np.flatnonzero(splits[a] != splits[b])
+    across = across[np.argsort(distance[across], kind="stable")]
+    named = [
+        {"a": ids[a[k]], "split_a": splits[a[k]], "b": ids[b[k]], "split_b": splits[b[k]], "distance": int(distance[k])}
+        for k in across[:NAMED_PAIRS]
+    ]
+    return {"max_distance": max_distance, "across_splits": len(across), "pairs": named}
+
+
+def _give_way_between(points: Array, splits: Array, domains: Array, buffer: float, n_splits: int) -> Array:
+    """`give_way` across domains: one's test tile may be another's training tile."""
+    splits, names = splits.copy(), np.unique(domains)
+    for split, name in itertools.product(range(n_splits - 2, -1, -1), names if len(names) > 1 else ()):
+        mine = np.flatnonzero((splits == split) & (domains == name))
+        splits[mine[near(points[mine], points[(splits > split) & (domains != name)], buffer)]] = -1
+    return splits
 
 
 def _check(manifest: Manifest, fractions: Mapping[str, float], block_m: Any, buffer_m: Any, seed: int) -> None:
@@ -225,11 +257,11 @@ def _check(manifest: Manifest, fractions: Mapping[str, float], block_m: Any, buf
         raise DataError(f"The manifest of {manifest.root} lists no images, so there is nothing to split.")
 
 
-def _require_all(splits: Array, domains: Array, names: list[str], buffers: Array) -> None:
+def _require_all(splits: Array, domains: Array, names: list[str], buffer: float) -> None:
     """Every domain has every split still, after domains gave way to each other."""
-    for domain, (number, name) in itertools.product(np.unique(domains), enumerate(names)):
+    for domain, (number, name) in itertools.product(np.unique(domains).tolist(), enumerate(names)):
         if not (splits[domains == domain] == number).any():
             raise DataError(
-                f"All {name!r} images of the domain {domain!r} lie closer than {buffers.max():,.0f} m to later splits "
+                f"All {name!r} images of the domain {domain!r} lie closer than {buffer:,.0f} m to later splits "
                 "of another domain. Choose a smaller buffer_m, or make one domain of the two."
             )
