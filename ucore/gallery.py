@@ -1,4 +1,4 @@
-"""Images as they answer: samples with their captions, and what text queries find."""
+"""Images as they answer: samples with their captions, by country, and what text queries find."""
 
 import textwrap
 from collections.abc import Sequence
@@ -35,10 +35,40 @@ def plot_samples(manifest: Manifest, n: int = 6, seed: int = 0) -> Picture:
             continue
         axes.imshow(_thumbnail(manifest, row))
         captions = manifest.frame["captions"].iloc[row]
-        told = textwrap.fill(_printable(captions[0]), 36, max_lines=3, placeholder=" …")
-        name = f"{_printable(manifest.frame['sample_id'].iloc[row])}: first of {len(captions)} captions"
+        told = textwrap.fill(printable(captions[0]), 36, max_lines=3, placeholder=" …")
+        name = f"{printable(manifest.frame['sample_id'].iloc[row])}: first of {len(captions)} captions"
         axes.set_title(f"{name}\n{told}", fontsize=9, fontweight="normal", loc="left")
     figure.alt = f"{len(rows)} sample images, each with its first caption."
+    return figure
+
+
+@styled
+def plot_contact_sheet(manifest: Manifest, per_domain: int = 5, seed: int = 0) -> Picture:
+    """For each country a row of `per_domain` images drawn at random, each above its first caption."""
+    if not 1 <= per_domain <= 8:
+        raise ConfigError(f"per_domain is {per_domain}; choose 1 to 8 images a country")
+    names = sorted(set(manifest.frame["domain"]))
+    wide, text, head = 0.98 * WIDTH / per_domain, 0.72, 0.3  # inches of an image, its caption, a country's name
+    high = len(names) * (head + wide + text)
+    letters, lines = int(12.5 * wide) + 2, 4
+    figure = Picture(figsize=(WIDTH, high))
+    grid = figure.add_gridspec(len(names), per_domain, left=0.005, right=0.995, wspace=0.04, top=1 - head / high,
+                               bottom=text / high, hspace=(head + text) / wide)  # fmt: skip
+    for line, name in enumerate(names):
+        rows = np.flatnonzero(manifest.frame["domain"] == name)
+        chosen = np.sort(np.random.default_rng([seed, line]).permutation(rows)[:per_domain])
+        for column, row in enumerate(chosen):
+            axes = figure.add_subplot(grid[line, column], anchor="N")
+            axes.imshow(_thumbnail(manifest, int(row)))
+            axes.axis("off")
+            captions = manifest.frame["captions"].iloc[row]
+            told = printable(captions[0]) if len(captions) else ""
+            shown = textwrap.fill(told, letters, max_lines=lines, placeholder=" …")
+            axes.text(0, -0.02, shown, fontsize=8.5, va="top", transform=axes.transAxes)
+            if column == 0:
+                title = f"{shortened(name, 30)}: {len(chosen)} of {len(rows):,}{simulated_note(manifest)}"
+                axes.set_title(title, loc="left", fontsize=11, pad=4)
+    figure.alt = f"{per_domain} images of each of {', '.join(map(printable, names))}, each above its first caption."
     return figure
 
 
@@ -117,7 +147,7 @@ def _ranking(similarity: np.ndarray, own: int) -> np.ndarray:
 
 def _draw_caption(axes: Axes, caption: str, rank: int, n_images: int) -> None:
     axes.axis("off")
-    shown = textwrap.fill(_printable(caption), 27, max_lines=4, placeholder=" …") or "(an empty caption)"
+    shown = textwrap.fill(printable(caption), 27, max_lines=4, placeholder=" …") or "(an empty caption)"
     # Clipped, since a line of wide letters would run into the images.
     axes.text(0, 1, shown, va="top", fontsize=10, transform=axes.transAxes, clip_on=True)
     axes.text(0, 0, f"truth at rank {rank:,} of {n_images:,}", fontsize=9, color="#555555", transform=axes.transAxes)
@@ -139,5 +169,17 @@ def _frame(axes: Axes, kind: str) -> None:
         axes.spines[:].set_capstyle("butt")  # the usual caps would close the gaps between dashes
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """`text` on one line, with a space for every sign that a figure cannot show."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def shortened(text: str, most: int) -> str:
+    """`printable`, and at most `most` letters long."""
+    text = printable(text)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def simulated_note(manifest: Manifest) -> str:
+    """What a title adds where the images are generated."""
+    return " (simulated)" if manifest.simulated else ""

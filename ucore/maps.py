@@ -40,6 +40,7 @@ TEXT_LETTERS = 8_000_000  # of all captions in a page; beyond it each sample kee
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, "#F0E442")
 SHAPES = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "wedge": "v", "plus": "P"}  # matplotlib's
 SHOWN_BY_BROWSERS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+MAP_NAME = "map_samples"  # of the map object in the page
 OSM_TILES = "https://tile.openstreetmap.org/{z}/{x}/{y}.png"
 
 
@@ -106,7 +107,7 @@ def sample_map(
         page["notes"].append(f"Background: {credit}")
     made = folium.Map(tiles=None, maxZoom=20, minZoom=1, zoomAnimation=False, worldCopyJump=True)
     made.default_js, made.default_css = [], []  # folium's links to other hosts
-    made._id = "samples"  # folium's are random; the same samples give the same page
+    made._id = MAP_NAME.removeprefix("map_")  # folium's are random; the same samples give the same page
     root: Any = made.get_root()
     root.title, root.height = "Samples on the map", f"{height}px"
     made.add_child(_samples_element(page, placed.root, online))
@@ -117,8 +118,8 @@ def save_map(made: "folium.Map", path: str | Path) -> Path:
     """Write a map of `sample_map` as one HTML file, whole or not at all. Returns its path."""
     path = Path(path)
     for child in made._children.values():
-        if getattr(child, "image_root", None):
-            child.beside = path.resolve().parent
+        if hasattr(child, "beside"):
+            setattr(child, "beside", path.resolve().parent)  # noqa: B010 - an attribute of SampleLayer
     with atomic_path(path) as temporary:
         temporary.write_text(made.get_root().render(), "utf-8")
     return path
@@ -176,7 +177,7 @@ def _samples_element(page: dict[str, Any], image_root: Path, online: bool) -> An
             figure.header.add_child(Raw(f"<style>{style}</style>\n<script>{script}</script>"), name="assets")
             data = _script_json({**page, "base": base})
             figure.html.add_child(Raw(f'<script type="application/json" id="data">{data}</script>'), name="data")
-            call = f"ucoreMap({self._parent.get_name()}, JSON.parse(document.getElementById('data').textContent));"
+            call = f"ucoreMap({MAP_NAME}, JSON.parse(document.getElementById('data').textContent));"
             figure.script.add_child(Raw(call), name="samples")
             return ""
 
@@ -193,7 +194,7 @@ def _page_data(manifest: Manifest, thumbnails: int) -> dict[str, Any]:
     """Everything the page shows, as columns of plain values, one item a sample."""
     frame = manifest.frame
     marks = domain_marks(frame["domain"])
-    splits = _in_order(frame["split"])
+    splits = in_order(frame["split"])
     tag_names = _by_frequency([*frame["tags"], *frame["surrounding_tags"]])
     source = [" · ".join(filter(None, pair)) for pair in zip(frame["source"], frame["licence"], strict=True)]
     sources = sorted(set(source))
@@ -231,7 +232,7 @@ def _numbering(names: Iterable[str]) -> dict[str, int]:
     return {name: number for number, name in enumerate(names)}
 
 
-def _in_order(splits: Iterable[str]) -> list[str]:
+def in_order(splits: Iterable[str]) -> list[str]:
     """train, val, test, then any other split by name."""
     usual = ("train", "val", "test")
     return sorted(set(splits), key=lambda name: (usual.index(name) if name in usual else len(usual), name))
