@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ucore.cli_data import data
 from ucore.errors import ConfigError, DataError, UserError
 from ucore.files import require_writable
 
@@ -245,7 +246,7 @@ class _progress:
 
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 a notebook's cell failed, 2 something for the user to put right."""
-    commands = {"train": train, "eval": evaluate, "run": run, "reproduce": reproduce}
+    commands = {"train": train, "eval": evaluate, "run": run, "reproduce": reproduce, "data": data}
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="ucore", description="Cross-domain satellite image-text retrieval.", sort_subcommands=False

@@ -171,6 +171,39 @@ class Manifest:
         return cls(frame, root)
 
 
+def statistics(manifest: Manifest) -> dict[str, Any]:
+    """What the rows tell about splits, captions, tags, places and cameras, by domain where it differs; JSON-able.
+
+    extent: west, south, east, north of the centres, degrees. gsd_m: smallest, median and largest metres a pixel.
+    """
+    frame, (texts, _) = manifest.frame, manifest.texts
+    tags = Counter(tag for of_image in frame["tags"] for tag in of_image)
+    places: dict[str, list[float]] = {}
+    pixels: dict[str, list[float]] = {}
+    splits: dict[str, dict[str, int]] = {}
+    for domain, rows in frame.groupby("domain"):
+        lon, lat, gsd = (rows[name].dropna().to_numpy(float) for name in ("lon", "lat", "gsd_m"))
+        splits[str(domain)] = dict(Counter(rows["split"]))
+        if len(lon):
+            places[str(domain)] = np.round([lon.min(), lat.min(), lon.max(), lat.max()], 5).tolist()
+        if len(gsd):
+            pixels[str(domain)] = np.round(np.quantile(gsd, [0, 0.5, 1]), 4).tolist()
+    return {
+        "images": len(manifest),
+        "splits": splits,
+        "captions": len(texts),
+        "distinct_captions": len(set(texts)),
+        "with_description": sum(text != "" for text in frame["description"]),
+        "with_tags": sum(len(of_image) > 0 for of_image in frame["tags"]),
+        "frequent_tags": dict(tags.most_common(8)),
+        "with_place": int(frame["lon"].notna().to_numpy().sum()),
+        "extent": places,
+        "gsd_m": pixels,
+        "licences": dict(Counter(licence for licence in frame["licence"] if licence)),
+        "simulated": manifest.simulated,
+    }
+
+
 def subset(manifest: Manifest, most: int | None) -> Manifest:
     """At most `most` rows, evenly spread over the manifest's order, so that every class keeps its share."""
     if most is None or len(manifest) <= most:

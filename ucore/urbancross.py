@@ -70,6 +70,7 @@ def read_urbancross(
     *,
     seed: int = 0,
     out: str | Path | None = None,
+    keep: bool = True,
 ) -> Manifest:
     """Read all countries in `folder`, or the one that `folder` is; the domain is the country in lower case.
 
@@ -77,7 +78,7 @@ def read_urbancross(
     any; images on none of them get the split "unlisted", those on train_list and finetune_list stay "train".
     Without lists, images are split 70/10/20 by `seed` so that neither identical pictures nor identical descriptions
     stand on two sides. The lists are kept in `out`/<country>, in the country's folder, or under runs/splits, and
-    found there the next time.
+    found there the next time; not so with `keep=False`.
 
     skip_bad: leave out images that are absent, unreadable or not described, with a warning. Pictures that the
     caption file does not name are no pairs; a warning counts them. Raises DataError for anything else unusable, and
@@ -96,13 +97,15 @@ def read_urbancross(
         if splits is None:
             place = next(base for base in bases if _writable(base)) / MADE
             rows = usable(check_captions(rows, index, skip_bad), rows[0]["folder"], skip_bad)
-            splits = _make_lists(rows, place, seed)
+            splits = _drawn(rows, seed)
+            if keep:
+                _keep_lists(splits, place, seed)
             made.append(str(place))
         entries += [{**row, "split": splits[row["image"]]} for row in rows]
     if made:
         say(
             f"There were no split lists: images were split 70/10/20 (seed {seed}), identical pictures or descriptions "
-            f"on one side; the lists are kept in {', '.join(made)}."
+            f"on one side; the lists {'are' if keep else 'will be'} kept in {few(made)}."
         )
     root = common_root(entries, [entry["folder"] for entry in entries])
     name_samples(entries, folder)
@@ -209,19 +212,21 @@ def _lines(path: Path) -> Iterator[str]:
         yield from (line.strip() for line in read_text(path).split("\n") if line.strip())
 
 
-def _make_lists(rows: list[Entry], place: Path, seed: int) -> dict[str, str]:
-    """Image -> split, drawn without leaks and written as lists into `place`, all or none."""
-    root = rows[0]["folder"]
+def _drawn(rows: list[Entry], seed: int) -> dict[str, str]:
+    """Image -> split, without leaks: see `spatial_split` for samples without a place."""
     blank = [{**row, "sample_id": row["image"], "split": ""} for row in rows]
-    frame = spatial_split(Manifest.from_rows(blank, root), seed=seed).frame
-    splits = dict(zip(frame["image"], frame["split"], strict=True))
+    frame = spatial_split(Manifest.from_rows(blank, rows[0]["folder"]), seed=seed).frame
+    return dict(zip(frame["image"], frame["split"], strict=True))
+
+
+def _keep_lists(splits: dict[str, str], place: Path, seed: int) -> None:
+    """Write the lists into the folder `place`, all or none."""
     with atomic_path(place) as temporary:
         temporary.mkdir()
         for split in FRACTIONS:
             names = [image for image, of in splits.items() if of == split]
             (temporary / f"{split}_list.txt").write_text("".join(f"{name}\n" for name in names), "utf-8")
         write_json(temporary / "about.json", {"made_by": "ucore", "seed": seed, "fractions": FRACTIONS})
-    return splits
 
 
 def _key(index: Path) -> str:
