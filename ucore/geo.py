@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ucore.errors import ConfigError
-from ucore.osm import KEYS, Bounds, check_bounds, clean_text, read_osm, show
+from ucore.osm import KEYS, Bounds, check_bounds, clean_text, read_osm, require_overlap, show
 
 if TYPE_CHECKING:
     import geopandas
@@ -30,6 +30,7 @@ __all__ = [
     "importance",
     "local_frame",
     "read_osm",
+    "require_overlap",
     "seen_from_above",
     "show",
     "tag_footprints",

@@ -97,8 +97,7 @@ def read_osm(path: str | Path, bounds: Sequence[float] | None = None) -> "geopan
     if not ids:
         raise DataError(f"{path} holds no object with a tag like building=* or highway=*. Export an extract with tags.")
     if limits is not None:
-        extent = shapely.total_bounds(shapes)
-        _require_overlap(limits, (extent[0], extent[1], extent[2], extent[3]), path)
+        require_overlap(limits, shapely.total_bounds(shapes), str(path))
     rows = sorted(range(len(ids)), key=lambda row: (ids[row][0], int(ids[row][1:])))
     if limits is not None:
         inside = shapely.intersects(shapes, shapely.box(*limits))
@@ -223,15 +222,17 @@ def _json_id(row: dict[str, Any], number: int) -> str:
     return f"{kind[0]}{code}" if known else f"g{number}"
 
 
-def _require_overlap(bounds: Bounds, extent: Bounds, path: Path) -> None:
+def require_overlap(bounds: Bounds, extent: Any, what: str) -> None:
+    """Raise DataError, giving both, when `bounds` lie outside the `extent` of `what`."""
+
     def apart(west: float, south: float, east: float, north: float) -> bool:
         return west > extent[2] or east < extent[0] or south > extent[3] or north < extent[1]
 
     if apart(*bounds):
         west, south, east, north = bounds
         swapped = not apart(south, west, north, east)
-        advice = "Latitude and longitude look swapped" if swapped else "Correct the bounds or the extract"
-        raise DataError(f"The bounds {show(bounds)} lie outside {path}, which covers {show(extent)}. {advice}.")
+        advice = "Latitude and longitude look swapped" if swapped else "Correct the bounds, or give another file"
+        raise DataError(f"The bounds {show(bounds)} lie outside {what}, which covers {show(extent)}. {advice}.")
 
 
 def show(bounds: Sequence[float]) -> str:

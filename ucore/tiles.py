@@ -28,6 +28,10 @@ class Imagery(ABC):
     def read(self, west: float, south: float, east: float, north: float, size: int) -> np.ndarray | None:
         """The window (degrees) as uint8 RGBA (size, size, 4), alpha 0 without data; None when it has no data at all."""
 
+    def gsd_at(self, lat: float) -> float:
+        """Metres a pixel at latitude `lat` (degrees)."""
+        return self.native_gsd_m
+
     def requests(self, windows: Sequence[Bounds]) -> int:
         """How many requests to a server reading these windows would take."""
         return 0
@@ -67,6 +71,10 @@ class Tiles(Imagery):
         pixels = np.asarray(canvas.resize((size, size), Image.Resampling.BICUBIC, box=box)).copy()
         pixels[..., 3] = np.where(pixels[..., 3] >= 128, 255, 0)
         return pixels if pixels[..., 3].any() else None
+
+    def gsd_at(self, lat: float) -> float:
+        middle = (self.bounds[1] + self.bounds[3]) / 2
+        return self.native_gsd_m * math.cos(math.radians(lat)) / math.cos(math.radians(middle))
 
     def place(self, lon: float, lat: float) -> tuple[float, float]:
         """Column and row of a point in tiles of the zoom, with fractions."""
