@@ -42,8 +42,9 @@ def spatial_split(
         cover makes about 24 blocks, but at least three buffers; halved, twice at most, while that is too large to
         fill every split.
     buffer_m: samples of different splits have centres at least so far apart. None: 1.01 times the diagonal of
-        the domain's largest tile, so that tiles of different splits neither overlap nor touch. Between domains
-        the largest value holds. Samples that gave way have the split "buffer".
+        the domain's largest tile (its footprint's bounds; 256 m square without one), so that tiles of different
+        splits neither overlap nor touch. Between domains the largest value holds. Samples that gave way have the
+        split "buffer".
 
     Samples without lon and lat are grouped when images or all captions are identical, and groups are shuffled.
     Each domain takes the best of several seeded draws of the grid's origin and the blocks' order: the shares
