@@ -49,8 +49,10 @@ def unpack_zip(
         raise DataError(f"There is no archive {archive}. Put it there, or correct the path.")
     info = archive.stat()
     stamp = {"archive": archive.name, "bytes": info.st_size, "mtime_ns": info.st_mtime_ns, "complete": True}
-    if read_stamp(into) == stamp:
+    noted = read_stamp(into)
+    if noted.get("complete") and (stamp.items() <= noted.items() or noted.get("key") == archive_key(archive)):
         return into
+    stamp["key"] = archive_key(archive)
     require_writable(into)
     try:
         with zipfile.ZipFile(archive) as content:
@@ -75,7 +77,7 @@ def open_folder(place: str | Path, name: str, spare: str | Path = SPARE) -> Path
     folder, archive = place / name, place / f"{name}.zip"
     filled = folder.is_dir() and any(folder.iterdir())
     if archive.is_file() and (not filled or read_stamp(folder)):
-        if not os.access(place, os.W_OK | os.X_OK):
+        if not os.access(place, os.W_OK | os.X_OK) and not read_stamp(folder).get("complete"):
             folder = Path(spare) / archive_key(archive) / name
         folder = unpack_zip(archive, folder)
     elif not filled:

@@ -98,7 +98,7 @@ def _tables(folder: Path) -> dict[str, Path]:
             names = few([path.name for path in files], 6)
             raise DataError(f"{path.parent} holds several caption files for one split: {names}. Keep one a split.")
         tables[split] = path
-    return tables
+    return {name: tables[name] for name in (*SPLITS, "") if name in tables}
 
 
 def _entries(path: Path, split: str, metadata: dict[str, dict[str, Any]]) -> list[Entry]:
