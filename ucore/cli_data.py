@@ -1,4 +1,4 @@
-"""The commands that look at data and make them: `ucore data inspect` and `ucore data help`."""
+"""The commands that look at data and make them: `ucore data inspect`, `help` and `build`."""
 
 import json
 import sys
@@ -48,12 +48,116 @@ def help_text(topic: str = "all") -> str:
     return (texts.get(topic) or sections[0].removeprefix("# ")).strip()
 
 
+def build(
+    imagery: str,
+    osm: Path,
+    bounds: Annotated[str, tyro.conf.arg(metavar="W,S,E,N")],
+    country: str,
+    out: Path,
+    zoom: int | None = None,
+    gsd: float | None = None,
+    tile_size: int = 224,
+    attribution: str = "",
+    licence: str = "",
+    source: str = "",
+    seed: int = 0,
+    split: str = "blocks",
+    limit: int | None = None,
+    keep_untagged: bool = False,
+    tms: bool = False,
+    cache: Path = Path("runs/tiles"),
+    rate: float = 2.0,
+    max_tiles: int = 10_000,
+) -> None:
+    """Cut tiles of one ground resolution out of imagery and tag them from OpenStreetMap; a repeated call goes on.
+
+    Args:
+        imagery: A GeoTIFF, a folder of GeoTIFFs or of z/x/y tiles, or an address with {z}, {x} and {y}.
+        osm: Extract: .osm.pbf, .osm, .osm.gz, .osm.bz2 or .geojson.
+        bounds: West, south, east and north in degrees, for example 24.93,60.16,24.96,60.18.
+        country: The samples' domain, for example finland.
+        out: Folder for the dataset.
+        zoom: Level of the tiles to read; the ground resolution is its web map's at the centre's latitude.
+        gsd: Metres a pixel, instead of the zoom's.
+        tile_size: Pixels of a tile's side.
+        attribution: Whom the imagery's terms of use want named; required for an address.
+        licence: Of the imagery.
+        source: Name of the imagery in the manifest; by default its file or address.
+        seed: Of the splits.
+        split: "blocks" draws train, val and test by blocks of ground; "test", say, puts all samples into one.
+        limit: At most so many tiles, evenly spread over the area.
+        keep_untagged: Keep tiles where the extract has nothing.
+        tms: Rows of tiles count from the south.
+        cache: Folder for what was fetched from an address.
+        rate: Most requests a second.
+        max_tiles: Most requests of one build.
+    """
+    from ucore.build import BuildConfig, build_dataset
+    from ucore.geo import parse_bounds
+
+    config = BuildConfig(
+        imagery, str(osm), parse_bounds(bounds), country.lower(), zoom, gsd, tile_size,
+        attribution, licence, source, seed, split, limit, keep_untagged, tms,
+    )  # fmt: skip
+    facts = build_dataset(config, out, cache=cache, rate=rate, most_tiles=max_tiles)
+    counts = facts["counts"]
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in counts["skipped"].items() if count) or "none"
+    print(
+        f"{counts['images']:,} tiles of {facts['gsd_m']:.3g} m a pixel; of {counts['windows']:,}, left out: {left_out}."
+    )
+    print("Splits: " + ", ".join(f"{name} {count:,}" for name, count in counts["splits"].items()))
+    print("\n".join(facts["notes"]))
+    print(f"Look at it: ucore data inspect {out}")
+
+
 # One line a command of `ucore data`: its name and the function behind it.
 DataCommand = (
     Annotated[Any, tyro.conf.subcommand("inspect", constructor=inspect)]
     | Annotated[Any, tyro.conf.subcommand("help", constructor=explain)]
+    | Annotated[Any, tyro.conf.subcommand("build", constructor=build)]
 )
 
 
 def data(command: tyro.conf.OmitSubcommandPrefixes[DataCommand]) -> None:
-    """Look at a dataset, or learn where to get one."""
+    """Look at a dataset, learn where to get one, or build one."""
+
+
+def simulate(
+    countries: str = "finland,germany,spain",
+    tiles: int = 300,
+    sensor: Literal["shared", "per-country"] = "shared",
+    seed: int = 0,
+    out: Path = Path("runs/simulated"),
+    osm: Path | None = None,
+    country: str | None = None,
+    captions: int = 5,
+    masks: bool = True,
+    workers: int | None = None,
+) -> None:
+    """Make simulated satellite tiles with masks, tags and captions; a repeated call goes on where it stopped.
+
+    Args:
+        countries: Whose styles, separated by commas: finland, germany, spain.
+        tiles: Of each country.
+        sensor: shared: one camera for all, so that only the country differs. per-country: each has its own.
+        seed: Of every random choice.
+        out: Folder for the dataset.
+        osm: Draw this OpenStreetMap extract instead of made-up cities, in the style of one country.
+        country: The one country, with an extract; the same as --countries with one name.
+        captions: Of each tile; one is vague on purpose.
+        masks: Keep the mask of every object.
+        workers: Processes; by default one a core.
+    """
+    import time
+
+    from ucore.simulate import SimulationConfig, simulate_dataset
+
+    started = time.perf_counter()
+    names = tuple(name.strip().lower() for name in (country or countries).split(",") if name.strip())
+    config = SimulationConfig(names, tiles, sensor, seed, captions, str(osm) if osm else "", masks)
+    manifest = simulate_dataset(out, config, workers)
+    seconds, summary = time.perf_counter() - started, manifest.summary()
+    print(f"{len(manifest):,} simulated tiles in {seconds:.1f} s ({len(manifest) / seconds:.0f} a second).")
+    print("Splits: " + ", ".join(f"{name} {part['images']:,}" for name, part in summary["splits"].items()))
+    print(f"Captions: {summary['captions']:,}, {summary['distinct_captions']:,} of them distinct.")
+    print(f"Look at it: ucore run 01 -p dataset={out}")

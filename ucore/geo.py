@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ucore.errors import ConfigError
-from ucore.osm import KEYS, Bounds, check_bounds, clean_text, read_osm, require_overlap, show
+from ucore.osm import KEYS, Bounds, check_bounds, clean_text, parse_bounds, read_osm, require_overlap, show
 
 if TYPE_CHECKING:
     import geopandas
@@ -29,6 +29,7 @@ __all__ = [
     "ground_resolution",
     "importance",
     "local_frame",
+    "parse_bounds",
     "read_osm",
     "require_overlap",
     "seen_from_above",

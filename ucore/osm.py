@@ -46,6 +46,17 @@ LINES = {
 }
 
 
+def parse_bounds(text: str) -> Bounds:
+    """Bounds from "W,S,E,N". Raises ConfigError."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != 4:
+        raise ConfigError(f"The bounds {text!r} must be four numbers in degrees: west,south,east,north.")
+    return check_bounds(values)
+
+
 def check_bounds(bounds: Sequence[float]) -> Bounds:
     """`bounds` as four floats. Raises ConfigError for bounds out of range, inverted or across the antimeridian."""
     shown = ",".join(f"{value:g}" for value in bounds)
