@@ -64,10 +64,15 @@ def domain_marks(domains: Iterable[str]) -> dict[str, Mark]:
     return marks
 
 
-def located(manifest: Manifest) -> Manifest:
-    """The samples whose place is known: lon within +-180 and lat within +-90 degrees."""
+def has_place(manifest: Manifest) -> np.ndarray:
+    """bool (N,): lon within +-180 and lat within +-90 degrees; NaN is no place."""
     lon, lat = (manifest.frame[name].to_numpy(float) for name in ("lon", "lat"))
-    rows: Any = manifest.frame.loc[(np.abs(lon) <= 180) & (np.abs(lat) <= 90)]  # NaN compares false
+    return (np.abs(lon) <= 180) & (np.abs(lat) <= 90)
+
+
+def located(manifest: Manifest) -> Manifest:
+    """The samples whose place is known."""
+    rows: Any = manifest.frame.loc[has_place(manifest)]
     return Manifest(rows.reset_index(drop=True), manifest.root)
 
 
@@ -264,13 +269,14 @@ def _rings(footprints: Any) -> list[list[float] | None]:
     import shapely
 
     shapes = np.array(footprints, dtype=object)
-    bounds, areas = shapely.bounds(shapes).round(6), shapely.area(shapes)
+    bounds, areas = shapely.bounds(shapes), shapely.area(shapes)
+    boxes = np.isclose(areas, (bounds[:, 2] - bounds[:, 0]) * (bounds[:, 3] - bounds[:, 1]), rtol=1e-6, atol=0)
     rings: list[list[float] | None] = []
-    for shape, box, area in zip(shapes, bounds, areas, strict=True):
-        if shape is None or not area > 0:
+    for shape, bound, area, is_box in zip(shapes, bounds.round(6).tolist(), areas, boxes, strict=True):
+        if not area > 0:  # NaN where there is none
             rings.append(None)
-        elif math.isclose(area, shapely.box(*shape.bounds).area, rel_tol=1e-6):
-            rings.append(box.tolist())
+        elif is_box:
+            rings.append(bound)
         else:
             largest = max(getattr(shape, "geoms", [shape]), key=lambda part: part.area)
             rings.append(shapely.get_coordinates(largest.exterior)[:-1].round(6).ravel().tolist())

@@ -222,11 +222,13 @@ def plot_recalls(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = 
     """The six recalls (percent) as bars with their intervals, one colour a label.
 
     rows: a report's, dicts with `label`, `metric`, `value`, `low`, `high`, `n` (queries); other metrics than the
-    recalls and mR are passed over. labels: which to show, in this order; all by default.
+    recalls and mR are passed over. labels: which to show, in this order; all that have a recall by default.
     Raises DataError for a label that the rows lack or that lacks a recall.
     """
     table = {(row["label"], row["metric"]): row for row in rows}
-    labels = list(dict.fromkeys(row["label"] for row in rows)) if labels is None else list(labels)
+    if labels is None:
+        labels = list(dict.fromkeys(row["label"] for row in rows if row["metric"] in RECALLS))
+    labels = list(labels)
     missing = [(label, metric) for label in labels for metric in RECALLS if (label, metric) not in table]
     if missing or not labels:
         what = f"no {missing[0][1]} of {missing[0][0]!r}" if missing else "no rows"

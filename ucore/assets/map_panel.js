@@ -4,8 +4,8 @@
 const LISTED = 40; // samples of the view in the list
 const TAGS_SHOWN = 8;
 
-// Which rows a text and a tag leave; the same rules as SampleExplorer's: every word of the text occurs in the
-// captions or the id, and a tag of the image contains the tag asked for, whatever the case.
+// Which rows a text and a tag leave: every word of the text occurs in the captions or the id, as SampleExplorer has it,
+// and a tag of the image contains what was typed, whatever the case.
 function matcher(data) {
   let searched = null; // one string a row, made when first needed
   return (text, tag) => {
