@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -150,5 +151,9 @@ def test_folder_archive_or_neither(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.access", lambda *_: False)
     monkeypatch.setattr("ucore.archives.require_writable", lambda _: None)
+    inside = country / "images" / "images"
+    assert open_folder(country, "images", tmp_path / "spare") == inside  # it was unpacked before the place was locked
+    (country / "images" / STAMP).unlink()
+    shutil.rmtree(inside)
     spare = open_folder(country, "images", tmp_path / "spare")
     assert spare and spare.is_relative_to(tmp_path / "spare") and files(spare) == expected
