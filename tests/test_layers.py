@@ -14,7 +14,8 @@ PACKAGE = Path(ucore.__file__).parent
 ORDER = [
     *("errors", "files", "config", "images", "manifest", "osm", "geo"),
     *("duplicates", "blocks", "splits", "tiles", "servers", "imagery", "build"),
-    *("countries", "city", "render", "describe", "simulate"),
+    *("kinds", "countries", "site", "facilities", "fillers", "city", "osm_city"),
+    *("textures", "canvas", "painters_built", "painters", "render", "describe", "simulate"),
     *("archives", "readers", "rsicd", "urbancross", "skyscript", "geotiles", "data", "inspection"),
     *("segments", "captions"),
     *("bundled", "weights", "device", "model", "features", "losses", "hubness", "checkpoint", "evaluate", "report"),

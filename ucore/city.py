@@ -1,7 +1,7 @@
-"""A city to photograph: procedural, in a country's style, or read from an OpenStreetMap extract.
+"""A city to photograph, made up in a country's style; `osm_city` makes one of an OpenStreetMap extract.
 
-Both give a `City`: painted features in local metres, found by place, and exported as OpenStreetMap-like features in
-degrees, so that everything after this module cannot tell them apart.
+Both give a `City`: features in local metres, found by place, and exported as OpenStreetMap-like features in degrees,
+so that nothing after them can tell them apart.
 """
 
 import math
@@ -15,30 +15,29 @@ import shapely
 from shapely.geometry import LineString, Point, Polygon
 from shapely.ops import unary_union
 
-from ucore.fillers import FILLERS, WANTED, fill_block
 from ucore.countries import CountryStyle
 from ucore.errors import DataError
+from ucore.fillers import FILLERS, WANTED, fill_block
 from ucore.geo import LocalFrame, local_frame
-from ucore.kinds import KINDS, WAY, Feature, kind_of
-from ucore.site import pick
+from ucore.kinds import KINDS, WAY, Feature
 
 if TYPE_CHECKING:
     import geopandas
 
 PAINT_ORDER = {"river": 0, "railway": 1, "bridge": 2, "footway": 3, "track": 4, "street": 5, "road": 6, "motorway": 7}
-LEVEL_M = 3.1  # metres a storey of `building:levels`
-SMALL_HOUSE, LARGE_HALL = 260.0, 1500.0  # square metres: what a building of unknown kind is taken for
 
 
 @dataclass
 class City:
-    """Features around a place, in the order of painting. side: metres of the square that tiles are taken from."""
+    """Features around a place, in the order of painting. width, height: metres of the area tiles are taken from."""
 
     style: CountryStyle
     frame: LocalFrame
-    side: float
+    width: float
+    height: float
     features: list[Feature] = field(default_factory=list)
     source: str = ""
+    built_up: bool = False  # whether unmapped ground is more likely between houses than in the open
 
     def __post_init__(self) -> None:
         def order(feature: Feature) -> tuple[int, int, float]:
@@ -85,18 +84,20 @@ def make_city(style: CountryStyle, side: float, seed: int = 0) -> City:
     pavement = {"footway": 0.5, "track": 0.0, "street": 2.5, "road": 3.0, "motorway": 4.0, "railway": 3.0}
     taken = [f.geometry.buffer(pavement.get(f.kind, 1.0), quad_segs=2) for f in features if f.kind != "bridge"]
     tree = shapely.STRtree(taken)
+    taken_array = np.array(taken, dtype=object)
     for cells, use in uses:
         ground = grid.ground(cells)
-        near = tree.query(ground)
-        if len(near):
-            ground = ground.difference(unary_union([taken[number] for number in near]))
+        near = tree.query(ground, predicate="intersects")
+        if len(near):  # clipped first: uniting long roads whole would take most of the time
+            pieces = shapely.clip_by_rect(taken_array[near], *ground.bounds)
+            ground = ground.difference(shapely.union_all(pieces))
         if use == style.centre and style.chamfer and ground.geom_type == "Polygon":
             ground = _chamfer(ground, style.chamfer)
         features += fill_block(use, ground, style, rng)
-    return City(style, local_frame(*style.place), side, features, f"simulated procedural city, seed {seed}")
+    return City(style, local_frame(*style.place), side, side, features, f"simulated procedural city, seed {seed}")
 
 
-def _chamfer(ground: Polygon, cut: float) -> Polygon:
+def _chamfer(ground: Any, cut: float) -> Any:
     corners = np.array(ground.simplify(3).exterior.coords)[:-1]
     if len(corners) != 4:
         return ground
@@ -189,7 +190,7 @@ class _Grid:
                 self.removed |= {("h", i, j + 1), ("h", i + 1, j + 1), ("v", i + 1, j + 1)}
         return group
 
-    def ground(self, cells: list[tuple[int, int]]) -> Polygon:
+    def ground(self, cells: list[tuple[int, int]]) -> Any:
         parts = []
         for i, j in cells:
             corners = [(i, j), (i + 1, j), (i + 1, j + 1), (i, j + 1)]
@@ -268,7 +269,9 @@ def _crossings(grid: _Grid, rng: np.random.Generator) -> tuple[list[Feature], li
     def path(bend: float) -> LineString:
         turn, offset = rng.uniform(0, math.pi), rng.uniform(-0.22, 0.22) * side
         t = np.linspace(-0.85, 0.85, 60) * side
-        waves = sum(rng.uniform(0.4, 1) * np.sin(t * 2 * math.pi / (side * k) + rng.uniform(0, 6)) for k in (0.35, 0.7, 1.3))
+        waves = sum(
+            rng.uniform(0.4, 1) * np.sin(t * 2 * math.pi / (side * k) + rng.uniform(0, 6)) for k in (0.35, 0.7, 1.3)
+        )
         across = offset + bend * waves
         cos, sin = math.cos(turn), math.sin(turn)
         return LineString(np.stack([t * cos - across * sin, t * sin + across * cos], axis=1))
@@ -280,88 +283,9 @@ def _crossings(grid: _Grid, rng: np.random.Generator) -> tuple[list[Feature], li
     for _ in range(rng.poisson(style.lakes * side**2 / 1e6)):
         centre, radius = rng.uniform(-0.55, 0.55, 2) * side, rng.uniform(45, 190)
         turns = np.linspace(0, 2 * math.pi, 40, endpoint=False)
-        wave = 1 + sum(rng.uniform(0, 0.22) * np.sin(k * turns + rng.uniform(0, 6)) for k in (2, 3, 5))
+        wave = 1 + np.sum([rng.uniform(0, 0.22) * np.sin(k * turns + rng.uniform(0, 6)) for k in (2, 3, 5)], axis=0)
         shore = centre + radius * wave[:, None] * np.stack([np.cos(turns), 0.75 * np.sin(turns)], axis=1)
         waters.append(make("lake", Polygon(shore).buffer(0)))
     rails = [make("railway", path(0.02 * side).buffer(KINDS["railway"].width / 2, quad_segs=4))]
     motorways = [make("motorway", path(0.03 * side).buffer(KINDS["motorway"].width / 2, quad_segs=4))]
     return waters, rails, motorways
-
-
-# --- OpenStreetMap ----------------------------------------------------------------------------------------------
-
-
-def city_from_osm(table: "geopandas.GeoDataFrame", style: CountryStyle, source: str = "") -> City:
-    """The features of an extract (as from `read_osm`) as a city in a country's colours.
-
-    Lines get their class's usual width; colours and unknown heights are drawn from the style, by place.
-    Raises DataError when nothing can be drawn.
-    """
-    kinds = [kind_of(tags) for tags in table["tags"]]
-    rows = [number for number, kind in enumerate(kinds) if kind]
-    if not rows:
-        raise DataError("The extract holds nothing that can be drawn (buildings, roads, land use). Use a larger one.")
-    west, south, east, north = table.total_bounds
-    frame = local_frame((west + east) / 2, (south + north) / 2)
-    shapes = frame.to_metres(np.asarray(table.geometry.values)[rows])
-    features = [
-        feature
-        for number, shape in zip(rows, shapes, strict=True)
-        for feature in _mapped(str(kinds[number]), shape, table["tags"].iloc[number], style)
-    ]
-    corners = shapely.get_coordinates(frame.to_metres(shapely.points([(west, south), (east, north)])))
-    return City(style, frame, float(min(corners[1] - corners[0])), features, source or "OpenStreetMap extract")
-
-
-def _mapped(kind: str, shape: Any, tags: dict[str, str], style: CountryStyle) -> list[Feature]:
-    """Features of one mapped object: lines widened, groups taken apart, colour, height and roof chosen."""
-    layer = KINDS[kind].layer
-    if shape.geom_type == "Point":
-        if kind == "tree":
-            rng = np.random.default_rng(Feature(kind, shape).seed)
-            return [Feature(kind, shape, tags, height=8.0, radius=style.crown * rng.uniform(0.8, 1.3))]
-        if kind not in ("storage_tank", "chimney", "crane", "wind_turbine"):
-            return []
-        shape = shape.buffer(3.0)
-    elif "Line" in shape.geom_type:
-        width = KINDS[kind].width * style.street_scale
-        if kind == "river":
-            width = {"stream": 3.0, "canal": 12.0}.get(tags.get("waterway", ""), style.river_width)
-        if not width:
-            return []
-        shape = shape.buffer(width / 2, quad_segs=3)
-    features = []
-    for part in getattr(shape, "geoms", [shape]):
-        if part.geom_type != "Polygon" or part.area < 1:
-            continue
-        feature = Feature(kind, part, tags, height=_height(kind, tags))
-        if KINDS[kind].paint == "building":
-            _dress(feature, style)
-        elif layer == 0 and kind == "farmland":
-            feature.colour = style.crops[feature.seed % len(style.crops)]
-            feature.angle = (feature.seed % 314) / 100
-        features.append(feature)
-    return features
-
-
-def _dress(feature: Feature, style: CountryStyle) -> None:
-    """A roof for a mapped building: colour by place, shape by size."""
-    rng = np.random.default_rng(feature.seed)
-    area = feature.geometry.area
-    if feature.kind == "building":
-        feature.kind = "house" if area < SMALL_HOUSE else "warehouse" if area > LARGE_HALL else "building"
-        feature.height = feature.height * (0.7 if area < SMALL_HOUSE else 1.0)
-    sloped = feature.kind in ("house", "terrace", "barn", "church") or area < 700
-    feature.colour_name, feature.colour = pick(style.house_roofs if sloped else style.flat_roofs, rng)
-    feature.roof = style.house_roof if sloped else "flat"
-
-
-def _height(kind: str, tags: dict[str, str]) -> float:
-    for key, unit in (("height", 1.0), ("building:levels", LEVEL_M)):
-        try:
-            value = float(tags.get(key, "").removesuffix("m").strip()) * unit
-        except ValueError:
-            continue
-        if 1 <= value <= 400:
-            return value
-    return KINDS[kind].height

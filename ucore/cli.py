@@ -1,6 +1,5 @@
-"""The command line: `ucore train`, `eval`, `run`, `reproduce`. Only what a command needs is imported."""
+"""The command line: `ucore train`, `eval`, `run`, `reproduce`, `simulate`, `data`. A command imports what it needs."""
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ucore.cli_data import data
-from ucore.errors import ConfigError, DataError, UserError
+from ucore.cli_data import data, simulate
+from ucore.errors import ConfigError, UserError
 from ucore.files import require_writable
 
 Settings = Annotated[
@@ -83,7 +82,8 @@ def train(
     write_metrics(
         out / "validation.json",
         [*plain.rows("cosine", seed), *corrected.rows("hubs corrected", seed)],
-        dataset=str(val_part.frame["domain"].iloc[0]),
+        dataset=val_part.name,
+        simulated=val_part.simulated,
         split="val",
         seed=seed,
         parameters=config.to_dict(),
@@ -148,7 +148,8 @@ def evaluate(
     write_metrics(
         out.with_name("metrics.json"),
         rows,
-        dataset=str(manifest.frame["domain"].iloc[0]),
+        dataset=manifest.name,
+        simulated=manifest.simulated,
         split=split,
         views=views,
         hubs_corrected=bank is not None,
@@ -200,24 +201,18 @@ def reproduce(
     """Run all notebooks in order and write reports/.
 
     Args:
-        data: Dataset folder; without it, the folder that UCORE_DATA names.
+        data: Dataset folder; without it, the folder that UCORE_DATA names; without that, the built-in simulated set.
         scale: tiny (minutes on two cores), small (an hour) or full (GPU).
         seed: Of every random choice.
         out: Folder for checkpoints and executed notebooks.
     """
+    from ucore.data import find_dataset
     from ucore.runner import reproduce as run_all
 
-    place = data or os.environ.get("UCORE_DATA")
-    if not place:
-        raise UserError(
-            "No dataset was given, and this version has no built-in one yet. Unpack RSICD (dataset_rsicd.json and "
-            "images/) into a folder and run: UCORE_DATA=FOLDER make reproduce"
-        )
-    if not Path(place).expanduser().is_dir():
-        raise DataError(f"The dataset folder {place} does not exist. Correct --data (or UCORE_DATA).")
+    place = find_dataset(data, scale, seed, out)
     parameters: dict[str, Any] = {"dataset": str(place), "scale": scale, "seed": seed, "out": str(out)}
     started = time.perf_counter()
-    run_all(parameters, ["00_setup_check", "04_train", "09_results"], out / "notebooks")
+    run_all(parameters, ["00_setup_check", "01_explore_map", "04_train", "09_results"], out / "notebooks")
     print(f"All ran in {time.perf_counter() - started:.1f} s. Read {out / 'notebooks'} and reports/results.md")
 
 
@@ -246,7 +241,14 @@ class _progress:
 
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 a notebook's cell failed, 2 something for the user to put right."""
-    commands = {"train": train, "eval": evaluate, "run": run, "reproduce": reproduce, "data": data}
+    commands = {
+        "train": train,
+        "eval": evaluate,
+        "run": run,
+        "reproduce": reproduce,
+        "data": data,
+        "simulate": simulate,
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="ucore", description="Cross-domain satellite image-text retrieval.", sort_subcommands=False

@@ -30,6 +30,7 @@ __all__ = [
     "Layout",
     "Manifest",
     "caption_groups",
+    "find_dataset",
     "find_layout",
     "load_image",
     "read_dataset",
@@ -119,6 +120,24 @@ def find_layout(folder: str | Path) -> tuple[Layout, Path] | None:
             if place.is_dir() and layout.detect(place):
                 return layout, place
     return None
+
+
+def find_dataset(path: str | Path | None = None, scale: str = "tiny", seed: int = 0, out: str | Path = "runs") -> Path:
+    """The dataset folder of a run: `path`, else the folder that UCORE_DATA names, else the built-in simulated set.
+
+    The simulated set is made in `out` on first use and said to be what it is; see `simulate.built_in_dataset`.
+    Raises DataError when a given folder does not exist.
+    """
+    given = path or os.environ.get("UCORE_DATA")
+    if given:
+        folder = Path(given).expanduser()
+        if not folder.is_dir():
+            raise DataError(f"The dataset folder {given} does not exist. Correct --data (or UCORE_DATA).")
+        return folder
+    from ucore.simulate import built_in_dataset
+
+    print("No dataset given: using the built-in SIMULATED set (Finland, Germany, Spain).", flush=True)
+    return built_in_dataset(scale, seed, out)
 
 
 def read_dataset(

@@ -6,10 +6,13 @@ block's own axes, so rows of houses follow the street.
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
-from shapely.geometry import LineString, Point, Polygon
+from shapely.geometry import Point, Polygon
 
+from ucore import facilities
 from ucore.countries import CountryStyle, Palette
 from ucore.kinds import Feature
 from ucore.site import Site, pick
@@ -17,12 +20,12 @@ from ucore.site import Site, pick
 # --- living -----------------------------------------------------------------------------------------------------
 
 
-def _edge_rows(site: Site, ring: Polygon, depth: float, wide: tuple[float, float], kind: str, palette: Palette,
+def _edge_rows(site: Site, ring: Any, depth: float, wide: tuple[float, float], kind: str, palette: Palette,
                roof: str, height: tuple[float, float]) -> None:  # fmt: skip
     """Buildings side by side along the edges of `ring`, `depth` metres deep."""
     corners = np.array(ring.exterior.coords)
     block_height = site.rng.uniform(*height)
-    for start, end in zip(corners[:-1], corners[1:], strict=True):
+    for start, end in pairwise(corners):
         length = float(np.hypot(*(end - start)))
         if length < wide[0]:
             continue
@@ -48,7 +51,7 @@ def perimeter(site: Site) -> None:
     yard = ring.buffer(-16)
     if yard.geom_type == "Polygon" and not yard.is_empty:
         for _ in range(site.rng.integers(0, 3)):
-            spot = site.rect(*site.rng.uniform(-0.2, 0.2, 2) * (site.length, site.depth), 14, 9)
+            spot = site.rect(*(site.rng.uniform(-0.2, 0.2, 2) * (site.length, site.depth)).tolist(), 14, 9)
             site.add("building", spot, palette=site.style.flat_roofs, height=5, inside=0.99)
         site.trees(yard.area / 160, yard, apart=2)
 
@@ -157,243 +160,15 @@ def village(site: Site) -> None:
     if site.rng.random() < 0.5:
         ground = site.ground.intersection(Point(site.centre).buffer(30))
         if ground.geom_type == "Polygon" and not ground.is_empty:
-            church(Site(ground, site.style, site.rng, site.features))
-
-
-# --- working ----------------------------------------------------------------------------------------------------
-
-
-def offices(site: Site) -> None:
-    site.add("square", site.ground)
-    for u in np.arange(-site.length / 2 + 25, site.length / 2 - 15, 44):
-        for v in (-site.depth / 4, site.depth / 4):
-            size, high = site.rng.uniform(20, 32, 2), site.rng.uniform(25, 60)
-            site.add("office", site.rect(u, v, *size), palette=site.style.flat_roofs, height=high, inside=0.98)
-    site.trees(8, apart=4)
-
-
-def retail(site: Site) -> None:
-    site.add("commercial", site.ground)
-    long, deep = min(site.length - 12, 95), min(site.depth * 0.42, 52)
-    shop = site.rect(0, site.depth / 2 - deep / 2 - 5, long, deep)
-    site.add("retail", shop, palette=site.style.flat_roofs, inside=0.95)
-    site.add("parking", site.rect(0, -deep / 2, site.length * 0.88, site.depth - deep - 16), inside=0.85)
-
-
-def warehouses(site: Site) -> None:
-    site.add("industrial", site.ground)
-    deep, rows = min(site.depth / 2 - 12, 44), [-site.depth / 4 - 1, site.depth / 4 + 1]
-    if deep < 14:
-        deep, rows = site.depth - 14, [0.0]
-    for v in rows:
-        at = -site.length / 2 + 6
-        while at < site.length / 2 - 25:
-            long = min(site.rng.uniform(38, 80), site.length / 2 - 6 - at)
-            site.add("warehouse", site.rect(at + long / 2, v, long, deep), palette=site.style.flat_roofs, inside=0.95)
-            at += long + site.rng.uniform(7, 16)
-
-
-def tanks(site: Site) -> None:
-    site.add("industrial", site.ground)
-    radius, across = site.rng.uniform(8, 15), int(site.rng.integers(1, 4))
-    reach = min(site.length, 130) / 2
-    colour = pick((("white", (226, 226, 222), 3), ("grey", (160, 162, 164), 1)), site.rng)
-    for u in np.arange(-reach + 20, reach - 14, 2.7 * radius):
-        for v in (np.arange(across) - (across - 1) / 2) * 2.7 * radius:
-            tank = Point(site.at(u, v)).buffer(radius * site.rng.uniform(0.85, 1.05), quad_segs=12)
-            high = site.rng.uniform(9, 15)
-            site.add("storage_tank", tank, palette=((*colour, 1.0),), height=high, inside=0.99)
-    if site.rng.random() < 0.5:
-        site.add("chimney", Point(site.at(site.length / 2 - 12, 0)).buffer(2.4), colour=(190, 180, 176), inside=0.9)
-
-
-def solar(site: Site) -> None:
-    site.add("meadow", site.ground)
-    site.add("solar_plant", site.ground.buffer(-7), turn=-site.angle)
-
-
-def greenhouses(site: Site) -> None:
-    site.add("farmland", site.ground, colour=site.style.colours["soil"])
-    for v in np.arange(-site.depth / 2 + 14, site.depth / 2 - 10, 24):
-        for u in np.arange(-site.length / 2 + 32, site.length / 2 - 20, 62):
-            site.add("greenhouse", site.rect(u, v, 56, 20), inside=0.98)
-
-
-def sewage(site: Site) -> None:
-    site.add("wastewater_plant", site.ground)
-    for u in np.arange(-site.length / 2 + 24, site.length / 2 - 18, 42):
-        for v in (-site.depth / 4, site.depth / 4):
-            site.add("clarifier", Point(site.at(u, v)).buffer(14.5, quad_segs=12), inside=0.99)
-    site.add("building", site.rect(0, 0, 24, 12), palette=site.style.flat_roofs, height=6, inside=0.99)
-
-
-def quarry(site: Site) -> None:
-    site.add("scrub", site.ground)
-    site.add("quarry", site.blob(0.48))
-
-
-def farm(site: Site) -> None:
-    fields(site)
-    site.add("farmyard", site.rect(0, 0, 70, 56), inside=0.9)
-    for kind, u, v, long, deep in (("barn", -18, 12, 34, 16), ("barn", 14, -14, 42, 15), ("house", 20, 16, 16, 12)):
-        site.add(kind, site.rect(u, v, long, deep), palette=site.style.house_roofs, roof="gable", inside=0.95)
-    if site.rng.random() < 0.5:
-        site.add("storage_tank", Point(site.at(-2, -4)).buffer(4), colour=(214, 214, 210), height=12, inside=0.99)
-    site.trees(8, apart=2)
-
-
-def turbines(site: Site) -> None:
-    fields(site)
-    for u in (-site.length / 4, site.length / 4):
-        mast = Point(site.at(u, site.rng.uniform(-10, 10))).buffer(2)
-        site.add("wind_turbine", mast, turn=site.rng.uniform(0, 2), inside=0.9)
-
-
-# --- public -----------------------------------------------------------------------------------------------------
-
-
-def school(site: Site) -> None:
-    site.add("school_grounds", site.ground)
-    wing = min(62.0, site.length * 0.5)
-    main = site.rect(-site.length / 2 + wing / 2 + 8, site.depth / 2 - 15, wing, 15)
-    side = site.rect(-site.length / 2 + 16, site.depth / 2 - 32, 15, 40)
-    shape = main.union(side).intersection(site.ground.buffer(-3))
-    if shape.geom_type == "Polygon":
-        site.add("school", shape, palette=site.style.flat_roofs)
-    if site.length > 115 and site.depth > 75:
-        u, v = site.length / 2 - 52, -site.depth / 8
-        site.add("running_track", site.oval(u, v, 84, 52), inside=0.97)
-        site.add("pitch", site.rect(u, v, 50, 32), inside=0.97)
-    else:
-        site.add("basketball_court", site.rect(site.length / 5, -site.depth / 5, 28, 15), inside=0.97)
-    site.trees(12, apart=5)
-
-
-def church(site: Site) -> None:
-    site.add("park" if site.rng.random() < 0.5 else "square", site.ground)
-    nave, arms = site.rect(0, 0, 42, 14), site.rect(6, 0, 13, 32)
-    roof = pick(site.style.house_roofs, site.rng)
-    site.add("church", nave.union(arms), palette=((*roof, 1.0),), height=16, inside=0.97)
-    site.add("church", site.rect(-22, 0, 9, 9), palette=((*roof, 1.0),), roof="hip", height=32, inside=0.9)
-    site.trees(14, apart=6)
-
-
-def hospital(site: Site) -> None:
-    site.add("hospital", site.ground)
-    shape = site.rect(-26, 0, 15, 72).union(site.rect(26, 0, 15, 72)).union(site.rect(0, 4, 56, 16))
-    shape = shape.intersection(site.ground.buffer(-4))
-    if shape.geom_type == "Polygon":
-        site.add("hospital_building", shape, palette=(("white", (224, 222, 218), 1),))
-    site.add("parking", site.rect(site.length / 2 - 18, 0, 26, site.depth * 0.7), inside=0.9)
-    site.trees(10, apart=5)
-
-
-def stadium(site: Site) -> None:
-    site.add("commercial", site.ground)
-    factor = max(0.4, min(1.0, (site.length - 6) / 152, (site.depth - 6) / 116))
-    outer, inner = (site.oval(0, 0, long * factor, deep * factor) for long, deep in ((152, 116), (118, 82)))
-    if not site.ground.buffer(6).contains(outer):
-        return
-    site.add("running_track", inner)
-    site.add("pitch", site.rect(0, 0, 84 * factor, 52 * factor))
-    site.add("stadium", outer.difference(inner), palette=(("grey", (178, 180, 184), 2), ("white", (226, 226, 226), 1)))
-
-
-def sports(site: Site) -> None:
-    site.add("park", site.ground)
-    if site.length > 105 and site.rng.random() < 0.6:
-        site.add("pitch", site.rect(-site.length / 2 + 56, 0, 96, min(60, site.depth - 12)), inside=0.95)
-        courts = [(site.length / 2 - 22, v) for v in np.arange(-site.depth / 2 + 16, site.depth / 2 - 8, 22)]
-        turn = 0.0
-    else:
-        along = np.arange(-site.length / 2 + 14, site.length / 2 - 10, 22)
-        courts, turn = [(u, v) for u in along for v in (-site.depth / 5, site.depth / 5)], math.pi / 2
-    colour = pick((("red", (172, 92, 66), 3), ("green", (70, 120, 84), 2), ("blue", (70, 104, 150), 1)), site.rng)
-    for u, v in courts[: int(site.rng.integers(2, 9))]:
-        site.add("tennis_court", site.rect(u, v, 30, 16, turn), palette=((*colour, 1.0),), inside=0.97)
-    site.trees(14, apart=2)
-
-
-def park(site: Site) -> None:
-    site.add("park", site.ground)
-    if site.rng.random() < 0.6:
-        site.add("pond", site.blob(site.rng.uniform(0.16, 0.3)))
-    ends = [site.at(-site.length / 2, 0), site.at(0, site.depth * 0.22), site.at(site.length / 2, 0)]
-    path = LineString(ends).buffer(1.3).intersection(site.ground)
-    for part in getattr(path, "geoms", [path]):
-        site.add("footway", part)
-    if site.rng.random() < 0.4:
-        site.add("playground", site.rect(site.length / 4, -site.depth / 4, 18, 14), inside=0.95)
-    site.trees(site.ground.area / 130, apart=1.5)
-
-
-def square(site: Site) -> None:
-    site.add("square", site.ground)
-    site.add("pond", Point(site.centre).buffer(6), inside=0.9)
-    for u in np.arange(-site.length / 2 + 8, site.length / 2 - 6, 11):
-        for v in (-site.depth / 2 + 8, site.depth / 2 - 8):
-            if site.rng.random() < 0.8:
-                site.add("tree", Point(site.at(u, v)), radius=site.style.crown)
-
-
-def cemetery(site: Site) -> None:
-    site.add("cemetery", site.ground)
-    site.add("building", site.rect(0, 0, 14, 9), palette=site.style.house_roofs, roof="gable", height=6, inside=0.9)
-    site.trees(site.ground.area / 260, apart=3)
-
-
-def allotments(site: Site) -> None:
-    site.add("allotments", site.ground)
-    site.trees(site.ground.area / 300)
-
-
-def construction(site: Site) -> None:
-    site.add("construction", site.ground)
-    site.add("building", site.rect(0, 0, 38, 24), colour=(186, 182, 176), height=8, inside=0.9)
-    for u, v in ((-site.length / 5, site.depth / 5), (site.length / 4, -site.depth / 5)):
-        if site.rng.random() < 0.8:
-            site.add("crane", Point(site.at(u, v)).buffer(1.5), turn=site.rng.uniform(0, 3), inside=0.9)
-
-
-def parking(site: Site) -> None:
-    site.add("commercial", site.ground)
-    site.add("parking", site.ground.buffer(-4))
-    site.trees(6)
-
-
-def station(site: Site) -> None:
-    site.add("industrial", site.ground)
-    for v in np.arange(-site.depth / 2 + 14, site.depth / 6, 10):
-        site.add("railway", site.rect(0, v, site.length, 6.5), inside=0.6)
-    hall = site.rect(0, site.depth / 2 - 18, min(92, site.length * 0.7), 22)
-    site.add("train_station", hall, palette=site.style.flat_roofs, roof="gable", inside=0.9)
-
-
-def harbour(site: Site) -> None:
-    site.add("harbour", site.ground)
-    site.add("basin", site.ground.buffer(-9))
-    for u in np.arange(-site.length / 2 + 26, site.length / 2 - 16, 30):
-        if not site.add("pier", site.rect(u, 0, 2.6, site.depth - 40), inside=0.97):
-            continue
-        for v in np.arange(-site.depth / 2 + 24, site.depth / 2 - 24, 6.4):
-            for side in (-7, 7):
-                if site.rng.random() < 0.8:
-                    site.add("boat", site.rect(u + side, v, site.rng.uniform(8, 11), 3.2), inside=0.99)
+            facilities.church(Site(ground, site.style, site.rng, site.features))
 
 
 # --- land -------------------------------------------------------------------------------------------------------
 
 
 def fields(site: Site) -> None:
-    """Farmland: whole fields, or strips side by side, as the country has them."""
-    strip = site.style.field_strip
-    if strip >= site.depth:
-        site.add("farmland", site.ground, colour=_crop(site))
-        return
-    for v in np.arange(-site.depth / 2, site.depth / 2, strip):
-        part = site.rect(0, v + strip / 2, site.length + 2, strip).intersection(site.ground)
-        if part.geom_type == "Polygon" and not part.is_empty:
-            site.add("farmland", part, colour=_crop(site))
+    """Farmland in whole fields or strips."""
+    site.fields()
 
 
 def meadow(site: Site) -> None:
@@ -426,19 +201,12 @@ def _plain(kind: str) -> Callable[[Site], None]:
     return fill
 
 
-def _crop(site: Site) -> tuple[int, int, int]:
-    return pick(tuple(("", colour, 1.0) for colour in site.style.crops), site.rng)[1]
-
-
 FILLERS: dict[str, Callable[[Site], None]] = {
     "perimeter": perimeter, "chamfered": chamfered, "slabs": slabs, "open": open_blocks, "houses": houses,
-    "villas": villas, "cottages": cottages, "terraces": terraces, "village": village, "offices": offices,
-    "retail": retail, "warehouses": warehouses, "tanks": tanks, "solar": solar, "greenhouses": greenhouses,
-    "sewage": sewage, "quarry": quarry, "farm": farm, "turbines": turbines, "school": school, "church": church,
-    "hospital": hospital, "stadium": stadium, "sports": sports, "park": park, "square": square, "cemetery": cemetery,
-    "allotments": allotments, "construction": construction, "parking": parking, "station": station,
-    "harbour": harbour, "fields": fields, "meadow": meadow, "forest": forest, "scrub": scrub, "beach": beach,
-    "orchard": _plain("orchard"), "olives": _plain("olive_grove"), "vineyard": _plain("vineyard"),
+    "villas": villas, "cottages": cottages, "terraces": terraces, "village": village, "fields": fields,
+    "meadow": meadow, "forest": forest, "scrub": scrub, "beach": beach, "orchard": _plain("orchard"),
+    "olives": _plain("olive_grove"), "vineyard": _plain("vineyard"),
+    **facilities.FILLERS,
 }  # fmt: skip
 # Metres (length, depth) that a use wants; blocks too small are joined with a neighbour.
 WANTED: dict[str, tuple[float, float]] = {
@@ -447,7 +215,7 @@ WANTED: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 
-def fill_block(use: str, ground: Polygon, style: CountryStyle, rng: np.random.Generator) -> list[Feature]:
+def fill_block(use: str, ground: Any, style: CountryStyle, rng: np.random.Generator) -> list[Feature]:
     """Features of a block of the given use. Parts of a block cut by a river are filled one by one."""
     parts = [part for part in getattr(ground, "geoms", [ground]) if part.geom_type == "Polygon" and part.area > 120]
     features: list[Feature] = []

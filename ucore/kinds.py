@@ -7,12 +7,9 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from shapely.geometry.base import BaseGeometry
 
 # Order of painting; within a layer, lower features come first.
 COVER, AREA, SURFACE, WAY, RAISED, TREE = range(6)
@@ -97,6 +94,7 @@ KINDS: dict[str, Kind] = {
     "school": _kind("building=school", "school building", "building", RAISED, 10.0, 0.4),
     "hospital_building": _kind("building=hospital", "hospital building", "building", RAISED, 20.0, 0.3),
     "church": _kind("amenity=place_of_worship building=church", "church", "building", RAISED, 17.0, 1.7, "churches"),
+    "tower": _kind("man_made=tower", "tower", "building", RAISED, 32.0, 0.0),
     "stadium": _kind("leisure=stadium", "stadium", "building", RAISED, 18.0, 2.0),
     "train_station": _kind("railway=station building=train_station", "train station", "building", RAISED, 10.0, 1.7),
     "barn": _kind("building=barn", "barn", "building", RAISED, 7.0, 0.8),
@@ -121,7 +119,7 @@ class Feature:
     """
 
     kind: str
-    geometry: "BaseGeometry"
+    geometry: Any
     tags: dict[str, str] = field(default_factory=dict)
     colour: tuple[int, int, int] | None = None
     colour_name: str = ""
@@ -129,6 +127,7 @@ class Feature:
     height: float = 0.0
     angle: float = 0.0
     radius: float = 0.0  # metres, of a tree's crown
+    _insets: dict[float, list[np.ndarray]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def rings(self) -> list[np.ndarray]:
@@ -140,6 +139,16 @@ class Feature:
             return [get_coordinates(self.geometry)]
         parts = getattr(self.geometry, "geoms", [self.geometry])
         return [get_coordinates(ring) for part in parts for ring in (part.exterior, *part.interiors)]
+
+    def inset(self, metres: float) -> list[np.ndarray]:
+        """Exteriors of the polygon shrunk by `metres`, or grown where negative, float64 (n, 2) each; kept."""
+        from shapely import get_coordinates
+
+        if metres not in self._insets:
+            shape = self.geometry.buffer(-metres, quad_segs=2, join_style="round" if metres > 0 else "mitre")
+            parts = [part for part in getattr(shape, "geoms", [shape]) if not part.is_empty]
+            self._insets[metres] = [get_coordinates(part.exterior) for part in parts]
+        return self._insets[metres]
 
     @cached_property
     def seed(self) -> int:

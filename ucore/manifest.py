@@ -107,6 +107,11 @@ class Manifest:
         """Whether any sample was generated: every number measured on it is then called simulated."""
         return any(str(source).startswith(SIMULATED) for source in self.frame["source"])
 
+    @property
+    def name(self) -> str:
+        """What a report calls the data: the domains, for example "finland+germany+spain"."""
+        return "+".join(sorted(set(self.frame["domain"])))
+
     def content_key(self) -> str:
         """16 hex digits of ids, image bytes and captions in order; the same wherever the folder lies."""
         try:

@@ -5,27 +5,21 @@ field drawn beside it casts the shadows: each pixel looks towards the sun and is
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from ucore.canvas import FINE, MATERIAL_ID, MATERIALS, Canvas
 from ucore.city import City
 from ucore.countries import Camera
 from ucore.errors import ConfigError
 from ucore.kinds import KINDS, Feature
-from ucore.textures import canopy, noise, window
+from ucore.painters import PAINTERS
+from ucore.textures import noise, window
 
-FINE = 2  # pixels drawn for each pixel of the picture
 MARGIN_M = 14.0  # metres around the picture that are drawn too, for shadows that reach in
 LONGEST_SHADOW = 40  # pixels
-# Grain of materials: weak and strong structure, share of brightness: (fine, coarse).
-MATERIALS = {
-    "plain": (0.02, 0.01), "grass": (0.07, 0.07), "soil": (0.05, 0.09), "asphalt": (0.035, 0.03), "roof": (0.045, 0.03),
-    "water": (0.02, 0.03), "field": (0.045, 0.05), "leaves": (0.06, 0.05),
-}  # fmt: skip
-MATERIAL_ID = {name: number for number, name in enumerate(MATERIALS)}
 
 
 @dataclass
@@ -39,91 +33,22 @@ class Tile:
     pixels: np.ndarray
 
 
-@dataclass
-class Canvas:
-    """What painters draw on; positions in local metres."""
-
-    city: City
-    camera: Camera
-    west: float
-    north: float
-    size: int  # pixels a side, margin included, of the finished picture
-    image: np.ndarray = field(init=False)
-    instances: np.ndarray = field(init=False)
-    height: np.ndarray = field(init=False)
-    material: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        side = self.size * FINE
-        self.scale = FINE / self.camera.gsd_m  # drawn pixels a metre
-        self.image = np.empty((side, side, 3), np.uint8)
-        self.instances = np.zeros((side, side), np.int32)
-        self.height = np.zeros((side, side), np.float32)
-        self.material = np.zeros((side, side), np.uint8)
-        self.origin = (round(self.west * self.scale), round(-self.north * self.scale))  # of periodic textures
-        azimuth = math.radians(self.camera.sun_azimuth)
-        self.sun = (math.sin(azimuth), -math.cos(azimuth))  # towards the light, in pixels
-
-    @property
-    def colours(self) -> dict[str, tuple[int, int, int]]:
-        return self.city.style.colours
-
-    def pixels(self, points: np.ndarray) -> np.ndarray:
-        """Drawn pixels in sixteenths, int32, of metres (..., 2)."""
-        return np.round((points - (self.west, self.north)) * (16 * self.scale, -16 * self.scale)).astype(np.int32)
-
-    def fill(self, rings: list[np.ndarray], colour: tuple | np.ndarray, material: str = "plain", label: int = 0,
-             height: float | None = None) -> None:  # fmt: skip
-        """One polygon with its holes into the picture and, where given, the other layers."""
-        shapes = [self.pixels(ring) for ring in rings]
-        tone = [float(level) for level in colour]
-        cv2.fillPoly(self.image, shapes, tone, cv2.LINE_AA, 4)
-        cv2.fillPoly(self.material, shapes, MATERIAL_ID[material], cv2.LINE_8, 4)
-        if label:
-            cv2.fillPoly(self.instances, shapes, label, cv2.LINE_8, 4)
-        if height is not None:
-            cv2.fillPoly(self.height, shapes, height, cv2.LINE_8, 4)
-
-    def line(self, points: np.ndarray, colour: tuple | np.ndarray, metres: float, closed: bool = False) -> None:
-        wide = max(1, round(metres * self.scale))
-        cv2.polylines(self.image, [self.pixels(points)], closed, [float(c) for c in colour], wide, cv2.LINE_AA, 4)
-
-    def mask(self, rings: list[np.ndarray]) -> tuple[np.ndarray, tuple[slice, slice]]:
-        """bool mask of a polygon within the window (rows, columns) that holds it."""
-        shapes = [self.pixels(ring) for ring in rings]
-        points = np.concatenate([shape.reshape(-1, 2) for shape in shapes]) // 16
-        side = len(self.image)
-        (x0, y0), (x1, y1) = np.clip(points.min(axis=0) - 1, 0, side), np.clip(points.max(axis=0) + 2, 0, side)
-        part = np.zeros((max(y1 - y0, 0), max(x1 - x0, 0)), np.uint8)
-        if part.size:
-            shifted = [shape - np.array([x0 * 16, y0 * 16], np.int32) for shape in shapes]
-            cv2.fillPoly(part, shifted, 1, cv2.LINE_8, 4)
-        return part.astype(bool), (slice(y0, y1), slice(x0, x1))
-
-    def world(self, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Metres east and north of a window's pixels: float32 (1, w) and (h, 1)."""
-        x = self.west + (np.arange(columns.start, columns.stop, dtype=np.float32) + 0.5) / self.scale
-        y = self.north - (np.arange(rows.start, rows.stop, dtype=np.float32) + 0.5) / self.scale
-        return x[None], y[:, None]
-
-
 def render_tile(city: City, east: float, north: float, camera: Camera, pixels: int = 224, seed: int = 0) -> Tile:
     """The square picture of `pixels` x `pixels` around the point (east, north), local metres.
 
     seed: of the sensor's noise; everything else depends on the place only.
     """
-    from ucore.painters import PAINTERS
-
     if not 16 <= pixels <= 4096:
         raise ConfigError(f"A tile of {pixels} pixels cannot be drawn; choose 16 to 4096")
     margin = min(32, math.ceil(MARGIN_M / camera.gsd_m))
     size = pixels + 2 * margin
     half = size * camera.gsd_m / 2
     canvas = Canvas(city, camera, east - half, north + half, size)
-    canvas.image[:] = canvas.colours["grass"]
+    grass, paved = (np.array(canvas.colours[name]) for name in ("grass", "paved"))
+    canvas.image[:] = grass * 0.65 + paved * 0.35 if city.built_up else grass
     canvas.material[:] = MATERIAL_ID["grass"]
     features = city.within(east - half - 30, north - half - 30, east + half + 30, north + half + 30)
-    _paint_ways_together(canvas, features, PAINTERS)
+    _paint(canvas, features)
     keep = slice(margin, margin + pixels)
     image = _expose(canvas, seed)[keep, keep]
     instances = canvas.instances[FINE // 2 :: FINE, FINE // 2 :: FINE][keep, keep]
@@ -134,7 +59,7 @@ def render_tile(city: City, east: float, north: float, camera: Camera, pixels: i
     return Tile(np.ascontiguousarray(image), new[instances], [features[n] for n in seen], counts[seen])
 
 
-def _paint_ways_together(canvas: Canvas, features: list[Feature], painters: dict[str, Callable]) -> None:
+def _paint(canvas: Canvas, features: list[Feature]) -> None:
     """Every feature by its painter; all kerbs of ways before any asphalt, so that junctions are open."""
     ways = [(n, f) for n, f in enumerate(features, 1) if KINDS[f.kind].paint in ("road", "roundabout")]
     kerbs_drawn = False
@@ -142,9 +67,9 @@ def _paint_ways_together(canvas: Canvas, features: list[Feature], painters: dict
         paint = KINDS[feature.kind].paint
         if paint in ("road", "roundabout") and not kerbs_drawn:
             for _, way in ways:
-                painters["kerb"](canvas, way, 0)
+                PAINTERS["kerb"](canvas, way, 0)
             kerbs_drawn = True
-        painters[paint](canvas, feature, number)
+        PAINTERS[paint](canvas, feature, number)
 
 
 # --- light and camera -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import shapely
@@ -16,7 +17,7 @@ from ucore.kinds import KINDS, Feature
 class Site:
     """A block's polygon in local metres, the style, a generator, and the features so far."""
 
-    ground: Polygon
+    ground: Any
     style: CountryStyle
     rng: np.random.Generator
     features: list[Feature] = field(default_factory=list)
@@ -36,18 +37,18 @@ class Site:
         """The point `u` metres along and `v` across from the middle."""
         return self.centre + u * self.u + v * self.v
 
-    def rect(self, u: float, v: float, length: float, depth: float, turn: float = 0.0) -> Polygon:
+    def rect(self, u: float, v: float, length: float, depth: float, turn: float = 0.0) -> Any:
         """A rectangle around the point (u, v), `length` along the block and `depth` across, turned by `turn`."""
         x, y = self.at(u, v)
         shape = box(x - length / 2, y - depth / 2, x + length / 2, y + depth / 2)
         return affinity.rotate(shape, math.degrees(self.angle + turn), origin=(x, y))
 
-    def oval(self, u: float, v: float, length: float, depth: float) -> Polygon:
+    def oval(self, u: float, v: float, length: float, depth: float) -> Any:
         """A rectangle with half circles at its ends, as running tracks have."""
         half = (length - depth) / 2
         return LineString([self.at(u - half, v), self.at(u + half, v)]).buffer(depth / 2, quad_segs=10)
 
-    def blob(self, share: float) -> Polygon:
+    def blob(self, share: float) -> Any:
         """A rounded shape in the middle, `share` of the block's sizes in radius."""
         turns = np.linspace(0, 2 * math.pi, 24, endpoint=False)
         wave = 1 + sum(self.rng.uniform(0, 0.16) * np.sin(k * turns + self.rng.uniform(0, 6)) for k in (2, 3, 5))
@@ -56,7 +57,7 @@ class Site:
         shape = Polygon(points).buffer(0).intersection(self.ground)
         return shape if shape.geom_type == "Polygon" else self.ground.buffer(-5)
 
-    def add(self, kind: str, geometry: Polygon | Point, *, palette: Palette | None = None, roof: str = "flat",
+    def add(self, kind: str, geometry: Any, *, palette: Palette | None = None, roof: str = "flat",
             colour: RGB | None = None, height: float | None = None, turn: float = 0.0, radius: float = 0.0,
             inside: float = 0.0) -> bool:  # fmt: skip
         """Add a feature where at least the share `inside` of it lies in the block; says whether it was added."""
@@ -72,14 +73,30 @@ class Site:
             self.features.append(Feature(kind, part, tags, colour, name, roof, high, self.angle + turn, radius))
         return True
 
-    def trees(self, count: float, area: Polygon | None = None, apart: float = 0.0) -> None:
+    def fields(self) -> None:
+        """Farmland: whole fields, or strips side by side, as the country has them."""
+        strip = self.style.field_strip
+        if strip >= self.depth:
+            self.add("farmland", self.ground, colour=self._crop())
+            return
+        for v in np.arange(-self.depth / 2, self.depth / 2, strip):
+            part = self.rect(0, v + strip / 2, self.length + 2, strip).intersection(self.ground)
+            if part.geom_type == "Polygon" and not part.is_empty:
+                self.add("farmland", part, colour=self._crop())
+
+    def _crop(self) -> RGB:
+        return pick(tuple(("", colour, 1.0) for colour in self.style.crops), self.rng)[1]
+
+    def trees(self, count: float, area: Any = None, apart: float = 0.0) -> None:
         """About `count` trees (times the country's density) at random in `area`, `apart` metres from other things."""
         area = self.ground if area is None else area
         number = self.rng.poisson(max(0.0, count * self.style.tree_density))
         spots = self.rng.uniform(area.bounds[:2], area.bounds[2:], (number, 2))
         radii = self.style.crown * self.rng.uniform(0.7, 1.3, number)
         keep = shapely.contains_xy(area, spots[:, 0], spots[:, 1])
-        taken = [f.geometry for f in self.features if KINDS[f.kind].height > 2 or KINDS[f.kind].layer == 2] if apart else []
+        taken = (
+            [f.geometry for f in self.features if KINDS[f.kind].height > 2 or KINDS[f.kind].layer == 2] if apart else []
+        )
         if taken and number:
             points = shapely.points(spots)
             close, _ = shapely.STRtree(taken).query(points, predicate="dwithin", distance=apart)

@@ -36,11 +36,10 @@ def canopy(
 
     radius: mean of a crown, pixels. conifers: share of dark narrow crowns. sun: unit vector to the light, pixels.
     """
-    import cv2
 
     rng = np.random.default_rng(seed)
     image = np.empty((SIDE, SIDE, 3), np.uint8)
-    image[:] = [level * 0.45 for level in colour]
+    image[:] = [level * 0.55 for level in colour]
     height = np.zeros((SIDE, SIDE), np.float32)
     count = int(1.5 * SIDE**2 / (np.pi * max(radius, 1.5) ** 2))
     for x, y in rng.uniform(0, SIDE, (count, 2)):
