@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -249,6 +250,7 @@ def main() -> None:
         "data": data,
         "simulate": simulate,
     }
+    usual, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="ucore", description="Cross-domain satellite image-text retrieval.", sort_subcommands=False
@@ -263,6 +265,15 @@ def main() -> None:
         if type(error).__name__ != "NotebookError":
             raise
         _stop(str(error), 1)
+    finally:
+        warnings.formatwarning = usual
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """What readers warn of is about the user's data, not about a line of Python."""
+    return f"Note: {message}\n" if category is UserWarning else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _stop(text: str, status: int) -> None:

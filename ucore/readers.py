@@ -245,12 +245,12 @@ def image_folder(folder: Path, names: list[str]) -> Path:
     return next(place for place in places if place.is_dir())
 
 
-def common_root(entries: list[Entry], folders: Sequence[Path]) -> Path:
-    """The folder above all `folders`; every entry's image, a name inside its `folder`, becomes a name from there.
+def common_root(entries: list[Entry]) -> Path:
+    """The folder above the `folder` of all entries; their images, names inside it, become names from there.
 
     Raises DataError for a name that leaves its folder.
     """
-    root = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    root = Path(os.path.commonpath({folder.resolve() for folder in {entry["folder"] for entry in entries}}))
     for entry in entries:
         entry["image"] = safe_join(entry.pop("folder"), entry["image"]).relative_to(root).as_posix()
     return root

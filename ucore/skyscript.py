@@ -74,7 +74,7 @@ def read_skyscript(
     metadata = _metadata(folder)
     entries = [entry for name, path in tables.items() for entry in _entries(path, name, metadata)]
     _find_folders(entries, folder)
-    root = common_root(entries, [entry["folder"] for entry in entries])
+    root = common_root(entries)
     name_samples(entries, folder)
     if "" in tables:
         entries = usable(check_captions(entries, folder, skip_bad), root, skip_bad)

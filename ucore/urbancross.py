@@ -107,7 +107,7 @@ def read_urbancross(
             f"There were no split lists: images were split 70/10/20 (seed {seed}), identical pictures or descriptions "
             f"on one side; the lists {'are' if keep else 'will be'} kept in {few(made)}."
         )
-    root = common_root(entries, [entry["folder"] for entry in entries])
+    root = common_root(entries)
     name_samples(entries, folder)
     entries = check_captions(of_split(entries, split, folder), folder, skip_bad)
     return Manifest.from_rows(usable(entries, root, skip_bad), root)
