@@ -76,6 +76,29 @@ def require_writable(folder: str | Path) -> None:
         raise UserError(f"Cannot write into {folder}: {place} is not yours to write. Choose another folder.")
 
 
+@contextmanager
+def only_writer(folder: str | Path) -> Iterator[None]:
+    """Within, no other process writes into `folder` (by this lock), and what a killed one left half written is gone.
+
+    Raises UserError while another process holds it.
+    """
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"Another process is writing into {folder}. Wait for it, or choose another --out."
+            ) from error
+        for left in sorted(Path(folder).rglob(".*.tmp")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys, atomically."""
     with atomic_path(path) as temporary:

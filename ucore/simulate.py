@@ -20,7 +20,7 @@ import numpy as np
 
 from ucore.countries import COUNTRIES, Camera, country_camera, country_style
 from ucore.errors import ConfigError, DataError
-from ucore.files import atomic_path, content_hash, require_writable, write_json
+from ucore.files import atomic_path, content_hash, only_writer, require_writable, write_json
 from ucore.manifest import SIMULATED, Manifest
 
 if TYPE_CHECKING:
@@ -86,17 +86,22 @@ def simulate_dataset(
     if _is_complete(out, config):
         return Manifest.load(out / MANIFEST_FILE)
     (out / PARTS).mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    for name in config.countries:
-        camera = country_camera(name, config.sensor)
-        for number, (city, spots) in enumerate(_cities(name, config)):
-            made = _make_tiles(out, f"{name}-{number:03d}", city, spots, camera, config, workers, progress)
-            rows += _complete_rows(made, city, camera, name, config)
-    manifest = Manifest.from_rows([{k: v for k, v in row.items() if k != "instances"} for row in rows], out)
-    if len(manifest) >= 10 * len(config.countries):
-        manifest = spatial_split(manifest, seed=config.seed)
-    _save(out, manifest, rows, config)
+    with only_writer(out):
+        rows = [row for name in config.countries for row in _country_rows(out, name, config, workers, progress)]
+        manifest = Manifest.from_rows([{k: v for k, v in row.items() if k != "instances"} for row in rows], out)
+        if len(manifest) >= 10 * len(config.countries):
+            manifest = spatial_split(manifest, seed=config.seed)
+        _save(out, manifest, rows, config)
     return manifest
+
+
+def _country_rows(
+    out: Path, name: str, config: SimulationConfig, workers: int | None, progress: bool
+) -> Iterator[dict[str, Any]]:
+    camera = country_camera(name, config.sensor)
+    for number, (city, spots) in enumerate(_cities(name, config)):
+        made = _make_tiles(out, f"{name}-{number:03d}", city, spots, camera, config, workers, progress)
+        yield from _complete_rows(made, city, camera, name, config)
 
 
 def built_in_dataset(scale: str = "tiny", seed: int = 0, out: str | Path = "runs") -> Path:
