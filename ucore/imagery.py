@@ -175,8 +175,8 @@ def _tiff_gsd(file: Any) -> float:
     import shapely
     from rasterio.warp import transform
 
-    column, row = file.width / 2, file.height / 2
-    corners = [file.transform * (column + dx, row + dy) for dx, dy in ((0, 0), (1, 0), (1, 1), (0, 1))]
+    column, row = file.width // 2, file.height // 2
+    corners = [file.xy(row, column, offset=corner) for corner in ("ul", "ur", "lr", "ll")]
     lons, lats = transform(file.crs, "EPSG:4326", [x for x, _ in corners], [y for _, y in corners])[:2]
     pixel = shapely.Polygon(list(zip(lons, lats, strict=True)))
     return math.sqrt(local_frame(lons[0], lats[0]).to_metres(pixel).area)
