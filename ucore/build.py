@@ -251,11 +251,13 @@ def _settings(config: BuildConfig, imagery: Imagery) -> dict[str, Any]:
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Write the settings into a new folder. Raises ConfigError for one that holds something else."""
     path = out / SETTINGS_FILE
-    if not path.exists():
-        if out.is_dir() and any(out.iterdir()):
-            raise ConfigError(f"{out} is not empty and holds no earlier build. Choose another --out.")
+    if not path.exists() and out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
+        raise ConfigError(f"{out} is not empty and holds no earlier build. Choose another --out.")
+    if not path.exists() or not (out / "images").exists():  # nothing was cut yet
         write_json(path, settings)
         return
+    for left in (out / "images").glob("*/.*.tmp"):  # what a kill left of the tile it met
+        left.unlink(missing_ok=True)
     try:
         earlier = json.loads(path.read_text("utf-8"))
         # Before the end, splits bind nothing: they are drawn last, and may turn out to be impossible.

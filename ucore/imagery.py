@@ -8,7 +8,8 @@ The last channel is 0 where there is no data. Nothing is fetched before `read`.
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ import numpy as np
 from ucore.errors import ConfigError, DataError
 from ucore.files import content_hash
 from ucore.geo import Bounds, local_frame
-from ucore.manifest import few
 from ucore.servers import TileServer
 from ucore.tiles import Imagery, TileFolder
 
 TIFF_SUFFIXES = (".tif", ".tiff")
+MOST_OPEN = 64  # files at a time
 STRETCH_PERCENT = (2.0, 98.0)  # of the pixels; these become black and white
 
 
@@ -64,24 +65,24 @@ class GeoTiffs(Imagery):
     """
 
     def __init__(self, paths: Sequence[Path], name: str | None = None):
-        self.files = [_open_tiff(path) for path in paths]
-        self.name = name or paths[0].name
-        self.paths = list(paths)
-        self.boxes = [_tiff_bounds(file) for file in self.files]
+        self.name, self.paths = name or paths[0].name, list(paths)
+        self._open = lru_cache(MOST_OPEN)(_open_tiff)  # a survey's folder has more files than a process may open
+        facts = [(_tiff_bounds(file), _tiff_gsd(file), _is_deep(file)) for file in map(self._open, paths)]
+        self.boxes = [box for box, _, _ in facts]
         west, south, _, _ = np.min(self.boxes, axis=0)
         _, _, east, north = np.max(self.boxes, axis=0)
         self.bounds = (float(west), float(south), float(east), float(north))
-        self.native_gsd_m = min(_tiff_gsd(file) for file in self.files)
-        self.stretch = _stretch(self.files)
+        self.native_gsd_m = min(gsd for _, gsd, _ in facts)
+        self.stretch = _stretch(map(self._open, paths), self.name) if any(deep for _, _, deep in facts) else None
 
     def read(self, west: float, south: float, east: float, north: float, size: int) -> np.ndarray | None:
         pixels = np.zeros((size, size, 4), np.uint8)
-        for file, box in zip(self.files, self.boxes, strict=True):
+        for path, box in zip(self.paths, self.boxes, strict=True):
             if west < box[2] and east > box[0] and south < box[3] and north > box[1]:
                 missing = pixels[..., 3] == 0
                 if not missing.any():
                     break
-                pixels[missing] = self._warp(file, (west, south, east, north), size)[missing]
+                pixels[missing] = self._warp(self._open(path), (west, south, east, north), size)[missing]
         return pixels if pixels[..., 3].any() else None
 
     def _warp(self, file: Any, window: Bounds, size: int) -> np.ndarray:
@@ -182,10 +183,13 @@ def _tiff_gsd(file: Any) -> float:
     return math.sqrt(local_frame(lons[0], lats[0]).to_metres(pixel).area)
 
 
-def _stretch(files: Sequence[Any]) -> tuple[float, float] | None:
-    """The values that become black and white; None where all files hold 8 bits. See `GeoTiffs`."""
-    if all(kind == "uint8" for file in files for kind in file.dtypes):
-        return None
+def _is_deep(file: Any) -> bool:
+    """Whether a band holds more than 8 bits."""
+    return any(kind != "uint8" for kind in file.dtypes)
+
+
+def _stretch(files: Iterable[Any], name: str) -> tuple[float, float]:
+    """The values that become black and white. See `GeoTiffs`."""
     parts = []
     for file in files:
         shape = (min(file.height, 512), min(file.width, 512))
@@ -194,5 +198,5 @@ def _stretch(files: Sequence[Any]) -> tuple[float, float] | None:
     values = np.concatenate(parts)
     low, high = np.percentile(values, STRETCH_PERCENT) if len(values) else (0.0, 0.0)
     if high <= low:
-        raise DataError(f"{few([file.name for file in files])}: all pixels are alike, so there is nothing to see.")
+        raise DataError(f"{name}: all pixels are alike, so there is nothing to see.")
     return float(low), float(high)
