@@ -51,7 +51,8 @@ def perimeter(site: Site) -> None:
     yard = ring.buffer(-16)
     if yard.geom_type == "Polygon" and not yard.is_empty:
         for _ in range(site.rng.integers(0, 3)):
-            spot = site.rect(*(site.rng.uniform(-0.2, 0.2, 2) * (site.length, site.depth)).tolist(), 14, 9)
+            u, v = site.rng.uniform(-0.2, 0.2, 2)
+            spot = site.rect(u * site.length, v * site.depth, 14, 9)
             site.add("building", spot, palette=site.style.flat_roofs, height=5, inside=0.99)
         site.trees(yard.area / 160, yard, apart=2)
 
