@@ -468,7 +468,6 @@ def test_bad_data_stop_training_with_one_sentence(name, data, tmp_path):
 def test_without_any_data_the_ways_to_name_them_are_shown(tmp_path):
     before = state_of(tmp_path)
     check_refusal(ucore("train"), "--data FOLDER, or set UCORE_DATA")
-    check_refusal(ucore("reproduce"), "UCORE_DATA=FOLDER make reproduce")
     check_refusal(ucore("reproduce", "--data", tmp_path / "absent"), "absent does not exist")
     assert state_of(tmp_path) == before
 

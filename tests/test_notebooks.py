@@ -11,6 +11,7 @@ from ucore.checkpoint import load_checkpoint
 from ucore.data import read_dataset
 from ucore.report import load_report, markdown_table, provenance
 from ucore.runner import reproduce, run_notebook
+from ucore.simulate import SimulationConfig, simulate_dataset
 from ucore.tasks import score
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +57,23 @@ def test_running_a_finished_notebook_again_gives_the_same_numbers(series, tiny_r
     given = {"dataset": str(tiny_rsicd), "scale": "tiny", "epochs": 2, "out": str(series / "runs")}
     run_notebook("04", {**given, "reports": str(series / "reports")}, series / "again", html=False, progress=False)
     assert load_report(path)["metrics"] == before
+
+
+def test_the_series_runs_on_simulated_data_and_calls_it_so(tmp_path, monkeypatch):
+    monkeypatch.delenv("UCORE_DATA", raising=False)
+    made = SimulationConfig(tiles=24, seed=0, masks=False)
+    monkeypatch.chdir(tmp_path)
+    simulate_dataset("runs/simulated-tiny-0", made, workers=1, progress=False)
+    parameters = {"dataset": "runs/simulated-tiny-0", "scale": "tiny", "epochs": 2}
+    reproduce(parameters, ["01_explore_map", "04_train", "09_results"], "notebooks", progress=False)
+    for name in ("01_explore_map-finland-germany-spain", "04_train-lite0-minilm-tiny-simulated"):
+        assert load_report(tmp_path / "reports" / name / "metrics.json")["simulated"] is True
+    page = (tmp_path / "reports" / "results.md").read_text()
+    assert "finland+germany+spain val (simulated)" in page
+    assert "(simulated data)" in page
+    html = (tmp_path / "runs" / "01_explore_map" / "map.html").read_text("utf-8")
+    assert "simulated" in html.lower()
+    assert "https://cdn" not in html
 
 
 def test_training_on_real_images_beats_chance_tenfold(tmp_path):

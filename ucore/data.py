@@ -156,7 +156,10 @@ def read_dataset(
     """
     path = path or os.environ.get("UCORE_DATA")
     if not path:
-        raise DataError("No dataset given. Name its folder with --data FOLDER, or set UCORE_DATA to it.")
+        raise DataError(
+            "No dataset given. Name its folder with --data FOLDER, or set UCORE_DATA to it; "
+            "ucore simulate --out FOLDER makes a simulated one."
+        )
     folder = Path(path).expanduser()
     if not folder.is_dir():
         kind = "is not a folder" if folder.exists() else "does not exist"
