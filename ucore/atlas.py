@@ -248,7 +248,16 @@ def plot_statistics(manifest: Manifest) -> Picture:
         colour, hatch, _ = SPLIT_LOOKS[min(number, len(SPLIT_LOOKS) - 1)]
         counts = Counter(frame["domain"][frame["split"] == split])
         wide = np.array([counts[name] for name in marks])
-        left.barh(range(len(marks)), wide, 0.6, start, color=colour, hatch=hatch, ec="white", label=printable(split))
+        left.barh(
+            range(len(marks)),
+            wide,
+            0.6,
+            start,
+            color=colour,
+            hatch=hatch,
+            ec="white",
+            label=printable(split) or "no split",
+        )
         start += wide
     left.set_yticks(range(len(marks)), [shortened(name, 12) for name in marks])
     left.invert_yaxis()

@@ -182,8 +182,9 @@ def _most_frequent(counts: Counter[str], most: int) -> list[str]:
 
 def _choices(label: str, names: Sequence[str], counts: Counter[str]) -> ipw.SelectMultiple:
     options = [(f"{printable(name) or '(none)'} ({counts[name]:,})", name) for name in names]
+    wide: Any = {"width": "31%", "min_width": "215px"}
     return ipw.SelectMultiple(options=options, description=label, rows=5, tooltip="None chosen: all. Ctrl: several.",
-                              layout={"width": "300px"}, style={"description_width": "70px"})  # fmt: skip
+                              layout=wide, style={"description_width": "65px"})  # fmt: skip
 
 
 def _searched(manifest: Manifest) -> list[str]:

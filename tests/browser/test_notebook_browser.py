@@ -1,0 +1,118 @@
+"""The widgets of notebooks 01 and 04 in a real JupyterLab: what a click does reaches the page."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from makers_maps import make_places
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+PATIENCE = 120_000  # milliseconds; a kernel imports torch meanwhile
+
+
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory) -> Iterator[tuple[Path, str]]:
+    """A JupyterLab of our own: the folder it serves and its address."""
+    folder = tmp_path_factory.mktemp("lab")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = {name: str(folder / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR")}
+    environment = {**os.environ, **places, "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}"]
+    command += ["--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}"]
+    command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _wait_for(f"{address}/api/status")
+            yield folder, address
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def _wait_for(url: str) -> None:
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("JupyterLab did not start; see server.log")
+
+
+def excerpt(name: str, folder: Path, cells: list[str], **parameters: str) -> str:
+    """Write the code cells of a notebook that contain one of `cells`, after its parameters; return the new name."""
+    notebook = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text("utf-8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    given = "".join(f"\n{key} = {value!r}" for key, value in parameters.items())
+    code[0]["source"] = "".join(code[0]["source"]) + given
+    kept = [cell for cell in code if cell is code[0] or any(part in "".join(cell["source"]) for part in cells)]
+    assert len(kept) == 1 + len(cells)
+    (folder / f"{name}.ipynb").write_text(json.dumps({**notebook, "cells": kept}), "utf-8")
+    return f"{name}.ipynb"
+
+
+def run_all(browser, address: str, name: str):
+    page = browser.new_page(viewport={"width": 1200, "height": 1000})
+    page.goto(f"{address}/lab/workspaces/{name.split('.')[0]}/tree/{name}?reset", timeout=PATIENCE)
+    page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=PATIENCE)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=PATIENCE)  # earlier, Lab asks for a kernel
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+    return page
+
+
+def said(page, pattern: str) -> None:
+    page.get_by_role("status").filter(has_text=re.compile(pattern)).first.wait_for(timeout=PATIENCE)
+
+
+def test_the_explorer_filters_map_numbers_and_images(lab, browser):
+    folder, address = lab
+    make_places(folder / "places")
+    name = excerpt("01_explore_map", folder, ["read_dataset(", "SampleExplorer("], dataset=str(folder / "places"))
+    source = json.loads((folder / name).read_text())
+    source["cells"][-1]["source"] = ["features, credit = None, ''\n", *source["cells"][-1]["source"]]
+    (folder / name).write_text(json.dumps(source))
+    page = run_all(browser, address, name)
+    said(page, "36 of 36 samples")
+    inside = page.frame_locator("iframe[title='Map of the samples']")
+    count = inside.locator(".ucore-count")
+    count.filter(has_text="36 of 36").wait_for(timeout=PATIENCE)
+    page.get_by_placeholder("words of a caption").fill("tile spain")
+    said(page, "12 of 36 samples")
+    count.filter(has_text="12 of 36").wait_for(timeout=PATIENCE)
+    statistics = page.locator(".jp-OutputArea table", has_text="most frequent tags")
+    assert statistics.locator("tbody tr").count() == 1 and "spain (SP)" in statistics.inner_text()
+    assert page.locator(".jp-OutputArea figcaption").count() == 8
+    page.get_by_role("button", name="Show all").click()
+    count.filter(has_text="36 of 36").wait_for(timeout=PATIENCE)
+    page.close()
+
+
+def test_step_and_run_move_the_training_on(lab, browser, tiny_rsicd):
+    folder, address = lab
+    cells = ["read_dataset(", "load_encoder(", "Trainer(model", "TrainingStepper("]
+    given = {
+        "dataset": str(tiny_rsicd),
+        "scale": "tiny",
+        "out": str(folder / "runs"),
+        "reports": str(folder / "reports"),
+    }
+    page = run_all(browser, address, excerpt("04_train", folder, cells, **given))
+    said(page, "Step 0 of")
+    page.get_by_role("button", name="Step", exact=True).click()
+    said(page, "Step 1 of")
+    page.get_by_role("button", name="Run", exact=True).last.click()
+    said(page, r"(Step [2-9]|Step \d\d+|Finished after)")
+    page.close()
