@@ -1,14 +1,11 @@
 """A real Chromium, driven by playwright; its tests are skipped, and say so, where none is installed."""
 
-import io
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 
 @pytest.fixture(scope="session")
@@ -43,9 +40,3 @@ def open_page(browser) -> Iterator[Callable[[Path], Any]]:
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert failed == []
     page.close()
-
-
-def count_colour(png: bytes, colour: str) -> int:
-    """Pixels of a screenshot that have exactly this colour, "#rrggbb"."""
-    wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
-    return int((np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) == wanted).all(axis=2).sum())
