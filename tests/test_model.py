@@ -127,3 +127,11 @@ def test_unknown_names_are_refused_with_a_suggestion(name, pretrained, message):
 def test_a_hub_tag_without_a_network_says_what_to_do(monkeypatch):
     with pytest.raises(CheckpointError, match="pass the file as --pretrained"):
         load_encoder("ViT-B-32", "openai")
+
+
+def test_glibc_keeps_freed_memory():
+    import platform
+
+    from ucore.device import keep_freed_memory
+
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")

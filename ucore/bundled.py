@@ -17,6 +17,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ucore.depthwise import replace_depthwise
 from ucore.errors import CheckpointError
 from ucore.files import file_hash, write_json
 
@@ -138,6 +139,7 @@ def build_clip(load_weights: bool = True) -> Any:
                 f"The bundled text weights lack {missing[0]} and {len(missing) - 1} more; run: make setup"
             )
     fold_batch_norms(clip.visual.trunk.eval())
+    replace_depthwise(clip.visual.trunk)
     tower = MultiLevelTower(clip.visual.trunk)
     tower.preprocess_cfg = clip.visual.preprocess_cfg
     clip.visual = tower

@@ -48,7 +48,7 @@ class TrainConfig:
     head_epochs: int = 12  # phase 1, towers frozen; 0 skips it
     head_batch_size: int = 512
     head_lr: float = 1e-3
-    tune_epochs: int = 6  # phase 2, towers tuned; 0 is frozen-feature mode
+    tune_epochs: int = 8  # phase 2, towers tuned; 0 is frozen-feature mode
     tune_batch_size: int = 128
     tune_head_lr: float = 5e-4
     image_lr: float = 2e-4
@@ -61,10 +61,6 @@ class TrainConfig:
     patience: int = 4  # epochs without a better validation mR before a phase stops
     train_views: int = 4  # dihedral views of each training image that phase 1 draws from (1, 2, 4 or 8)
     test_views: int = 8  # dihedral views averaged when a gallery is embedded
-    # Side of the square pixels that phase 2 trains on; None: as the tower is tested. Random crops enlarge things, so
-    # training on 192 and testing on 224 shows both at one scale (Touvron et al. 2019), in 3/4 of the time.
-    # Towers of one fixed input size ignore it.
-    tune_image_size: int | None = 192
     min_crop: float = 0.6  # smallest share of the area that a random crop keeps in phase 2; 1 switches it off
     max_train_images: int | None = None  # an evenly spread subset, for quick runs
 
@@ -78,7 +74,7 @@ class TrainConfig:
         presets: dict[str, dict[str, Any]] = {
             "tiny": dict(max_train_images=1500, train_views=1, test_views=1, tune_epochs=0, head_epochs=8),
             "small": {},
-            "full": dict(tune_epochs=20, tune_image_size=None, tune_batch_size=256, frozen_image_stages=0),
+            "full": dict(tune_epochs=20, tune_batch_size=256, frozen_image_stages=0),
         }
         if scale not in presets:
             raise ConfigError(f"Unknown scale {scale!r}: choose tiny, small or full{did_you_mean(scale, presets)}")
@@ -117,9 +113,6 @@ class TrainConfig:
             value = getattr(self, name)
             if not _is_number(value, whole=True) or value not in (1, 2, 4, 8):
                 raise ConfigError(f"{name} is {value!r}; choose 1, 2, 4 or 8")
-        size = self.tune_image_size
-        if size is not None and (not _is_number(size, whole=True) or not 32 <= size <= 4096):
-            raise ConfigError(f"tune_image_size is {size!r}; it must be a whole number from 32 to 4096, or none")
         most = self.max_train_images
         if most is not None and (not _is_number(most, whole=True) or most < 2):
             raise ConfigError(f"max_train_images is {most!r}; it must be a whole number of at least 2, or none")

@@ -108,11 +108,6 @@ class DualEncoder(nn.Module):
     def device(self) -> torch.device:
         return self.logit_scale.device
 
-    @property
-    def any_image_size(self) -> bool:
-        """Whether the image tower takes other sizes than `image_size`: convolutions do, position embeddings do not."""
-        return self.name == bundled.NAME
-
     def image_tower(self, images: Tensor) -> Tensor:
         """Tower features, float (B, image_width).
 

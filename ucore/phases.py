@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
 from ucore.config import TrainConfig
+from ucore.device import keep_freed_memory
 from ucore.features import embed_images, embed_texts, image_tower_features, pixel_batches, text_tower_features
 from ucore.files import content_hash
 from ucore.manifest import subset
@@ -223,6 +224,8 @@ class TowerPhase(Phase):
             encoder.text_head.standardise(
                 torch.from_numpy(text_tower_features(encoder, sample.texts[0], progress=False))
             )
+        if encoder.device.type == "cpu":
+            keep_freed_memory()
         self.tokens = encoder.tokenize(trainer.texts)
         self._pixels: Iterator[Tensor] | None = None
         self._pixels_of = 0  # the step whose batch comes next in that stream
@@ -259,10 +262,9 @@ class TowerPhase(Phase):
         first, size = self.step_count % self.batches_per_epoch, self.batch_size
         batches = [order[i * size : (i + 1) * size].tolist() for i in range(first, self.batches_per_epoch)]
         seed = self.seed_of(self.epoch, salt=3)
-        side = self.config.tune_image_size if self.encoder.any_image_size else None
 
         def augmented(image: Tensor, position: int) -> Tensor:
-            return augment(image, np.random.default_rng([seed, position]), self.config.min_crop, side)
+            return augment(image, np.random.default_rng([seed, position]), self.config.min_crop)
 
         return pixel_batches(self.encoder, self.trainer.train.image_paths, batches, augmented)
 
@@ -274,21 +276,17 @@ class TowerPhase(Phase):
         self._pixels = None
 
 
-def augment(image: Tensor, rng: np.random.Generator, min_crop: float, side: int | None = None) -> Tensor:
+def augment(image: Tensor, rng: np.random.Generator, min_crop: float) -> Tensor:
     """A random one of the eight dihedral views of a random crop, resized back; uint8 (3, H, W) to the same.
 
     Nothing is rotated by other angles or padded, so no black corner ever appears.
-    side: size of the result, (3, side, side), instead of the image's own.
     min_crop: smallest share of the area kept; 1 means no crop. The crop keeps the image's aspect within 3/4..4/3.
     """
-    height, width = image.shape[-2:]
-    size = [height, width] if side is None else [side, side]
     if min_crop < 1:
+        height, width = image.shape[-2:]
         share, aspect = rng.uniform(min_crop, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         h = min(height, max(1, round(height * math.sqrt(share / aspect))))
         w = min(width, max(1, round(width * math.sqrt(share * aspect))))
         top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-        image = TF.resized_crop(image, top, left, h, w, size, antialias=True)
-    elif size != [height, width]:
-        image = TF.resize(image, size, antialias=True)
+        image = TF.resized_crop(image, top, left, h, w, [height, width], antialias=True)
     return dihedral(image, int(rng.integers(0, 8))).contiguous()
