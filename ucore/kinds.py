@@ -49,7 +49,7 @@ KINDS: dict[str, Kind] = {
     "beach": _kind("natural=beach", "beach", "sand", COVER, weight=1.2, plural="beaches"),
     "quarry": _kind("landuse=quarry", "quarry", "quarry", COVER, weight=1.5, plural="quarries"),
     # areas on it
-    "park": _kind("leisure=park", "park", "grass", AREA, weight=0.9),
+    "park": _kind("leisure=park", "park", "park", AREA, weight=0.9),
     "square": _kind("place=square", "square", "paved", AREA, weight=1.0),
     "school_grounds": _kind("amenity=school", "school", "schoolyard", AREA, weight=1.6),
     "hospital": _kind("amenity=hospital", "hospital", "paved", AREA, weight=1.6),

@@ -143,11 +143,11 @@ def yard(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def schoolyard(canvas: Canvas, feature: Feature, label: int) -> None:
-    canvas.fill(feature.rings, mixed(canvas.colours["grass"], canvas.colours["paved"], 0.4), "grass", label)
+    canvas.fill(feature.rings, canvas.colours["yard"], "grass", label)
 
 
 def graves(canvas: Canvas, feature: Feature, label: int) -> None:
-    canvas.fill(feature.rings, canvas.colours["grass"], "grass", label)
+    canvas.fill(feature.rings, canvas.colours["graves"], "grass", label)
     points, random, u, angle = grid_inside(canvas, feature, (3.4, 2.0), 3)
     some = (random > 0.12) & (u % 9 != 0)
     tones = np.array([(176, 174, 170), (120, 118, 116), (206, 200, 190)])[(random[some] * 991).astype(int) % 3]
@@ -196,7 +196,7 @@ def cars(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def football(canvas: Canvas, feature: Feature, label: int) -> None:
-    canvas.fill(feature.rings, (92, 136, 68), "grass", label)
+    canvas.fill(feature.rings, canvas.colours["pitch"], "grass", label)
     middle, a, b, long, short = inner_box(feature, 0.93)
     draw_rows(canvas, Feature("pitch", feature.geometry, angle=math.atan2(b[1], b[0])), (15.0, 0.05))
     canvas.line(box_corners(middle, a, b, long, short), WHITE, 0.35, True)
@@ -263,12 +263,12 @@ def boat(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 PAINTERS: dict[str, Painter] = {
-    "garden": garden, "paved": paved, "yard": yard, "field": furrows, "grass": _plain("grass", "grass"),
-    "scrub": _plain("scrub", "leaves"), "canopy": woods, "orchard": planted, "vineyard": vines,
-    "sand": _plain("sand", "soil"), "quarry": pit, "schoolyard": schoolyard, "cemetery": graves, "allotments": plots,
-    "construction": site_works, "solar": panels, "water": open_water, "parking": cars, "running": lanes,
-    "pitch": football, "tennis": court, "playground": play, "pool": pool, "clarifier": clarifier, "pier": jetty,
-    "boat": boat, "kerb": built.kerb, "road": built.asphalt, "roundabout": built.roundabout, "rail": built.rails,
-    "bridge": built.deck, "building": built.building, "greenhouse": built.glass, "tank": built.tank,
-    "crane": built.crane, "turbine": built.turbine, "tree": tree,
+    "garden": garden, "park": _plain("park", "grass"), "paved": paved, "yard": yard, "field": furrows,
+    "grass": _plain("grass", "grass"), "scrub": _plain("scrub", "leaves"), "canopy": woods, "orchard": planted,
+    "vineyard": vines, "sand": _plain("sand", "soil"), "quarry": pit, "schoolyard": schoolyard, "cemetery": graves,
+    "allotments": plots, "construction": site_works, "solar": panels, "water": open_water, "parking": cars,
+    "running": lanes, "pitch": football, "tennis": court, "playground": play, "pool": pool, "clarifier": clarifier,
+    "pier": jetty, "boat": boat, "kerb": built.kerb, "road": built.asphalt, "roundabout": built.roundabout,
+    "rail": built.rails, "bridge": built.deck, "building": built.building, "greenhouse": built.glass,
+    "tank": built.tank, "crane": built.crane, "turbine": built.turbine, "tree": tree,
 }  # fmt: skip

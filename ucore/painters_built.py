@@ -76,7 +76,7 @@ def roundabout(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def rails(canvas: Canvas, feature: Feature, label: int) -> None:
-    canvas.fill(feature.rings, (134, 122, 112), "soil", label)
+    canvas.fill(feature.rings, canvas.colours["ballast"], "soil", label)
     for inset in (1.3, 2.6):
         for ring in feature.inset(inset):
             canvas.line(ring, (84, 74, 68), 0.5, True)

@@ -109,5 +109,6 @@ def pick(palette: Palette, rng: np.random.Generator) -> tuple[str, RGB]:
     """A word and a colour of `palette` by frequency, the colour varied a little."""
     share = np.array([weight for _, _, weight in palette])
     name, colour, _ = palette[rng.choice(len(palette), p=share / share.sum())]
-    red, green, blue = (int(np.clip(level + rng.normal(0, 7), 0, 255)) for level in colour)
+    shade = rng.normal(0, 8)  # of all channels together: roofs fade and weather more than they change their hue
+    red, green, blue = (int(np.clip(level + shade + rng.normal(0, 2.5), 0, 255)) for level in colour)
     return name, (red, green, blue)
