@@ -56,8 +56,10 @@ check: $(STAMP)  ## lint, format, types, stripped notebooks
 lab: $(STAMP)    ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
 
-bench: $(STAMP)  ## ratios measured side by side
+bench: $(STAMP)  ## ratios and rates, measured now (evaluation_memory.py takes an hour and is left out)
 	@$(BIN)/python benchmarks/feature_extraction.py
+	@$(BIN)/python benchmarks/tagging.py
+	@$(BIN)/python benchmarks/simulation.py
 
 clean:           ## remove what runs made; keeps the environment
 	@rm -rf runs .pytest_cache .ruff_cache
