@@ -72,7 +72,9 @@ class TrainConfig:
         full: every stage of the vision tower tuned; for a GPU.
         """
         presets: dict[str, dict[str, Any]] = {
-            "tiny": dict(max_train_images=1500, train_views=1, test_views=1, tune_epochs=0, head_epochs=8),
+            "tiny": dict(
+                max_train_images=1500, train_views=1, test_views=1, tune_epochs=0, head_epochs=20, head_batch_size=128
+            ),
             "small": {},
             "full": dict(tune_epochs=20, tune_batch_size=256, frozen_image_stages=0),
         }

@@ -73,12 +73,14 @@ class Spot:
 def simulate_dataset(
     out: str | Path, config: SimulationConfig | None = None, workers: int | None = None, progress: bool = True
 ) -> Manifest:
-    """Write a dataset folder (manifest.parquet, images/, masks/, instances.parquet, dataset.json); return its manifest.
+    """Write a dataset folder (manifest.parquet, split.json, images/, masks/, instances.parquet, dataset.json).
+
+    Returns its manifest.
 
     workers: processes; None: one a core. A repeated call goes on where an earlier one stopped and gives the same
     files. Raises ConfigError when `out` holds a dataset of other settings, DataError for an unusable extract.
     """
-    from ucore.splits import spatial_split
+    from ucore.splits import save_split, spatial_split
 
     config, out = config or SimulationConfig(), Path(out)
     config.check()
@@ -91,6 +93,7 @@ def simulate_dataset(
         manifest = Manifest.from_rows([{k: v for k, v in row.items() if k != "instances"} for row in rows], out)
         if len(manifest) >= 10 * len(config.countries):
             manifest = spatial_split(manifest, seed=config.seed)
+            save_split(manifest, out / "split.json")
         _save(out, manifest, rows, config)
     return manifest
 
