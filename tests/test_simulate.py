@@ -24,7 +24,7 @@ from ucore.manifest import Manifest
 from ucore.osm_city import city_from_osm
 from ucore.painters import PAINTERS
 from ucore.render import render_tile
-from ucore.simulate import SimulationConfig, built_in_dataset, simulate_dataset
+from ucore.simulate import SimulationConfig, built_in_dataset, dataset_features, simulate_dataset
 
 SMALL = SimulationConfig(countries=("germany",), tiles=6, seed=3)
 CLEAR = Camera(gsd_m=1.0, sun_azimuth=180.0, sun_elevation=45.0, haze=0.0, noise=0.0, blur=0.0)
@@ -123,6 +123,17 @@ def test_masks_and_their_table_agree(small):
         assert mask.shape == (225, 225)
         assert np.bincount(mask.ravel(), minlength=len(rows) + 1)[1:].tolist() == rows["pixels"].tolist()
         assert set(rows["kind"]) <= KINDS.keys()
+
+
+def test_the_ground_of_the_map_is_kept(small, tmp_path):
+    folder, manifest = small
+    features = dataset_features(folder)
+    assert {"highway", "landuse"} <= {key for tags in features["tags"] for key in tags}
+    assert not any("building" in tags for tags in features["tags"])
+    west, south, east, north = features.total_bounds
+    assert west < manifest.frame["lon"].min() < manifest.frame["lon"].max() < east
+    assert south < manifest.frame["lat"].min() < manifest.frame["lat"].max() < north
+    assert dataset_features(tmp_path) is None
 
 
 def test_another_dataset_in_the_folder_is_left_alone(small, tmp_path):

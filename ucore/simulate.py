@@ -24,9 +24,11 @@ from ucore.files import atomic_path, content_hash, only_writer, require_writable
 from ucore.manifest import SIMULATED, Manifest
 
 if TYPE_CHECKING:
+    import geopandas
+
     from ucore.city import City
 
-DATASET_FILE, MANIFEST_FILE, PARTS = "dataset.json", "manifest.parquet", "parts"
+DATASET_FILE, MANIFEST_FILE, PARTS, FEATURES = "dataset.json", "manifest.parquet", "parts", "features"
 PART = 50  # tiles made and recorded together: what a stopped run loses at most, per process
 TILES_A_CITY = 2000  # a country with more tiles has several cities
 PITCH = 1.45  # tiles' distance in tile sides: their diagonals fit between, so no split needs a buffer
@@ -73,9 +75,10 @@ class Spot:
 def simulate_dataset(
     out: str | Path, config: SimulationConfig | None = None, workers: int | None = None, progress: bool = True
 ) -> Manifest:
-    """Write a dataset folder (manifest.parquet, split.json, images/, masks/, instances.parquet, dataset.json).
+    """Write a dataset folder and return its manifest.
 
-    Returns its manifest.
+    It holds manifest.parquet, dataset.json, split.json, instances.parquet, images/, masks/ (16-bit PNG: the number of
+    an instance) and features/ (GeoJSON of the ground).
 
     workers: processes; None: one a core. A repeated call goes on where an earlier one stopped and gives the same
     files. Raises ConfigError when `out` holds a dataset of other settings, DataError for an unusable extract.
@@ -103,6 +106,7 @@ def _country_rows(
 ) -> Iterator[dict[str, Any]]:
     camera = country_camera(name, config.sensor)
     for number, (city, spots) in enumerate(_cities(name, config)):
+        _save_features(out / FEATURES / f"{name}-{number:03d}.geojson", city)
         made = _make_tiles(out, f"{name}-{number:03d}", city, spots, camera, config, workers, progress)
         yield from _complete_rows(made, city, camera, name, config)
 
@@ -275,6 +279,34 @@ def _complete_rows(rows: list[dict[str, Any]], city: "City", camera: Camera, nam
         }
         for row, shape, (lon, lat), (shown, near) in zip(rows, footprints, centres, tags, strict=True)
     ]
+
+
+def _save_features(path: Path, city: "City") -> None:
+    """The city's land, water and ways as GeoJSON, which `read_osm` reads: the ground of a map of the samples."""
+    import shapely
+
+    from ucore.kinds import KINDS, RAISED
+
+    shown = [feature for feature in city.features if KINDS[feature.kind].layer < RAISED and KINDS[feature.kind].weight]
+    shapes = city.frame.to_degrees(np.array([feature.geometry for feature in shown], dtype=object))
+    shapes = shapely.to_geojson(shapely.simplify(shapes, 1e-5))
+    entries = [
+        f'{{"type": "Feature", "properties": {{"tags": {json.dumps(json.dumps(feature.tags))}}}, "geometry": {shape}}}'
+        for feature, shape in zip(shown, shapes, strict=True)
+    ]
+    with atomic_path(path) as temporary:
+        temporary.write_text('{"type": "FeatureCollection", "features": [\n' + ",\n".join(entries) + "\n]}\n", "utf-8")
+
+
+def dataset_features(folder: str | Path) -> "geopandas.GeoDataFrame | None":
+    """What `read_osm` would give of the ground that a dataset folder keeps in features/; None where it keeps none."""
+    import pandas as pd
+
+    from ucore.osm import read_osm
+
+    tables = [read_osm(path) for path in sorted((Path(folder) / FEATURES).glob("*.geojson"))]
+    combined: Any = pd.concat(tables, ignore_index=True) if tables else None
+    return combined
 
 
 def _key(config: SimulationConfig) -> dict[str, Any]:
