@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -56,7 +55,6 @@ def small(tmp_path_factory):
 
 def test_a_fresh_process_with_other_workers_gives_the_same_files(small, tmp_path):
     folder, manifest = small
-    command = [sys.executable, "-m", "ucore.cli", "simulate"]
     code = "from ucore.cli import main; main()"
     arguments = ["simulate", "--countries", "germany", "--tiles", "6", "--seed", "3", "--workers", "2", "--out"]
     command = [sys.executable, "-c", code, *arguments, str(tmp_path / "again")]
@@ -79,7 +77,7 @@ def test_a_killed_run_goes_on_to_the_same_files(small, tmp_path):
     parts, deadline = tmp_path / "cut" / "parts", time.monotonic() + 120
     while len(list(parts.glob("*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()  # its worker must not live on and keep the folder locked
     process.wait()
     done = len(list(parts.glob("*.json")))
     assert done >= 2
@@ -169,6 +167,21 @@ def test_a_missing_extract_is_named(tmp_path):
     config = SimulationConfig(countries=("spain",), osm=str(tmp_path / "no.osm.pbf"))
     with pytest.raises(DataError, match=r"no\.osm\.pbf"):
         simulate_dataset(tmp_path / "out", config, progress=False)
+
+
+def test_an_unusable_extract_leaves_nothing_behind(tmp_path):
+    hut = {"type": "Polygon", "coordinates": [[[10, 50], [10.003, 50], [10.003, 50.002], [10, 50]]]}
+    huts = [{"type": "Feature", "properties": {"building": "hut"}, "geometry": hut}] * 3
+    for name, text, message in (
+        ("cut.osm", "<osm version='0.6'><node id='1'", "cut.osm"),
+        ("small.geojson", json.dumps({"type": "FeatureCollection", "features": huts[:2]}), "Use a larger extract"),
+        ("one.geojson", json.dumps({"type": "FeatureCollection", "features": huts}), "--tiles 1 "),
+    ):
+        (tmp_path / name).write_text(text)
+        config = SimulationConfig(countries=("spain",), tiles=2, osm=str(tmp_path / name))
+        with pytest.raises(DataError, match=message):
+            simulate_dataset(tmp_path / "out", config, progress=False)
+        assert not (tmp_path / "out").exists()
 
 
 def test_the_built_in_set_refuses_an_unknown_scale():
@@ -279,6 +292,39 @@ def test_counts_and_relations_in_words():
     assert inside.phrase == "a church with a red roof"
     assert relation_word(inside, around) == "surrounded by"
     assert Group("olive_grove", 1, 0.1, (0.5, 0.5), "", 1.0).phrase == "an olive grove"
+
+
+def test_what_is_whole_counts_though_small_and_mixed_colours_are_called_mostly():
+    red, grey = ({"colour_name": name, "roof": "gable"} for name in ("red", "grey"))
+    houses = [thing("house", box(x, 0, x + 12, 10), **(grey if x == 0 else red)) for x in (-60, -40, -20, 0)]
+    pools = [thing("swimming_pool", box(x, -30, x + 5, -26)) for x in (-60, -40, -20)]
+    corner = thing("swimming_pool", box(63, 63, 70, 70))
+    groups = {
+        group.kind: group for group in visible_groups(render_tile(city_of(*houses, *pools, corner), 0, 0, CLEAR, 128))
+    }
+    assert groups["house"].phrase == "four houses with mostly red roofs"
+    assert groups["swimming_pool"].phrase == "three swimming pools"
+    assert Group("church", 1, 0.03, (0.5, 0.5), "orange", 1.0).phrase == "a church with an orange roof"
+
+
+def test_the_vague_caption_is_not_wrong():
+    def said(*features):
+        tile = render_tile(city_of(*features), 0, 0, CLEAR, 128)
+        return " ".join(text for seed in range(40) for text in captions(tile, seed))
+
+    store = said(thing("retail", box(-30, -20, 30, 20)), thing("parking", box(-60, -60, 60, -25)))
+    assert "town" not in store and "country" not in store and "green" not in store
+    glass = said(
+        thing("farmland", box(-64, -64, 64, 64)), *(thing("greenhouse", box(-50, y, 50, y + 20)) for y in (-40, 0))
+    )
+    assert "town" not in glass and "built-up" not in glass
+    assert "countryside" in said(thing("forest", box(-64, -64, 64, 64)))
+
+
+def test_every_car_park_of_an_estate_has_cars():
+    lot = thing("parking", box(-8, -30, 8, 30), angle=0.0)  # one column of bays is all that fits
+    tile = render_tile(city_of(lot), 0, 0, Camera(gsd_m=0.5, noise=0.0), 256)
+    assert tile.image[tile.instances == 1].std() > 15
 
 
 # --- OpenStreetMap ----------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def grid_inside(canvas: Canvas, feature: Feature, step: tuple[float, float], ins
     empty = np.empty((0, 2)), np.empty(0), np.empty(0, np.int64), 0.0
     if shape.is_empty or seen.is_empty:
         return empty
-    angle = feature.angle or long_axis(feature)
+    angle = long_axis(feature) if feature.angle is None else feature.angle
     cos, sin = math.cos(angle), math.sin(angle)
     turn = np.array([[cos, -sin], [sin, cos]])
     anchor = feature.rings[0][0]
@@ -166,7 +166,7 @@ def draw_rows(canvas: Canvas, feature: Feature, *waves: tuple[float, float]) -> 
     mask, (rows, columns) = canvas.mask(feature.rings)
     if not mask.any():
         return
-    angle = feature.angle or long_axis(feature)
+    angle = long_axis(feature) if feature.angle is None else feature.angle
     x, y = canvas.world(rows, columns)
     across = y * math.cos(angle) - x * math.sin(angle)
     tone = np.zeros_like(across)

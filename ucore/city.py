@@ -280,12 +280,15 @@ def _crossings(grid: _Grid, rng: np.random.Generator) -> tuple[list[Feature], li
         return Feature(kind, shape, dict(KINDS[kind].tags))
 
     waters = [make("river", path(0.05 * side).buffer(style.river_width / 2, quad_segs=4))]
+    lakes = []
     for _ in range(rng.poisson(style.lakes * side**2 / 1e6)):
         centre, radius = rng.uniform(-0.55, 0.55, 2) * side, rng.uniform(45, 190)
         turns = np.linspace(0, 2 * math.pi, 40, endpoint=False)
         wave = 1 + np.sum([rng.uniform(0, 0.22) * np.sin(k * turns + rng.uniform(0, 6)) for k in (2, 3, 5)], axis=0)
         shore = centre + radius * wave[:, None] * np.stack([np.cos(turns), 0.75 * np.sin(turns)], axis=1)
-        waters.append(make("lake", Polygon(shore).buffer(0)))
+        lakes.append(Polygon(shore).buffer(0))
+    together = unary_union(lakes)  # lakes that overlap are one
+    waters += [make("lake", lake) for lake in getattr(together, "geoms", [together]) if not lake.is_empty]
     rails = [make("railway", path(0.02 * side).buffer(KINDS["railway"].width / 2, quad_segs=4))]
     motorways = [make("motorway", path(0.03 * side).buffer(KINDS["motorway"].width / 2, quad_segs=4))]
     return waters, rails, motorways

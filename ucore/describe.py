@@ -10,14 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ucore.kinds import AREA, COVER, KINDS, RAISED, WAY
+from ucore.kinds import AREA, COVER, KINDS, WAY
 from ucore.render import Tile
 
-MIN_PIXELS = 0.0012  # share of the tile that a thing must fill to be counted
+# Share of the tile that a thing must fill to be counted; less where half of the largest of its kind is less.
+SEEN, SMALLEST_SEEN = 0.0012, 0.0004
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SEVERAL, MANY = 6, 14
 CLADDING = {"house", "terrace", "apartments", "warehouse", "retail", "office", "barn", "church", "school", "building"}
-MASS = {"forest", "meadow", "scrub", "river", "park", "farmland", "beach", "railway", "road", "motorway", "street"}
+MASS = {"forest", "meadow", "scrub", "river", "park", "beach", "railway", "road", "motorway", "street"}
+COUNTRYSIDE = {"farmland", "meadow", "scrub", "forest", "orchard", "olive_grove", "vineyard"}
+ROADS = {"street", "road", "motorway"}
+BUILDINGS = CLADDING | {"hospital_building", "stadium", "train_station"}
 
 
 @dataclass(frozen=True)
@@ -39,16 +43,19 @@ class Group:
         adjective = "large " if large and self.count == 1 else ""
         if self.colour and self.kind not in CLADDING:
             adjective += f"{self.colour} "
-        roof = f" with {'a ' if self.count == 1 else ''}{self.colour} roof{'' if self.count == 1 else 's'}"
+        roof = f" with {_a(f'{self.colour} roof') if self.count == 1 else f'{self.colour} roofs'}"
         roof = roof if self.colour and self.kind in CLADDING else ""
-        if self.count == 1 or self.kind in MASS - {"farmland"}:
-            noun = f"{adjective}{kind.noun}"
-            return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}{roof}"
+        if self.count == 1 or self.kind in MASS:
+            return f"{_a(adjective + kind.noun)}{roof}"
         return f"{count_word(self.count)} {adjective}{kind.plural}{roof}"
 
     @property
     def plural(self) -> bool:
-        return self.count > 1 and self.kind not in MASS - {"farmland"}
+        return self.count > 1 and self.kind not in MASS
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def count_word(count: int) -> str:
@@ -67,10 +74,14 @@ def visible_groups(tile: Tile) -> list[Group]:
     right = np.bincount(flat, columns, n + 1)[1:] / np.maximum(tile.pixels, 1) / side[1]
     by_kind: dict[str, list[int]] = {}
     for position, feature in enumerate(tile.features):
-        if KINDS[feature.kind].weight and tile.pixels[position] >= MIN_PIXELS * flat.size:
+        if KINDS[feature.kind].weight:
             by_kind.setdefault(feature.kind, []).append(position)
     groups = []
-    for kind, members in by_kind.items():
+    for kind, everyone in by_kind.items():
+        enough = max(SMALLEST_SEEN * flat.size, min(SEEN * flat.size, tile.pixels[everyone].max() / 2))
+        members = [position for position in everyone if tile.pixels[position] >= enough]
+        if not members:
+            continue
         pixels = tile.pixels[members]
         share = float(pixels.sum() / flat.size)
         if KINDS[kind].layer == COVER and share < 0.05:
@@ -86,14 +97,16 @@ def visible_groups(tile: Tile) -> list[Group]:
 
 
 def _colour(tile: Tile, members: Sequence[int], pixels: np.ndarray) -> str:
-    """The colour of most of the group's area, where it has one worth naming; fields by their crop."""
+    """ "red", or "mostly red" where some are not, if most of the group's area has a colour; fields by their crop."""
     area: dict[str, int] = {}
     for position, count in zip(members, pixels, strict=True):
         feature = tile.features[position]
         word = _crop_word(feature.colour) if feature.kind == "farmland" and feature.colour else feature.colour_name
         area[word] = area.get(word, 0) + int(count)
     word, most = max(area.items(), key=lambda item: (item[1], item[0]))
-    return word if most > 0.55 * pixels.sum() else ""
+    if not word or most <= 0.55 * pixels.sum():
+        return ""
+    return word if len(area) == 1 else f"mostly {word}"
 
 
 def _crop_word(colour: tuple[int, int, int]) -> str:
@@ -179,7 +192,8 @@ def _layout(groups: list[Group], rng: np.random.Generator) -> str:
     wide = sorted(groups[:6], key=lambda group: -group.share)[:2]
     if len(wide) == 1:
         return f"{wide[0].phrase} {'fill' if wide[0].plural else 'fills'} the picture"
-    return f"{place_word(wide[0].middle)} {wide[0].phrase} , {place_word(wide[1].middle)} {wide[1].phrase}"
+    one, other = (place_word(group.middle) for group in wide)
+    return f"{one} {wide[0].phrase} {'and' if one == other else f', {other}'} {wide[1].phrase}"
 
 
 def _related(groups: list[Group], rng: np.random.Generator) -> str:
@@ -213,16 +227,23 @@ SENTENCES: tuple[Callable[[list[Group], np.random.Generator], str], ...] = (
 
 def _vague(groups: list[Group], rng: np.random.Generator) -> str:
     """A sentence that fits many tiles, yet not a wrong one."""
-    built = sum(group.share for group in groups if KINDS[group.kind].layer == RAISED)
-    homes = any(group.kind in ("house", "terrace", "apartments") for group in groups)
-    green = any(group.kind in ("forest", "meadow", "park", "farmland", "scrub") for group in groups)
+    share = {group.kind: group.share for group in groups}
+    count = {group.kind: group.count for group in groups}
+    built, buildings = (sum(of[kind] for kind in BUILDINGS & of.keys()) for of in (share, count))
+    homes = sum(count.get(kind, 0) for kind in ("house", "terrace", "apartments"))
+    green = share.get("forest", 0.0) + share.get("orchard", 0.0)
+    green += sum(group.share for group in groups if group.colour == "green" and group.kind == "farmland")
+    rural = sum(share.get(kind, 0.0) for kind in COUNTRYSIDE)
     choices = ["an aerial picture of some land", "a place seen from above"]
-    if built > 0.04:
-        choices += ["some buildings and roads", "a built-up area", "many buildings in a town", "part of a town"]
-    if homes:
+    if built > 0.04 and buildings >= 3:
+        choices += ["a built-up area", "part of a town"]
+        choices += ["some buildings and roads"] if ROADS & share.keys() else []
+        choices += ["many buildings in a town"] if buildings >= MANY else []
+    if homes >= 3:
         choices += ["a residential area", "a neighbourhood where people live"]
-    if built < 0.02:
-        choices += ["open land without many buildings", "a piece of countryside"]
-    if green:
-        choices += ["some green land", "a place with much green"]
+    if rural > 0.5 and buildings < SEVERAL:
+        choices += ["open land without many buildings"] if share.get("forest", 0.0) < 0.3 else []
+        choices += ["a piece of countryside"]
+    if green > 0.15:
+        choices += ["some green land"] + (["a place with much green"] if green > 0.3 else [])
     return choices[int(rng.integers(0, len(choices)))]

@@ -10,6 +10,8 @@ from shapely.geometry import LineString, Point
 
 from ucore.site import Site, pick
 
+SMALLEST_PUBLIC = 250.0  # square metres of a school or hospital; a piece of a block without room for it is a park
+
 # --- working ----------------------------------------------------------------------------------------------------
 
 
@@ -59,7 +61,7 @@ def tanks(site: Site) -> None:
 
 def solar(site: Site) -> None:
     site.add("meadow", site.ground)
-    site.add("solar_plant", site.ground.buffer(-7), turn=-site.angle)
+    site.add("solar_plant", site.ground.buffer(-7), turn=-site.angle)  # rows from west to east: panels face south
 
 
 def greenhouses(site: Site) -> None:
@@ -103,13 +105,14 @@ def turbines(site: Site) -> None:
 
 
 def school(site: Site) -> None:
-    site.add("school_grounds", site.ground)
     wing = min(62.0, site.length * 0.5)
     main = site.rect(-site.length / 2 + wing / 2 + 8, site.depth / 2 - 15, wing, 15)
     side = site.rect(-site.length / 2 + 16, site.depth / 2 - 32, 15, 40)
     shape = main.union(side).intersection(site.ground.buffer(-3))
-    if shape.geom_type == "Polygon":
-        site.add("school", shape, palette=site.style.flat_roofs)
+    if shape.geom_type != "Polygon" or shape.area < SMALLEST_PUBLIC:
+        return park(site)
+    site.add("school_grounds", site.ground)
+    site.add("school", shape, palette=site.style.flat_roofs)
     if site.length > 115 and site.depth > 75:
         u, v = site.length / 2 - 52, -site.depth / 8
         site.add("running_track", site.oval(u, v, 84, 52), inside=0.97)
@@ -129,11 +132,12 @@ def church(site: Site) -> None:
 
 
 def hospital(site: Site) -> None:
-    site.add("hospital", site.ground)
     shape = site.rect(-26, 0, 15, 72).union(site.rect(26, 0, 15, 72)).union(site.rect(0, 4, 56, 16))
     shape = shape.intersection(site.ground.buffer(-4))
-    if shape.geom_type == "Polygon":
-        site.add("hospital_building", shape, palette=(("white", (224, 222, 218), 1),))
+    if shape.geom_type != "Polygon" or shape.area < SMALLEST_PUBLIC:
+        return park(site)
+    site.add("hospital", site.ground)
+    site.add("hospital_building", shape, palette=(("white", (224, 222, 218), 1),))
     site.add("parking", site.rect(site.length / 2 - 18, 0, 26, site.depth * 0.7), inside=0.9)
     site.trees(10, apart=5)
 
@@ -214,7 +218,7 @@ def parking(site: Site) -> None:
 def station(site: Site) -> None:
     site.add("industrial", site.ground)
     for v in np.arange(-site.depth / 2 + 14, site.depth / 6, 10):
-        site.add("railway", site.rect(0, v, site.length, 6.5), inside=0.6)
+        site.add("railway", site.rect(0, v, site.length, 6.5).intersection(site.ground))
     hall = site.rect(0, site.depth / 2 - 18, min(92, site.length * 0.7), 22)
     site.add("train_station", hall, palette=site.style.flat_roofs, roof="gable", inside=0.9)
 

@@ -21,10 +21,10 @@ class Kind(NamedTuple):
     tags: dict[str, str]
     noun: str  # of captions, singular
     plural: str
-    paint: str  # painter in `render`
+    paint: str  # the painter's name in `painters.PAINTERS`
     layer: int
     height: float = 0.0  # metres above ground, casts a shadow
-    weight: float = 1.0  # how much a caption wants to mention it; 0: never by itself
+    weight: float = 1.0  # how much a caption wants to mention it; 0: never
     width: float = 0.0  # metres, of ways drawn from a line
 
 
@@ -115,7 +115,8 @@ class Feature:
     """One thing on the ground, in local metres (x east, y north).
 
     geometry: a shapely Polygon or Point. tags: as OpenStreetMap would have them.
-    colour: RGB 0..255 and its word for captions, or None where the painter decides. angle: of rows and ridges, radians.
+    colour: RGB 0..255 and its word for captions, or None where the painter decides. angle: of rows, radians, or None
+    for the longer side's.
     """
 
     kind: str
@@ -125,7 +126,7 @@ class Feature:
     colour_name: str = ""
     roof: str = "flat"  # flat, gable or hip
     height: float = 0.0
-    angle: float = 0.0
+    angle: float | None = None
     radius: float = 0.0  # metres, of a tree's crown
     _insets: dict[float, list[np.ndarray]] = field(default_factory=dict, repr=False)
 

@@ -185,7 +185,7 @@ def cars(canvas: Canvas, feature: Feature, label: int) -> None:
     """A car park: marked bays, most of them taken, lanes between."""
     canvas.fill(feature.rings, canvas.colours["asphalt"], "asphalt", label)
     points, random, u, angle = grid_inside(canvas, feature, (8.2, 2.7), 2.4)
-    bays = u % 2 == 0
+    bays = u % 2 == 1  # columns of bays and lanes by turns, from half a lane within the edge
     points, random = points[bays], random[bays]
     marks = points + np.array([-math.sin(angle), math.cos(angle)]) * 1.35
     draw_boxes(canvas, boxes(marks, 4.8, 0.22, angle), WHITE)

@@ -148,7 +148,7 @@ def _jib(canvas: Canvas, feature: Feature, label: int, reach: tuple[float, ...],
          tall: float) -> None:  # fmt: skip
     """Thin arms high above the ground around a mast; only the mast stands on it and casts a shadow from there."""
     middle = feature.rings[0][:-1].mean(axis=0)
-    turn = feature.angle or (feature.seed % 628) / 100
+    turn = (feature.seed % 628) / 100 if feature.angle is None else feature.angle
     for number, length in enumerate(reach):
         angle = turn + number * 2 * math.pi / len(reach)
         end = middle + length * np.array([math.cos(angle), math.sin(angle)])

@@ -90,9 +90,14 @@ def simulate_dataset(
     require_writable(out)
     if _is_complete(out, config):
         return Manifest.load(out / MANIFEST_FILE)
+    cities = {name: _cities(name, config) for name in config.countries}
+    if config.osm:  # read before anything is written: an unusable extract leaves no folder to be removed
+        cities = {name: iter(list(found)) for name, found in cities.items()}
+    if not (out / DATASET_FILE).is_file():
+        write_json(out / DATASET_FILE, {"settings": _key(config), "complete": False})
     (out / PARTS).mkdir(parents=True, exist_ok=True)
     with only_writer(out):
-        rows = [row for name in config.countries for row in _country_rows(out, name, config, workers, progress)]
+        rows = [row for name in cities for row in _country_rows(out, name, cities[name], config, workers, progress)]
         manifest = Manifest.from_rows([{k: v for k, v in row.items() if k != "instances"} for row in rows], out)
         if len(manifest) >= 10 * len(config.countries):
             manifest = spatial_split(manifest, seed=config.seed)
@@ -102,10 +107,11 @@ def simulate_dataset(
 
 
 def _country_rows(
-    out: Path, name: str, config: SimulationConfig, workers: int | None, progress: bool
-) -> Iterator[dict[str, Any]]:
+    out: Path, name: str, cities: "Iterator[tuple[City, list[Spot]]]", config: SimulationConfig, workers: int | None,
+    progress: bool,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     camera = country_camera(name, config.sensor)
-    for number, (city, spots) in enumerate(_cities(name, config)):
+    for number, (city, spots) in enumerate(cities):
         _save_features(out / FEATURES / f"{name}-{number:03d}.geojson", city)
         made = _make_tiles(out, f"{name}-{number:03d}", city, spots, camera, config, workers, progress)
         yield from _complete_rows(made, city, camera, name, config)
@@ -154,9 +160,12 @@ def _spots(city: "City", count: int, name: str, number: int, config: SimulationC
     centres = {(i, j): ((i - (across - 1) / 2) * pitch, ((down - 1) / 2 - j) * pitch) for i, j in grid}
     half = TILE_M / 2
     grid = [at for at in grid if len(city.within(*_box(*centres[at], half))) >= 3]
+    place = Path(config.osm).name if config.osm else "The simulated city"
+    if not grid:
+        raise DataError(f"{place} has no room for a tile of {TILE_M:.0f} m that shows something. Use a larger extract.")
     if len(grid) < count:
         raise DataError(
-            f"{city.source} has room for {len(grid):,} tiles of {TILE_M:.0f} m that show something, not {count:,}. "
+            f"{place} has room for {len(grid):,} tiles of {TILE_M:.0f} m that show something, not {count:,}. "
             f"Ask for --tiles {len(grid)} or use a larger extract."
         )
     rng = np.random.default_rng([config.seed, number, *name.encode()])
@@ -206,10 +215,25 @@ _worker: tuple[Any, ...] = ()
 
 def _start_worker(city: "City", camera: Camera, config: SimulationConfig, out: Path) -> None:
     global _worker
+    import signal
+    import threading
+
     import cv2
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then lets its workers finish
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)  # one process a core already
     _worker = (city, camera, config, out)
+
+
+def _end_with_parent() -> None:
+    """A killed parent's workers would wait for work for ever, and keep its lock on the folder."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _make_part(part: tuple[Path, list[Spot]]) -> int:
@@ -339,7 +363,6 @@ def _is_complete(out: Path, config: SimulationConfig) -> bool:
         return bool(complete) and (out / MANIFEST_FILE).is_file()
     if out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"{out} holds other files. Choose another --out, or empty that folder.")
-    write_json(card, {"settings": wanted, "complete": False})
     return False
 
 
