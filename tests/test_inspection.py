@@ -69,6 +69,40 @@ def test_what_is_wrong_with_a_dataset_and_what_to_do(tmp_path):
     assert not result.usable and "line 1" in result.problems[0]
 
 
+@pytest.mark.parametrize(
+    ("make", "table", "change", "said"),
+    [
+        (make_geotiles, "metadata.csv", lambda text: text.replace("file", "filename", 1).encode(), "the column file."),
+        (make_geotiles, "metadata.csv", lambda text: text.replace("finl", "f\xefnl").encode("latin-1"), "UTF-8"),
+        (make_geotiles, "metadata.csv", lambda text: text.encode("utf-16"), "UTF-8"),
+        (make_geotiles, "metadata.csv", lambda text: b"", "is empty"),
+        (
+            make_skyscript,
+            "SkyScript_val_5K_filtered.csv",
+            lambda text: text.replace("title", "titel", 1).encode(),
+            "title",
+        ),
+    ],
+)
+def test_a_table_that_is_wrong_is_named_and_not_the_layout(tmp_path, make, table, change, said):
+    path = make(tmp_path / "set") / table
+    path.write_bytes(change(path.read_text()))
+    result = looked_at(tmp_path / "set")
+    assert result.layout == make.__name__.removeprefix("make_") and not result.usable
+    assert said in result.problems[0] and table in result.problems[0]
+
+
+def test_what_leaks_between_splits_is_said(tmp_path):
+    folder = make_rsicd(tmp_path / "set", 4, 2, 2, size=8)
+    (folder / "images" / "00006.png").write_bytes((folder / "images" / "00000.png").read_bytes())
+    content = json.loads((folder / "dataset_rsicd.json").read_text())
+    content["images"][6]["sentences"][0]["raw"] = content["images"][0]["sentences"][0]["raw"] + " ."
+    (folder / "dataset_rsicd.json").write_text(json.dumps(content))
+    notes = " ".join(looked_at(folder).notes)
+    assert "captions of test also stand in train." in notes
+    assert "images in different splits look alike: 00000 (train) and 00006 (test)" in notes
+
+
 def test_archives_are_not_unpacked_by_looking(tmp_path):
     country = make_country(tmp_path, n=6)
     zip_folder(country / "images", country / "images.zip")
@@ -80,7 +114,8 @@ def test_archives_are_not_unpacked_by_looking(tmp_path):
     assert looked_at(country / "images.zip").next_steps == [f"ucore data inspect {country}"]
     (country / "images.zip").write_bytes((country / "images.zip").read_bytes()[:-40])
     assert "not a whole zip archive" in looked_at(country / "images.zip").problems[0]
-    assert not looked_at(tmp_path).usable
+    result = looked_at(tmp_path)
+    assert (result.layout, result.usable) == ("urbancross", False) and "not a whole zip" in result.problems[0]
     picture(tmp_path / "some" / "a.png", 0)
     alone = zip_folder(tmp_path / "some", tmp_path / "some" / "some.zip")
     assert looked_at(alone).next_steps[0].startswith("python -m zipfile -e ")
@@ -104,6 +139,9 @@ def test_osm_and_imagery_lead_to_their_commands(tmp_path):
     result = looked_at(tmp_path / "finland.geojson")
     assert result.layout == "osm" and result.counts["kinds"] == {"building": 1}
     assert "ucore simulate --osm" in result.next_steps[0] and "--country finland" in result.next_steps[0]
+    (tmp_path / "finland.geojson").rename(tmp_path / "porto.geojson")
+    result = looked_at(tmp_path / "porto.geojson")  # no style of that name: one that there is, and the choice
+    assert "--country finland" in result.next_steps[0] and "finland, germany, spain" in result.notes[0]
     (tmp_path / "cut.osm.pbf").write_bytes(b"\0\0")
     assert not looked_at(tmp_path / "cut.osm.pbf").usable
 
@@ -116,6 +154,8 @@ def test_osm_and_imagery_lead_to_their_commands(tmp_path):
     west, south, east, north = result.counts["bounds"]
     assert 24.9 < west < east < 25 and 60.1 < south < north < 60.3
     assert f"--bounds {west},{south},{east},{north} --zoom 17" in result.next_steps[0]
+    (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:5000])
+    assert "cut short or damaged" in looked_at(tmp_path / "a.tif").problems[0]
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.tif")
     assert "georeference" in looked_at(tmp_path / "plain.tif").problems[0]
 

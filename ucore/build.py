@@ -85,7 +85,8 @@ class BuildConfig:
         for name, (low, high) in {**limits, "seed": (0, 2**31 - 1)}.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be from {low} to {high}.")
+                wanted = f"from {low} to {high}" if high < math.inf else f"at least {low}"
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be {wanted}.")
 
     @property
     def gsd_m(self) -> float:

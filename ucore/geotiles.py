@@ -41,8 +41,9 @@ EXTENTS = {
 
 
 def is_geotiles(folder: Path) -> bool:
-    """Whether `folder` holds metadata.csv with a column file."""
-    return (folder / TABLE).is_file() and "file" in header_of(folder / TABLE)
+    """Whether `folder` holds metadata.csv with a column file, or any metadata.csv beside captions.jsonl."""
+    table = folder / TABLE
+    return table.is_file() and ("file" in header_of(table) or (folder / CAPTIONS).is_file())
 
 
 def read_geotiles(folder: str | Path, split: Names | None = None, skip_bad: bool = False, *, seed: int = 0) -> Manifest:

@@ -97,7 +97,7 @@ class GeoTiffs(Imagery):
             with WarpedVRT(file, crs="EPSG:4326", resampling=Resampling.cubic, **_alpha(file), **shape) as warped:
                 values, mask = np.moveaxis(warped.read(bands), 0, -1), warped.dataset_mask()
         except RasterioError as error:
-            raise DataError(f"{file.name} is cut short or damaged: pixels cannot be read. Replace the file.") from error
+            raise DataError(_damaged(file.name)) from error
         there = (mask >= 128) & np.isfinite(values).all(axis=-1)
         if self.stretch is not None:
             low, high = self.stretch
@@ -120,6 +120,10 @@ def _open_tiff(path: Path) -> Any:
             placed = file.crs is not None and not file.transform.is_identity
     except RasterioError as error:
         raise DataError(f"{path} is not a GeoTIFF, or is damaged. Give another, or a folder of tiles.") from error
+    try:
+        file.read(1, window=((file.height - 1, file.height), (file.width - 1, file.width)))  # a cut file lacks its end
+    except RasterioError as error:
+        raise DataError(_damaged(path)) from error
     if not placed:
         raise DataError(
             f"{path} has no georeference: nothing says where on the earth it lies. Add it, for example with "
@@ -127,6 +131,10 @@ def _open_tiff(path: Path) -> Any:
         )
     _colour_bands(file)
     return file
+
+
+def _damaged(path: str | Path) -> str:
+    return f"{path} is cut short or damaged: pixels cannot be read. Replace the file."
 
 
 def _colour_bands(file: Any) -> list[int]:

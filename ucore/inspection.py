@@ -17,14 +17,17 @@ from typing import Any
 
 from ucore.archives import check_members, read_stamp
 from ucore.config import did_you_mean
+from ucore.countries import COUNTRIES
 from ucore.data import LAYOUTS, MANIFEST_FILE, SUBFOLDERS, Layout, find_layout
 from ucore.errors import DataError, UserError
-from ucore.geotiles import EXTENTS
 from ucore.manifest import Manifest, few, statistics
+from ucore.osm import KEYS, OSM_SUFFIXES, read_osm
+from ucore.splits import BUFFER, leaks
 from ucore.urbancross import SUFFIXES, countries, read_urbancross, segment_files
 
-OSM = (".osm.pbf", ".pbf", ".osm", ".osm.gz", ".osm.bz2", ".geojson")
+OSM = (*OSM_SUFFIXES, ".geojson")
 MOST_FILES = 100_000  # looked at in a folder that nobody knows
+MOST_COMPARED = 2_000  # images with each other, a few seconds
 BIG_OSM = 2 * 10**8  # bytes; a larger extract is not read whole just to count
 
 
@@ -50,7 +53,7 @@ class Inspection:
     def text(self) -> str:
         """For a terminal; whatever could move its cursor is left out."""
         lines = [f"{self.path}: {DESCRIPTIONS.get(self.layout, self.layout)}"]
-        lines += [f"  {name}: {_shown(value)}" for name, value in self.counts.items()]
+        lines += [f"  {name.replace('_', ' ')}: {_shown(value)}" for name, value in self.counts.items() if value != {}]
         lines += [f"Wrong: {problem}" for problem in self.problems]
         lines += [f"Note: {note}" for note in self.notes]
         lines += [f"Next: {step}" for step in self.next_steps]
@@ -78,7 +81,7 @@ def inspect_path(path: str | Path) -> Inspection:
     if not path.exists():
         near = did_you_mean(path.name, [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else [])
         steps = ["ucore data help", "ucore simulate --countries finland,germany,spain --out data/simulated"]
-        return Inspection(str(path), "missing", False, problems=[f"There is no {path}{near}."], next_steps=steps)
+        return Inspection(str(path), "missing", False, problems=[f"There is no {path}{near or '.'}"], next_steps=steps)
     try:
         return _folder(path) if path.is_dir() else _file(path)
     except PermissionError as error:
@@ -193,15 +196,17 @@ def _is_unpacked(folder: Path) -> bool:
 
 def _packed(result: Inspection, archives: list[Path], place: Path) -> Inspection:
     for archive in archives:
-        part = _zip(archive)
+        try:
+            part = _zip(archive)
+        except UserError as error:
+            part = Inspection(str(archive), "zip", False, problems=[str(error)])
         result.counts[str(archive.relative_to(place))] = part.counts
         result.problems += part.problems
         result.usable = result.usable and part.usable
     result.notes.append(
         "The archives are unpacked, once, when the dataset is first read; only then is every image seen."
     )
-    again = [f"ucore data inspect {_quoted(place)}"]
-    result.next_steps = _training(place, "") if result.usable else again
+    result.next_steps = _training(place, "") if result.usable else [f"ucore data inspect {_quoted(place)}"]
     return result
 
 
@@ -233,8 +238,6 @@ def _zip(path: Path) -> Inspection:
 
 
 def _osm(path: Path) -> Inspection:
-    from ucore.osm import KEYS, read_osm
-
     result = Inspection(str(path), "osm", counts={"bytes": path.stat().st_size})
     if path.stat().st_size > BIG_OSM:
         result.notes.append("It is too large to be counted in a moment; cut out the part you need with --bounds.")
@@ -243,8 +246,11 @@ def _osm(path: Path) -> Inspection:
         keys = Counter(next((key for key in KEYS if key in tags), "other") for tags in features["tags"])
         extent = [round(float(value), 5) for value in features.total_bounds]
         result.counts.update(objects=len(features), kinds=dict(keys.most_common(8)), extent=extent)
-    name = next((name for name in EXTENTS if name in path.name.lower()), "NAME")
-    result.next_steps = [f"ucore simulate --osm {_quoted(path)} --country {name} --tiles 200 --out data/{name}"]
+    style = next((name for name in COUNTRIES if name in path.name.lower()), "")
+    if not style:
+        result.notes.append(f"Choose the style to draw it in with --country: {', '.join(COUNTRIES)}.")
+    style, out = style or next(iter(COUNTRIES)), _quoted(f"data/{path.name.partition('.')[0]}")
+    result.next_steps = [f"ucore simulate --osm {_quoted(path)} --country {style} --tiles 200 --out {out}"]
     return result
 
 
@@ -290,7 +296,12 @@ def _describe(result: Inspection, manifest: Manifest, place: Path) -> Inspection
     names = set(summary["splits"])
     missing = [name for name in ("train", "val", "test") if name not in names]
     if missing:
-        result.notes.append(f"There is no split {few(missing)}; {few(sorted(names))} is there.")
+        result.notes.append(f"There is no split {' or '.join(missing)}; there: {few(sorted(names))}.")
+    if BUFFER in names:
+        result.notes.append(f"Samples in the split {BUFFER} lie too close to those of another split; nobody uses them.")
+    result.notes += leaks(manifest, images=len(manifest) <= MOST_COMPARED)
+    if len(manifest) > MOST_COMPARED:
+        result.notes.append("Images that look alike were not searched for: there are many (ucore.splits.split_report).")
     if not result.problems:
         steps = [f"ucore run 01 -p dataset={_quoted(place)}"] if result.counts["with_place"] else []
         result.next_steps = [*(_training(place, "") if {"train", "val"} <= names else []), *steps]

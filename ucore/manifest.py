@@ -188,7 +188,9 @@ def statistics(manifest: Manifest) -> dict[str, Any]:
     splits: dict[str, dict[str, int]] = {}
     for domain, rows in frame.groupby("domain"):
         lon, lat, gsd = (rows[name].dropna().to_numpy(float) for name in ("lon", "lat", "gsd_m"))
-        splits[str(domain)] = dict(Counter(rows["split"]))
+        found = Counter(rows["split"])
+        first = [name for name in ("train", "val", "test") if found[name]]
+        splits[str(domain)] = {name: found[name] for name in (*first, *sorted(set(found) - set(first)))}
         if len(lon):
             places[str(domain)] = np.round([lon.min(), lat.min(), lon.max(), lat.max()], 5).tolist()
         if len(gsd):

@@ -120,9 +120,9 @@ def load_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
 def header_of(path: Path) -> set[str]:
     """Headings of a CSV file in lower case, whatever its separator; empty where it cannot be read."""
     try:
-        with open(path, encoding="utf-8-sig") as stream:
+        with open(path, encoding="utf-8-sig", errors="replace") as stream:  # another encoding: its reader says so
             first = stream.readline(10_000)
-    except (OSError, ValueError):
+    except OSError:
         return set()
     return {cell.strip().strip('"').lower() for separator in ",;\t" for cell in first.split(separator)}
 
@@ -149,7 +149,8 @@ def _header(text: str, needed: Sequence[str], path: Path) -> tuple[str, list[str
     absent = [name for name in needed if name not in seen]
     hint = did_you_mean(absent[0], seen)
     raise DataError(
-        f"{path} lacks the column {few(absent)}{hint}. It has: {few(seen, 12)}. Correct the heading in its first line."
+        f"{path} lacks the column {few(absent)}. It has: {few(seen, 12)}{hint or '.'} Correct the heading in its first "
+        "line."
     )
 
 

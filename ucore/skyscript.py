@@ -33,6 +33,7 @@ from ucore.readers import (
 from ucore.splits import spatial_split
 
 SPLITS = ("train", "val", "test")
+NEEDED = {"filepath", "title"}  # columns
 METADATA = ("metadata.csv", "metadata.json", "metadata.jsonl", "metadata.parquet")
 # The second part of a file name, a198234555_CH_19.jpg, names the imagery: its country and metres a pixel, where it
 # has one. The others (SkySat, Sentinel-2, Landsat) cover the world.
@@ -87,10 +88,11 @@ def read_skyscript(
 def _tables(folder: Path) -> dict[str, Path]:
     """Split -> CSV file; the split is "" where the name has none, and then it is the only one."""
     files = [path for place in (folder, folder / "dataframe") for path in sorted(place.glob("*.csv"))]
-    files = [path for path in files if path.name[0] != "." and {"filepath", "title"} <= header_of(path)]
+    # A file of SkyScript's name is one even with a wrong heading, which its reader then names.
+    files = [path for path in files if path.name.lower().startswith("skyscript") or header_of(path) >= NEEDED]
     tables: dict[str, Path] = {}
     for path in files:
-        if path.name.lower() == "metadata.csv":
+        if path.name.lower() == "metadata.csv" or path.name[0] == ".":
             continue
         words = path.stem.lower().replace("-", "_").split("_")
         split = next((name for name in SPLITS if name in words), "")

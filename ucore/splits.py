@@ -141,6 +141,24 @@ def split_report(manifest: Manifest, images: bool = True, max_distance: int = MA
     return report
 
 
+def leaks(manifest: Manifest, images: bool = True) -> list[str]:
+    """What `split_report` finds to leak from one split into another, a sentence each; empty where nothing does."""
+    report = split_report(manifest, images)
+    found = []
+    for pair, counts in report["repeated_captions"].items():
+        if counts["repeated"]:
+            late, early = pair.split(" in ")
+            found.append(f"{counts['repeated']:,} of {counts['captions']:,} captions of {late} also stand in {early}.")
+    for pair, count in report["touching_tiles"].items():
+        if count:
+            found.append(f"{count:,} pairs of tiles of {pair.replace(' to ', ' and ')} overlap or touch.")
+    twins = report.get("near_duplicates", {"across_splits": 0})
+    if twins["across_splits"]:
+        named = few([f"{of['a']} ({of['split_a']}) and {of['b']} ({of['split_b']})" for of in twins["pairs"]])
+        found.append(f"{twins['across_splits']:,} pairs of images in different splits look alike: {named}.")
+    return found
+
+
 def save_split(manifest: Manifest, path: str | Path) -> None:
     """Write domain, split and block of every sample id as JSON, with the settings and a key of the samples' places.
 
