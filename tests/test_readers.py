@@ -125,7 +125,7 @@ def test_urbancross_images_and_descriptions_that_do_not_match(tmp_path):
         captions = read_dataset(tmp_path, skip_bad=True).frame.set_index("sample_id")["captions"]
     assert captions["F6"] == ["scene 6 of Finland , seen from above .", "another text"]
     replace(index, "image_name", "image_nam")
-    with pytest.raises(DataError, match="lacks the column image_name. .*; did you mean 'image_nam'"):
+    with pytest.raises(DataError, match=r"lacks the column image_name. .*; did you mean 'image_nam'"):
         read_dataset(tmp_path)
     shutil.rmtree(country / "images")
     with pytest.raises(DataError, match=r"neither images/ nor images\.zip"):
