@@ -53,7 +53,7 @@ class City:
 
     def within(self, west: float, south: float, east: float, north: float) -> list[Feature]:
         """Features that touch a window (local metres), in the order of painting."""
-        found = self.tree.query(shapely.box(west, south, east, north))
+        found = self.tree.query(shapely.box(west, south, east, north), predicate="intersects")
         return [self.features[number] for number in np.sort(found)]
 
     def to_frame(self) -> "geopandas.GeoDataFrame":
