@@ -15,7 +15,7 @@ ORDER = [
     *("errors", "files", "config", "images", "manifest", "osm", "geo"),
     *("duplicates", "blocks", "splits", "tiles", "servers", "imagery", "build"),
     *("kinds", "countries", "site", "facilities", "fillers", "city", "osm_city"),
-    *("textures", "canvas", "painters_built", "painters", "render", "describe", "simulate"),
+    *("textures", "canvas", "painters_built", "painters", "render", "describe", "simulated_set", "simulate"),
     *("archives", "readers", "rsicd", "urbancross", "skyscript", "geotiles", "data", "inspection"),
     *("segments", "captions"),
     *(

@@ -23,7 +23,8 @@ from ucore.manifest import Manifest
 from ucore.osm_city import city_from_osm
 from ucore.painters import PAINTERS
 from ucore.render import render_tile
-from ucore.simulate import SimulationConfig, built_in_dataset, dataset_features, simulate_dataset
+from ucore.simulate import built_in_dataset, simulate_dataset
+from ucore.simulated_set import SimulationConfig, dataset_features
 
 SMALL = SimulationConfig(countries=("germany",), tiles=6, seed=3)
 CLEAR = Camera(gsd_m=1.0, sun_azimuth=180.0, sun_elevation=45.0, haze=0.0, noise=0.0, blur=0.0)

@@ -19,7 +19,7 @@ from ucore.painters import PAINTERS
 from ucore.textures import noise, window
 
 MARGIN_M = 14.0  # metres around the picture that are drawn too, for shadows that reach in
-LONGEST_SHADOW = 40  # pixels
+LONGEST_SHADOW_M = 45.0
 
 
 @dataclass
@@ -111,7 +111,7 @@ def _shadow(canvas: Canvas) -> np.ndarray:
     drop = camera.gsd_m * math.tan(math.radians(camera.sun_elevation))  # metres a pixel along the ray
     lit_to = height + 0.6
     dark = np.zeros(height.shape, np.float32)
-    for step in range(1, min(LONGEST_SHADOW, int(tallest / drop) + 1) + 1):
+    for step in range(1, min(int(LONGEST_SHADOW_M / camera.gsd_m), int(tallest / drop) + 1) + 1):
         dx, dy = round(step * canvas.sun[0]), round(step * canvas.sun[1])
         rows, columns = _shifted(dy, len(height)), _shifted(dx, len(height))
         caster = height[rows[1], columns[1]] - step * drop

@@ -10,56 +10,39 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ucore.countries import COUNTRIES, Camera, country_camera, country_style
+from ucore.countries import Camera, country_camera, country_style
 from ucore.errors import ConfigError, DataError
-from ucore.files import atomic_path, content_hash, only_writer, require_writable, write_json
-from ucore.manifest import SIMULATED, Manifest
+from ucore.files import atomic_path, only_writer, require_writable, write_json
+from ucore.manifest import Manifest
+from ucore.simulated_set import (
+    DATASET_FILE,
+    FEATURES,
+    MANIFEST_FILE,
+    PARTS,
+    TILE_M,
+    SimulationConfig,
+    complete_rows,
+    is_complete,
+    save_features,
+    save_set,
+    settings_of,
+    tile_box,
+)  # fmt: skip
 
 if TYPE_CHECKING:
-    import geopandas
-
     from ucore.city import City
 
-DATASET_FILE, MANIFEST_FILE, PARTS, FEATURES = "dataset.json", "manifest.parquet", "parts", "features"
 PART = 50  # tiles made and recorded together: what a stopped run loses at most, per process
 TILES_A_CITY = 2000  # a country with more tiles has several cities
 PITCH = 1.45  # tiles' distance in tile sides: their diagonals fit between, so no split needs a buffer
-TILE_M = 180.0  # side of a tile on the ground; the same for every camera
-LICENCES = {"procedural": "CC0-1.0", "osm": "ODbL-1.0 (derived from OpenStreetMap)"}
-
-
-@dataclass(frozen=True)
-class SimulationConfig:
-    """What is simulated. tiles: of each country. sensor: "shared" or "per-country" (see `countries.Camera`)."""
-
-    countries: tuple[str, ...] = tuple(COUNTRIES)
-    tiles: int = 300
-    sensor: str = "shared"
-    seed: int = 0
-    captions: int = 5
-    osm: str = ""  # an OpenStreetMap extract to draw instead of procedural cities; one country then gives the style
-    masks: bool = True
-
-    def check(self) -> None:
-        """Raise ConfigError for a value out of its range, naming the setting."""
-        if not self.countries or len(set(self.countries)) < len(self.countries):
-            raise ConfigError("countries must name at least one country, each once, for example finland,germany,spain")
-        for name in self.countries:
-            country_camera(country_style(name).name, self.sensor)
-        for name, low, high in (("tiles", 1, 200_000), ("captions", 1, 20), ("seed", 0, 2**31 - 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number from {low:,} to {high:,}")
-        if self.osm and len(self.countries) != 1:
-            raise ConfigError("An OpenStreetMap extract is one place: name one country whose style it is drawn in")
 
 
 @dataclass(frozen=True)
@@ -88,13 +71,13 @@ def simulate_dataset(
     config, out = config or SimulationConfig(), Path(out)
     config.check()
     require_writable(out)
-    if _is_complete(out, config):
+    if is_complete(out, config):
         return Manifest.load(out / MANIFEST_FILE)
     cities = {name: _cities(name, config) for name in config.countries}
     if config.osm:  # read before anything is written: an unusable extract leaves no folder to be removed
         cities = {name: iter(list(found)) for name, found in cities.items()}
     if not (out / DATASET_FILE).is_file():
-        write_json(out / DATASET_FILE, {"settings": _key(config), "complete": False})
+        write_json(out / DATASET_FILE, {"settings": settings_of(config), "complete": False})
     (out / PARTS).mkdir(parents=True, exist_ok=True)
     with only_writer(out):
         rows = [row for name in cities for row in _country_rows(out, name, cities[name], config, workers, progress)]
@@ -102,7 +85,7 @@ def simulate_dataset(
         if len(manifest) >= 10 * len(config.countries):
             manifest = spatial_split(manifest, seed=config.seed)
             save_split(manifest, out / "split.json")
-        _save(out, manifest, rows, config)
+        save_set(out, manifest, rows, config)
     return manifest
 
 
@@ -112,9 +95,9 @@ def _country_rows(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     camera = country_camera(name, config.sensor)
     for number, (city, spots) in enumerate(cities):
-        _save_features(out / FEATURES / f"{name}-{number:03d}.geojson", city)
+        save_features(out / FEATURES / f"{name}-{number:03d}.geojson", city)
         made = _make_tiles(out, f"{name}-{number:03d}", city, spots, camera, config, workers, progress)
-        yield from _complete_rows(made, city, camera, name, config)
+        yield from complete_rows(made, city, camera, name, config)
 
 
 def built_in_dataset(scale: str = "tiny", seed: int = 0, out: str | Path = "runs") -> Path:
@@ -159,7 +142,7 @@ def _spots(city: "City", count: int, name: str, number: int, config: SimulationC
     grid = [(i, j) for j in range(down) for i in range(across)]
     centres = {(i, j): ((i - (across - 1) / 2) * pitch, ((down - 1) / 2 - j) * pitch) for i, j in grid}
     half = TILE_M / 2
-    grid = [at for at in grid if len(city.within(*_box(*centres[at], half))) >= 3]
+    grid = [at for at in grid if len(city.within(*tile_box(*centres[at], half))) >= 3]
     place = Path(config.osm).name if config.osm else "The simulated city"
     if not grid:
         raise DataError(f"{place} has no room for a tile of {TILE_M:.0f} m that shows something. Use a larger extract.")
@@ -174,10 +157,6 @@ def _spots(city: "City", count: int, name: str, number: int, config: SimulationC
     seeds = rng.integers(0, 2**31, len(chosen))
     return [Spot(f"{name}_{number}_{j:03d}_{i:03d}", *centres[i, j], int(seed))
             for (i, j), seed in zip(chosen, seeds, strict=True)]  # fmt: skip
-
-
-def _box(east: float, north: float, half: float) -> tuple[float, float, float, float]:
-    return east - half, north - half, east + half, north + half
 
 
 # --- making -----------------------------------------------------------------------------------------------------
@@ -271,120 +250,3 @@ def _make_tile(city: "City", spot: Spot, camera: Camera, config: SimulationConfi
             for f, count in zip(tile.features, tile.pixels, strict=True)
         ],
     }
-
-
-# --- the dataset ------------------------------------------------------------------------------------------------
-
-
-def _complete_rows(rows: list[dict[str, Any]], city: "City", camera: Camera, name: str,
-                   config: SimulationConfig) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows of the manifest: place, footprint and tags added to what the tiles' makers recorded."""
-    import shapely
-
-    from ucore.geo import tag_footprints
-
-    places = np.array([row.pop("place") for row in rows])
-    half = TILE_M / 2
-    corners = [shapely.box(*_box(east, north, half)) for east, north in places]
-    footprints = city.frame.to_degrees(np.array(corners, dtype=object))
-    centres = shapely.get_coordinates(city.frame.to_degrees(shapely.points(places)))
-    tags = tag_footprints(city.to_frame(), list(footprints))
-    fixed = {"domain": name, "split": "train", "gsd_m": camera.gsd_m, "source": f"{SIMULATED}: {city.source}",
-             "licence": LICENCES["osm" if config.osm else "procedural"]}  # fmt: skip
-    return [
-        {
-            **row,
-            **fixed,
-            "footprint": shape,
-            "lon": float(lon),
-            "lat": float(lat),
-            "tags": shown,
-            "surrounding_tags": near,
-        }
-        for row, shape, (lon, lat), (shown, near) in zip(rows, footprints, centres, tags, strict=True)
-    ]
-
-
-def _save_features(path: Path, city: "City") -> None:
-    """The city's land, water and ways as GeoJSON, which `read_osm` reads: the ground of a map of the samples."""
-    import shapely
-
-    from ucore.kinds import KINDS, RAISED
-
-    shown = [feature for feature in city.features if KINDS[feature.kind].layer < RAISED and KINDS[feature.kind].weight]
-    shapes = city.frame.to_degrees(np.array([feature.geometry for feature in shown], dtype=object))
-    shapes = shapely.to_geojson(shapely.simplify(shapes, 1e-5))
-    entries = [
-        f'{{"type": "Feature", "properties": {{"tags": {json.dumps(json.dumps(feature.tags))}}}, "geometry": {shape}}}'
-        for feature, shape in zip(shown, shapes, strict=True)
-    ]
-    with atomic_path(path) as temporary:
-        temporary.write_text('{"type": "FeatureCollection", "features": [\n' + ",\n".join(entries) + "\n]}\n", "utf-8")
-
-
-def dataset_features(folder: str | Path) -> "geopandas.GeoDataFrame | None":
-    """What `read_osm` would give of the ground that a dataset folder keeps in features/; None where it keeps none."""
-    import pandas as pd
-
-    from ucore.osm import read_osm
-
-    tables = [read_osm(path) for path in sorted((Path(folder) / FEATURES).glob("*.geojson"))]
-    combined: Any = pd.concat(tables, ignore_index=True) if tables else None
-    return combined
-
-
-def _key(config: SimulationConfig) -> dict[str, Any]:
-    """What decides the files, as JSON holds it; an extract by its name and content."""
-    from ucore.files import file_hash
-
-    settings = json.loads(json.dumps(asdict(config)))
-    if config.osm:
-        if not Path(config.osm).is_file():
-            raise DataError(f"There is no OpenStreetMap extract {config.osm}. Correct --osm.")
-        settings["osm"] = f"{Path(config.osm).name} {file_hash(config.osm)[:16]}"
-    return settings
-
-
-def _is_complete(out: Path, config: SimulationConfig) -> bool:
-    """Whether `out` holds this very dataset. Raises ConfigError when it holds another one."""
-    wanted, card = _key(config), out / DATASET_FILE
-    if card.is_file():
-        try:
-            found = json.loads(card.read_text("utf-8"))
-            settings, complete = found["settings"], found["complete"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{card} is damaged. Remove the folder {out}, or choose another --out.") from error
-        for name in wanted:
-            if settings.get(name) != wanted[name]:
-                raise ConfigError(
-                    f"{out} holds a simulated set with {name} {settings.get(name)!r}, not {wanted[name]!r}. "
-                    "Choose another --out, or remove that folder."
-                )
-        return bool(complete) and (out / MANIFEST_FILE).is_file()
-    if out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"{out} holds other files. Choose another --out, or empty that folder.")
-    return False
-
-
-def _save(out: Path, manifest: Manifest, rows: Sequence[dict[str, Any]], config: SimulationConfig) -> None:
-    import pandas as pd
-
-    records = [
-        {"sample_id": row["sample_id"], "instance": number, **item}
-        for row in rows
-        for number, item in enumerate(row["instances"], start=1)
-    ]
-    with atomic_path(out / "instances.parquet") as temporary:
-        pd.DataFrame(records).to_parquet(temporary, index=False)
-    manifest.save(out / MANIFEST_FILE)
-    settings = _key(config)
-    card = {
-        "name": f"simulated {'+'.join(config.countries)}",
-        "simulated": True,
-        "settings": settings,
-        "key": content_hash(settings),
-        "licence": LICENCES["osm" if config.osm else "procedural"],
-        "counts": {name: int(count) for name, count in manifest.frame["domain"].value_counts().sort_index().items()},
-        "complete": True,
-    }
-    write_json(out / DATASET_FILE, card)
