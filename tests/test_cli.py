@@ -143,7 +143,8 @@ def checkpoint(run, tmp_path) -> Path:
 
 def test_training_leaves_a_checkpoint_and_its_metrics(run):
     assert sorted(path.name for path in run.folder.iterdir()) == [
-        *("bank.safetensors", "encoder.json", "model.safetensors", "state.pt", "tensorboard", "validation.json"),
+        *("bank.safetensors", "encoder.json", "model.safetensors"),
+        *("split.json", "state.pt", "tensorboard", "validation.json"),
     ]
     measured = json.loads((run.folder / "validation.json").read_text())
     assert (measured["dataset"], measured["split"], measured["seed"]) == ("rsicd", "val", 0)
@@ -163,7 +164,7 @@ def test_a_finished_training_is_not_repeated(run):
     printed = done(*run.again(run.folder))
     after = state_of(run.folder)
     assert f"Found a run in {run.folder}, finished: going on from there." in printed
-    assert {name for name in before if before[name] != after.get(name)} == {"validation.json"}
+    assert {name for name in before if before[name] != after.get(name)} == {"split.json", "validation.json"}
     assert after.keys() == before.keys()
 
 

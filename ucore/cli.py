@@ -46,7 +46,7 @@ def train(
         pretrained: open_clip hub tag or local weight file, for open_clip architectures.
         scale: tiny (a minute on two cores), small (forty minutes) or full (GPU).
         seed: Of every random choice.
-        out: Folder for the checkpoint, validation.json and TensorBoard curves.
+        out: Folder for the checkpoint, validation.json, split.json and TensorBoard curves.
         domain: Use one domain (country, dataset) only.
         cache: Folder for tower features, shared between runs.
         device: auto, cpu, cuda or cuda:N.
@@ -70,6 +70,7 @@ def train(
 
         from ucore.device import pick_device
         from ucore.model import load_encoder
+        from ucore.splits import save_split
         from ucore.tasks import metrics_text, train_checkpoint, write_metrics
 
         torch.manual_seed(seed)  # the heads' first weights
@@ -79,6 +80,7 @@ def train(
     print(f"{len(train_part):,} training and {len(val_part):,} validation images; {model.precision} on {model.device}")
     print(f"Validation has {len(texts):,} captions, {len(set(texts)):,} of them distinct.")
     trainer, plain, corrected = train_checkpoint(model, train_part, val_part, config, out, cache, restart)
+    save_split(manifest, out / "split.json")
     seconds = {**trainer.seconds, "evaluation": sum(plain.seconds.values()), "total": time.perf_counter() - started}
     write_metrics(
         out / "validation.json",

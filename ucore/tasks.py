@@ -137,7 +137,7 @@ def training_bank(encoder: DualEncoder, train: Manifest, out: Path, progress: bo
 
 def forget_run(out: Path) -> None:
     """Remove what training wrote into `out`, and nothing else."""
-    for name in (STATE, WEIGHTS, CARD, BANK, "validation.json"):
+    for name in (STATE, WEIGHTS, CARD, BANK, "validation.json", "split.json"):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / "tensorboard", ignore_errors=True)
 
