@@ -19,7 +19,7 @@ COUNTRIES = ("finland", "germany", "spain")
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory) -> Manifest:
     folder = tmp_path_factory.mktemp("gap") / "set"
-    simulate_dataset(folder, SimulationConfig(tiles=150, masks=False), progress=False)
+    simulate_dataset(folder, SimulationConfig(masks=False), progress=False)
     return read_dataset(folder)
 
 
@@ -29,11 +29,11 @@ def mean_recall(simulated, encoder_factory, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gap-runs")
     torch.manual_seed(0)
     fresh = encoder_factory()
-    config = TrainConfig.at("tiny", head_epochs=30, train_views=2, head_batch_size=64, patience=30)
     held_out = {name: simulated.domain(name).split(("val", "test")) for name in COUNTRIES}
     result = {}
     for source in (*COUNTRIES, "all"):
         part = simulated if source == "all" else simulated.domain(source)
+        config = TrainConfig.at("tiny") if source == "all" else TrainConfig.at("tiny", head_batch_size=42)  # a third
         encoder = copy.deepcopy(fresh)
         splits = part.split("train"), part.split("val")
         Trainer(encoder, *splits, config, folder / source, folder / "features", progress=False).fit()
@@ -45,11 +45,11 @@ def mean_recall(simulated, encoder_factory, tmp_path_factory):
 
 def test_training_beats_chance_tenfold(mean_recall, simulated):
     chance = 100 * (1 + 5 + 10) / 3 / len(simulated.split("test"))
-    assert mean_recall["all", "all"] > 1.1 * min(10 * chance, 100)
+    assert mean_recall["all", "all"] > 1.15 * 10 * chance
 
 
 def test_a_model_of_one_country_loses_at_the_border(mean_recall):
     pairs = [(source, target) for source in COUNTRIES for target in COUNTRIES if source != target]
     lost = [1 - mean_recall[source, target] / mean_recall[target, target] for source, target in pairs]
-    assert np.mean(lost) > 0.3
+    assert np.mean(lost) > 0.33
     assert min(lost) > 0
