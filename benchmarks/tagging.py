@@ -34,20 +34,22 @@ def city(count: int, rng: np.random.Generator) -> geopandas.GeoDataFrame:
     turns = np.linspace(0, 2 * np.pi, 8, endpoint=False)
     ring = np.column_stack([np.cos(turns), np.sin(turns)])
     sizes = 5 * 20 ** rng.power(0.3, areas)
-    shapes = [*shapely.polygons(places[:areas, None] + sizes[:, None, None] * ring)]
     steps = np.linspace(-200, 200, 20)[:, None] * np.array([1.0, 0.3])
-    shapes += [
-        *shapely.linestrings(places[areas : areas + lines, None] + steps),
-        *shapely.points(places[areas + lines :]),
-    ]
+    shapes = np.concatenate(
+        [
+            np.asarray(shapely.polygons(places[:areas, None] + sizes[:, None, None] * ring)),
+            np.asarray(shapely.linestrings(places[areas : areas + lines, None] + steps)),
+            np.asarray(shapely.points(places[areas + lines :])),
+        ]
+    )
     groups = [KINDS] * areas + [ROADS] * lines + [POINTS] * (count - areas - lines)
     tags = [group[rng.integers(len(group))] for group in groups]
-    placed = local_frame(24.94, 60.17).to_degrees(np.array(shapes, dtype=object))
+    placed = local_frame(24.94, 60.17).to_degrees(shapes)
     return geopandas.GeoDataFrame({"tags": tags}, geometry=placed, crs="EPSG:4326")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--features", type=int, default=100_000)
     parser.add_argument("--tiles", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)

@@ -8,7 +8,7 @@ bfloat16 and the backward pass uses float32.
 from typing import Any
 
 import torch
-from timm.layers import pad_same
+from timm.layers.padding import pad_same
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -62,8 +62,11 @@ class DepthwiseConv(nn.Conv2d):
 def replace_depthwise(module: nn.Module) -> None:
     """Put a `DepthwiseConv` in the place of every depthwise convolution below `module`; names of tensors stay."""
     for name, child in list(module.named_children()):
-        depthwise = isinstance(child, nn.Conv2d) and 1 < child.groups == child.in_channels == child.out_channels
-        if depthwise and child.dilation == (1, 1):
+        if isinstance(child, nn.Conv2d) and _is_depthwise(child):
             setattr(module, name, DepthwiseConv(child))
         else:
             replace_depthwise(child)
+
+
+def _is_depthwise(layer: nn.Conv2d) -> bool:
+    return 1 < layer.groups == layer.in_channels == layer.out_channels and layer.dilation == (1, 1)
