@@ -8,8 +8,8 @@ bfloat16 and the backward pass uses float32.
 from typing import Any
 
 import torch
-from timm.layers.padding import pad_same
 from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
