@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 PART = 50  # tiles made and recorded together: what a stopped run loses at most, per process
 TILES_A_CITY = 2000  # a country with more tiles has several cities
 PITCH = 1.45  # tiles' distance in tile sides: their diagonals fit between, so no split needs a buffer
+CLOSER = (1.2, 1.0, 0.85, 0.7, 0.6)  # in an extract too small for that; below 1 tiles overlap, and the buffer grows
 
 
 @dataclass(frozen=True)
@@ -137,26 +138,33 @@ def _cities(name: str, config: SimulationConfig) -> "Iterator[tuple[City, list[S
 
 def _spots(city: "City", count: int, name: str, number: int, config: SimulationConfig) -> list[Spot]:
     """`count` places of a grid over the city, those where something is; drawn by the seed, in reading order."""
-    pitch = TILE_M * PITCH
-    across, down = (max(0, int((reach - TILE_M) // pitch) + 1) for reach in (city.width, city.height))
-    grid = [(i, j) for j in range(down) for i in range(across)]
-    centres = {(i, j): ((i - (across - 1) / 2) * pitch, ((down - 1) / 2 - j) * pitch) for i, j in grid}
-    half = TILE_M / 2
-    grid = [at for at in grid if len(city.within(*tile_box(*centres[at], half))) >= 3]
+    centres: dict[tuple[int, int], tuple[float, float]] = {}
+    for pitch in (PITCH, *CLOSER):
+        centres = _grid(city, TILE_M * pitch)
+        if len(centres) >= count:
+            break
     place = Path(config.osm).name if config.osm else "The simulated city"
-    if not grid:
+    if not centres:
         raise DataError(f"{place} has no room for a tile of {TILE_M:.0f} m that shows something. Use a larger extract.")
-    if len(grid) < count:
+    if len(centres) < count:
         raise DataError(
-            f"{place} has room for {len(grid):,} tiles of {TILE_M:.0f} m that show something, not {count:,}. "
-            f"Ask for --tiles {len(grid)} or use a larger extract."
+            f"{place} has room for {len(centres):,} tiles of {TILE_M:.0f} m that show something, not {count:,}. "
+            f"Ask for --tiles {len(centres)} or use a larger extract."
         )
+    grid = sorted(centres, key=lambda at: (at[1], at[0]))
     rng = np.random.default_rng([config.seed, number, *name.encode()])
-    chosen = sorted(grid[int(k)] for k in rng.permutation(len(grid))[:count])
-    chosen.sort(key=lambda at: (at[1], at[0]))
+    chosen = [grid[k] for k in np.sort(rng.permutation(len(grid))[:count])]
     seeds = rng.integers(0, 2**31, len(chosen))
     return [Spot(f"{name}_{number}_{j:03d}_{i:03d}", *centres[i, j], int(seed))
             for (i, j), seed in zip(chosen, seeds, strict=True)]  # fmt: skip
+
+
+def _grid(city: "City", pitch: float) -> dict[tuple[int, int], tuple[float, float]]:
+    """Places `pitch` metres apart that show something: (column, row from the north) -> metres east and north."""
+    across, down = (max(0, int((reach - TILE_M) // pitch) + 1) for reach in (city.width, city.height))
+    grid = [(i, j) for j in range(down) for i in range(across)]
+    centres = {(i, j): ((i - (across - 1) / 2) * pitch, ((down - 1) / 2 - j) * pitch) for i, j in grid}
+    return {at: place for at, place in centres.items() if len(city.within(*tile_box(*place, TILE_M / 2))) >= 3}
 
 
 # --- making -----------------------------------------------------------------------------------------------------
