@@ -371,7 +371,7 @@ def test_tiles_of_real_helsinki(tmp_path):
     assert manifest.frame["licence"].str.startswith("ODbL").all()
     assert {tag.split("=")[0] for tags in manifest.frame["tags"] for tag in tags} >= {"building", "highway"}
     splits = simulate_dataset(tmp_path / "close", SimulationConfig(("finland",), 200, osm=extract), progress=False)
-    assert set(splits.frame["split"]) == {"train", "val", "test", "buffer"}  # tiles overlap: the buffer keeps them apart
+    assert set(splits.frame["split"]) == {"train", "val", "test", "buffer"}  # tiles overlap here
     config = SimulationConfig(countries=("finland",), tiles=5000, osm=extract)
     with pytest.raises(DataError, match=r"has room for \d+ tiles"):
         simulate_dataset(tmp_path / "many", config, progress=False)
