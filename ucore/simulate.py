@@ -74,7 +74,7 @@ def simulate_dataset(
     require_writable(out)
     if is_complete(out, config):
         return Manifest.load(out / MANIFEST_FILE)
-    cities = {name: _cities(name, config) for name in config.countries}
+    cities = {name: cities_of(name, config) for name in config.countries}
     if config.osm:  # read before anything is written: an unusable extract leaves no folder to be removed
         cities = {name: iter(list(found)) for name, found in cities.items()}
     if not (out / DATASET_FILE).is_file():
@@ -97,7 +97,7 @@ def _country_rows(
     camera = country_camera(name, config.sensor)
     for number, (city, spots) in enumerate(cities):
         save_features(out / FEATURES / f"{name}-{number:03d}.geojson", city)
-        made = _make_tiles(out, f"{name}-{number:03d}", city, spots, camera, config, workers, progress)
+        made = make_tiles(out, f"{name}-{number:03d}", city, spots, camera, config, workers, progress)
         yield from complete_rows(made, city, camera, name, config)
 
 
@@ -114,7 +114,7 @@ def built_in_dataset(scale: str = "tiny", seed: int = 0, out: str | Path = "runs
 # --- where tiles lie --------------------------------------------------------------------------------------------
 
 
-def _cities(name: str, config: SimulationConfig) -> "Iterator[tuple[City, list[Spot]]]":
+def cities_of(name: str, config: SimulationConfig) -> "Iterator[tuple[City, list[Spot]]]":
     """The cities of a country, one after another, each with the tiles to take from it."""
     from ucore.city import make_city
     from ucore.osm import read_osm
@@ -170,7 +170,7 @@ def _grid(city: "City", pitch: float) -> dict[tuple[int, int], tuple[float, floa
 # --- making -----------------------------------------------------------------------------------------------------
 
 
-def _make_tiles(out: Path, name: str, city: "City", spots: list[Spot], camera: Camera, config: SimulationConfig,
+def make_tiles(out: Path, name: str, city: "City", spots: list[Spot], camera: Camera, config: SimulationConfig,
                 workers: int | None, progress: bool) -> list[dict[str, Any]]:  # fmt: skip
     """Every tile of a city, in processes; parts that an earlier call finished are read instead."""
     import multiprocessing
@@ -202,10 +202,13 @@ _worker: tuple[Any, ...] = ()
 
 def _start_worker(city: "City", camera: Camera, config: SimulationConfig, out: Path) -> None:
     global _worker
+    import gc
     import signal
     import threading
 
     import cv2
+
+    gc.freeze()  # the city's objects are never freed here: no collection should walk, and so copy, their pages
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then lets its workers finish
     threading.Thread(target=_end_with_parent, daemon=True).start()
