@@ -197,8 +197,10 @@ def plot_similarity(
     image = axes.imshow(similarity, cmap="cividis", interpolation="nearest")
     for row, column in np.argwhere(positives):
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=VERMILLION, lw=1.4))
-    cut = f" (the first {rows} x {columns} of {whole[0]} x {whole[1]})" if whole != similarity.shape else ""
-    axes.set_title(title or f"Similarity of {rows} images and {columns} captions{cut}", loc="left")
+    told = f"Similarity of {rows} images and {columns} captions"
+    if whole != similarity.shape:  # short, since a longer title would be cut off
+        told = f"Similarity, the first {rows} x {columns} of {whole[0]} x {whole[1]}"
+    axes.set_title(title or told, loc="left")
     axes.set_xlabel("caption, number in the batch (outlined: it describes the image)")
     axes.set_ylabel("image, number in the batch")
     for axis in (axes.xaxis, axes.yaxis):
