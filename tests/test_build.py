@@ -25,6 +25,7 @@ from ucore.data import read_dataset
 from ucore.errors import DataError, UserError
 from ucore.geo import local_frame, tile_bounds
 from ucore.imagery import open_imagery
+from ucore.servers import TileServer
 
 PLACE = (24.94, 60.17)
 SIDE_M = 1200  # of the imagery
@@ -372,3 +373,26 @@ def test_the_command_builds_from_a_real_extract(tiff, tmp_path, monkeypatch, cap
     assert "tiles of 0.594 m a pixel" in capsys.readouterr().out
     manifest = read_dataset(tmp_path / "out")
     assert len(manifest) == 40 and any("highway=footway" in tags for tags in manifest.frame["tags"])
+
+
+def test_a_server_that_stalls_is_given_up_in_one_sentence(tmp_path, monkeypatch):
+    class Stalling(BaseHTTPRequestHandler):
+        def do_GET(self):
+            time.sleep(1.5)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr("ucore.servers.TIMEOUT", (0.2, 0.2))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stalling)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/{{z}}/{{x}}/{{y}}.png"
+    try:
+        source = TileServer(address, 18, "nobody", cache=tmp_path / "cache", rate=50, backoff_s=0.01)
+        with pytest.raises(DataError, match=r"127\.0\.0\.1"):
+            source.read(24.94, 60.17, 24.942, 60.171, 64)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

@@ -17,6 +17,7 @@ from ucore.geo import MERCATOR_LIMIT, Bounds, ground_resolution
 from ucore.tiles import Tiles, decode_tile
 
 ATTEMPTS = 5
+TIMEOUT = (10.0, 30.0)  # seconds to connect, and between two pieces of an answer
 LONGEST_WAIT = 120.0  # seconds; a server that asks for more is left alone
 MOST_BYTES = 5_000_000  # of one tile
 NO_DATA = (204, 404, 410)
@@ -134,7 +135,7 @@ class TileServer(Tiles):
         time.sleep(max(0.0, self._last + 1 / self.rate - time.monotonic()))
         self._last = time.monotonic()
         try:
-            with self._session.get(address, timeout=(10, 30), stream=True) as answer:
+            with self._session.get(address, timeout=TIMEOUT, stream=True) as answer:
                 status, wait = answer.status_code, _retry_after(answer.headers.get("Retry-After", ""))
                 data = answer.raw.read(MOST_BYTES + 1, decode_content=True) if status == 200 else b""
         except (requests.ConnectionError, requests.Timeout) as error:
