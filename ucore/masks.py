@@ -1,0 +1,155 @@
+"""Masks of one image as run-length codes: small in memory at any image size, exact, and quick to compare."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from ucore.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """N masks of one image and what their maker thinks of them. Order is the maker's.
+
+    size: height and width of the image in pixels.
+    rles: compressed run-length codes, as of pycocotools (column-major), one bytes a mask.
+    predicted_iou, stability: float32 (N,), in [0, 1]; 1 where the maker does not estimate them.
+    points: float32 (N, 2), x and y in pixels of the click that gave the mask; NaN where there was none.
+    """
+
+    size: tuple[int, int]
+    rles: tuple[bytes, ...]
+    predicted_iou: np.ndarray
+    stability: np.ndarray
+    points: np.ndarray
+
+    @classmethod
+    def from_masks(
+        cls,
+        masks: np.ndarray,
+        predicted_iou: np.ndarray | None = None,
+        stability: np.ndarray | None = None,
+        points: np.ndarray | None = None,
+    ) -> Self:
+        """From masks bool (N, H, W); what is not given is 1 (scores) or NaN (points)."""
+        from pycocotools import mask as coco
+
+        masks = np.asarray(masks)
+        if masks.ndim != 3:
+            raise ValueError(f"masks must be (N, H, W), not {masks.shape}")
+        codes = coco.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+        return cls.from_rles((masks.shape[1], masks.shape[2]), [code["counts"] for code in codes], predicted_iou,
+                             stability, points)  # fmt: skip
+
+    @classmethod
+    def from_rles(
+        cls,
+        size: tuple[int, int],
+        rles: Sequence[bytes],
+        predicted_iou: np.ndarray | None = None,
+        stability: np.ndarray | None = None,
+        points: np.ndarray | None = None,
+    ) -> Self:
+        """From run-length codes of masks of `size` (height, width). Raises DataError for scores of another length."""
+        count = len(rles)
+        ones, nowhere = np.ones(count, np.float32), np.full((count, 2), np.nan, np.float32)
+        values = [
+            np.asarray(default if given is None else given, np.float32).reshape(-1, *default.shape[1:])
+            for given, default in ((predicted_iou, ones), (stability, ones), (points, nowhere))
+        ]
+        if any(len(value) != count for value in values):
+            raise DataError(f"{count} masks, but {', '.join(str(len(value)) for value in values)} scores and points")
+        return cls((int(size[0]), int(size[1])), tuple(bytes(code) for code in rles), *values)
+
+    @classmethod
+    def none(cls, size: tuple[int, int]) -> Self:
+        """No mask: the right answer for an image of one colour."""
+        return cls.from_rles(size, [])
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    @property
+    def codes(self) -> list[dict[str, Any]]:
+        """The masks as pycocotools takes them."""
+        return [{"size": list(self.size), "counts": code} for code in self.rles]
+
+    def masks(self, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Masks bool (n, H, W) of `rows`, by default of all; take few at once of a large image."""
+        from pycocotools import mask as coco
+
+        codes = self.codes
+        wanted = codes if rows is None else [codes[int(row)] for row in rows]
+        if not wanted:
+            return np.zeros((0, *self.size), bool)
+        return coco.decode(wanted).transpose(2, 0, 1).astype(bool)  # type: ignore[reportArgumentType]
+
+    @property
+    def areas(self) -> np.ndarray:
+        """Pixels in each mask, int64 (N,)."""
+        from pycocotools import mask as coco
+
+        return np.asarray(coco.area(self.codes) if self.rles else [], np.int64)
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """Left, top, right and bottom edge of each mask in pixels, int64 (N, 4), right and bottom exclusive."""
+        from pycocotools import mask as coco
+
+        if not self.rles:
+            return np.zeros((0, 4), np.int64)
+        boxes = np.asarray(coco.toBbox(self.codes)).round().astype(np.int64)  # type: ignore[reportArgumentType]
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Self:
+        """The masks of `rows` (positions or a bool mask), in that order."""
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        return replace(self, rles=tuple(self.rles[row] for row in rows), predicted_iou=self.predicted_iou[rows],
+                       stability=self.stability[rows], points=self.points[rows])  # fmt: skip
+
+    def iou(self, other: "Segments | None" = None) -> np.ndarray:
+        """Intersection over union of these masks with those of `other` (by default themselves), float32 (N, M)."""
+        return self._overlap(other or self, share=False)
+
+    def covered_by(self, other: "Segments | None" = None) -> np.ndarray:
+        """Share of each of these masks' pixels that lies in each of `other`'s masks, float32 (N, M)."""
+        return self._overlap(other or self, share=True)
+
+    def _overlap(self, other: "Segments", share: bool) -> np.ndarray:
+        from pycocotools import mask as coco
+
+        if self.size != other.size:
+            raise DataError(f"Masks of images of {self.size} and {other.size} pixels cannot be compared")
+        if not self.rles or not other.rles:
+            return np.zeros((len(self), len(other)), np.float32)
+        # "Crowd" is COCO's name for dividing by the first mask's area instead of the union's.
+        return np.asarray(coco.iou(self.codes, other.codes, [share] * len(other)), np.float32)
+
+
+def join(parts: Sequence[Segments]) -> Segments:
+    """The masks of several results for the same image, one after the other."""
+    if len({part.size for part in parts}) != 1:
+        raise DataError("Only masks of images of one size can be joined")
+    return Segments.from_rles(
+        parts[0].size,
+        [code for part in parts for code in part.rles],
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("predicted_iou", "stability", "points")),
+    )
+
+
+def remove_overlapping(segments: Segments, scores: np.ndarray, most: float) -> np.ndarray:
+    """Rows to keep, best score first, so that no two masks have an intersection over union above `most`.
+
+    Greedy non-maximum suppression on the masks themselves (boxes of long diagonal roads overlap where the roads do
+    not). Equal scores keep the earlier row first.
+    """
+    overlap = segments.iou()
+    kept: list[int] = []
+    for row in np.argsort(-np.asarray(scores, np.float64), kind="stable"):
+        if not kept or overlap[row, kept].max() <= most:
+            kept.append(int(row))
+    return np.array(kept, np.int64)
