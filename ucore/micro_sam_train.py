@@ -1,0 +1,287 @@
+"""Trains sam-micro: `ucore segments train-micro --out DIR`.
+
+The recipe is SAM's (arXiv 2304.02643, section 3 and appendix A): focal and dice loss, three masks for an ambiguous
+click of which only the best is corrected, a regressed IoU, one mask for boxes and second clicks. Two thirds of the
+steps see windows of a quarter of the area, placed anywhere in the frame by their positional encoding: the encoder is
+convolutional, so that nothing else changes, and a step costs a quarter.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from ucore.device import cpu_has_bf16, keep_freed_memory, pick_device
+from ucore.errors import ConfigError
+from ucore.files import atomic_path, only_writer, write_json
+from ucore.images import someone_looks
+from ucore.micro_sam import IMAGE_SIZE, NAME, STRIDE, build_micro_sam
+from ucore.micro_sam_data import Source, Window, centre_clicks, windows
+from ucore.weights import write_weights
+
+STATE = "state.pt"
+
+
+@dataclass(frozen=True)
+class MicroSamConfig:
+    """Settings of `train_micro`. A step sees `batch` windows with `prompts` clicks each."""
+
+    steps: int = 4500
+    seed: int = 0
+    batch: int = 8
+    prompts: int = 10
+    small: float = 0.75  # share of the steps that see windows of half the side
+    lr: float = 1e-3  # of neck, decoder and prompts; peak of warm-up and cosine
+    trunk_lr: float = 3e-4  # of the ImageNet backbone
+    weight_decay: float = 0.05
+    ema: float = 0.998
+    distilled: float = 0.35  # share of windows from real pictures, where there are any
+    save_every: int = 250
+
+
+class MicroSamTrainer:
+    """Step by step; the batch of a step depends on the seed and the step only, so resuming changes nothing."""
+
+    def __init__(self, sources: Sequence[Source], config: MicroSamConfig, device: str = "auto") -> None:
+        self.config, self.sources = config, list(sources)
+        torch.manual_seed(config.seed)  # the first weights
+        self.device = torch.device(pick_device(device))
+        self.sam = build_micro_sam(imagenet=True).to(self.device).train()
+        self.average = AveragedModel(self.sam, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        trunk = list(self.sam.image_encoder.trunk.parameters())  # type: ignore[reportAttributeAccessIssue]
+        known = {id(parameter) for parameter in trunk}
+        rest = [parameter for parameter in self.sam.parameters() if id(parameter) not in known]
+        groups = [{"params": trunk, "peak": config.trunk_lr}, {"params": rest, "peak": config.lr}]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+        self.step_number = 0
+
+    def side(self, step: int) -> int:
+        """Pixels of the windows of a step: half the side first, whole pictures in the end."""
+        return IMAGE_SIZE // 2 if step < self.config.small * self.config.steps else IMAGE_SIZE
+
+    def batch(self, step: int) -> tuple[list[Window], str, np.ndarray]:
+        """The windows of a step, the kind of prompt, and where in the frame the windows lie, int64 (B, 2) pixels."""
+        rng = np.random.default_rng([self.config.seed, step])
+        side = self.side(step)
+        real = sum(source.name == "distilled" for source in self.sources)
+        shares = [self.config.distilled / real if source.name == "distilled" else 1 - self.config.distilled
+                  for source in self.sources]  # fmt: skip
+        count = self.config.batch if side < IMAGE_SIZE else max(1, self.config.batch // 2)
+        made = list(islice(windows(self.sources, shares, side, self.config.prompts, rng), count))
+        kind = str(rng.choice(["click", "box", "two"], p=[0.8, 0.1, 0.1]))
+        offsets = rng.integers(0, (IMAGE_SIZE - side) // STRIDE + 1, (count, 2)) * STRIDE
+        return made, kind, offsets
+
+    def step(self, batch: tuple[list[Window], str, np.ndarray]) -> dict[str, float]:
+        """One step of the optimizer; the parts of the loss."""
+        made, kind, offsets = batch
+        self._set_rates()
+        pixels = torch.from_numpy(np.stack([window.image for window in made])).permute(0, 3, 1, 2)
+        targets = torch.from_numpy(np.concatenate([window.masks for window in made])).to(self.device).float()
+        points, labels = prompts_of(made, kind, offsets)
+        with self._autocast():
+            mean: Any = self.sam.pixel_mean
+            normal = (pixels.to(self.device).float() - mean) / self.sam.pixel_std
+            embedding = self.sam.image_encoder(normal)
+            logits, scores = decode(self.sam, embedding, points.to(self.device), labels.to(self.device), offsets)
+        parts = mask_loss(logits.float(), scores.float(), targets, single=kind != "click")
+        self.optimizer.zero_grad()
+        parts["loss"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update_parameters(self.sam)
+        self.step_number += 1
+        return {**{name: float(value.detach()) for name, value in parts.items()}, "norm": float(norm)}
+
+    def _set_rates(self) -> None:
+        step, steps = self.step_number, self.config.steps
+        warm = min(1.0, (step + 1) / 150)
+        share = warm * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * step / steps)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+
+    def _autocast(self) -> torch.autocast:
+        kind = self.device.type
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=kind == "cuda" or cpu_has_bf16())
+
+    def averaged(self) -> Sam:
+        """The exponentially averaged weights, which are scored and shipped."""
+        sam: Any = self.average.module
+        return sam.eval()
+
+    def state(self) -> dict[str, Any]:
+        return {"sam": self.sam.state_dict(), "average": self.average.state_dict(), "step": self.step_number,
+                "optimizer": self.optimizer.state_dict(), "config": asdict(self.config)}  # fmt: skip
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave. Raises ConfigError when it is of other settings."""
+        if state["config"] != asdict(self.config):
+            raise ConfigError("The unfinished training there has other settings; repeat them, or choose another --out")
+        self.sam.load_state_dict(state["sam"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step_number = int(state["step"])
+
+
+def prompts_of(made: Sequence[Window], kind: str, offsets: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Points float32 (B, P, 2, 2) in pixels of the frame and their labels int64 (B, P, 2), as segment_anything counts
+    them: -1 no point, 0 outside, 1 inside, 2 and 3 the corners of a box."""
+    points = np.stack([window.points for window in made])
+    labels = np.stack([window.labels for window in made])
+    if kind == "box":
+        points = np.stack([window.boxes for window in made]).reshape(points.shape)
+        labels = np.broadcast_to(np.array([2, 3]), labels.shape).copy()
+    elif kind == "click":
+        labels[..., 1] = -1
+    points = points + offsets[:, None, None, ::-1]
+    return torch.from_numpy(points.astype(np.float32)), torch.from_numpy(labels)
+
+
+def decode(sam: Sam, embedding: Tensor, points: Tensor, labels: Tensor, offsets: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Every prompt of a batch of windows at once: mask logits (B * P, 4, 4 h, 4 w) and predicted IoU (B * P, 4).
+
+    embedding: float (B, C, h, w); points, labels: as of `prompts_of`; offsets: rows and columns of the windows'
+    corners in the frame, pixels, multiples of STRIDE.
+    """
+    decoder, prompter = sam.mask_decoder, sam.prompt_encoder
+    count, prompts = points.shape[:2]
+    height, width = embedding.shape[2:]
+    sparse = _embed(prompter, points.flatten(0, 1), labels.flatten(0, 1))
+    whole = prompter.get_dense_pe()[0]
+    corners = offsets // STRIDE
+    position = torch.stack([whole[:, y : y + height, x : x + width] for y, x in corners])
+    source = embedding + prompter.no_mask_embed.weight.reshape(1, -1, 1, 1)
+    source, position = (part.repeat_interleave(prompts, dim=0) for part in (source, position))
+    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([own[None].expand(count * prompts, -1, -1), sparse], dim=1)
+    hidden, source = decoder.transformer(source, position, tokens)
+    upscaled = decoder.output_upscaling(source.transpose(1, 2).reshape(count * prompts, -1, height, width))
+    weights = [mlp(hidden[:, 1 + n]) for n, mlp in enumerate(decoder.output_hypernetworks_mlps)]
+    logits = torch.einsum("pkc,pchw->pkhw", torch.stack(weights, dim=1), upscaled)
+    return logits, decoder.iou_prediction_head(hidden[:, 0])
+
+
+def _embed(prompter: Any, points: Tensor, labels: Tensor) -> Tensor:
+    """Prompt tokens float (N, n, C); a box's corners too, which segment_anything embeds apart."""
+    tokens = prompter.pe_layer.forward_with_coords(points + 0.5, prompter.input_image_size)
+    kinds = torch.stack([embedding.weight[0] for embedding in prompter.point_embeddings])
+    empty = (labels < 0)[..., None]
+    return torch.where(empty, prompter.not_a_point_embed.weight, tokens + kinds[labels.clamp(min=0)])
+
+
+def mask_loss(logits: Tensor, scores: Tensor, targets: Tensor, single: bool) -> dict[str, Tensor]:
+    """Loss of N prompts: 20 focal + dice + squared error of the predicted IoU (SAM, appendix A).
+
+    logits: float32 (N, 4, h, w); scores: float32 (N, 4); targets: covered share of each cell in [0, 1], (N, h, w).
+    single: train the mask for unambiguous prompts, else the best of the other three.
+    """
+    rows = slice(0, 1) if single else slice(1, None)
+    logits, scores = logits[:, rows].flatten(2), scores[:, rows]
+    goal = targets.flatten(1)[:, None].expand_as(logits)
+    chance = logits.sigmoid()
+    # Focal loss for shares instead of labels: the weight is the distance to the goal (arXiv 2006.04388).
+    focal = (F.binary_cross_entropy_with_logits(logits, goal, reduction="none") * (chance - goal) ** 2).mean(2)
+    dice = 1 - (2 * (chance * goal).sum(2) + 1) / (chance.sum(2) + goal.sum(2) + 1)
+    best, chosen = (20 * focal + dice).min(dim=1)
+    with torch.no_grad():
+        filled, wanted = logits > 0, goal > 0.5
+        iou = (filled & wanted).sum(2) / (filled | wanted).sum(2).clamp(min=1)
+    error = (scores - iou).square().mean()
+    return {"loss": best.mean() + error, "mask": best.mean(), "iou_error": error,
+            "iou": iou.gather(1, chosen[:, None]).mean()}  # fmt: skip
+
+
+def train_micro(
+    sources: Sequence[Source], out: str | Path, config: MicroSamConfig | None = None, device: str = "auto"
+) -> Path:
+    """Train, and write OUT/sam-micro.safetensors (float16) and OUT/training.json; goes on where it was stopped.
+
+    Raises ConfigError when OUT holds an unfinished training of other settings.
+    """
+    config, out = config or MicroSamConfig(), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
+    with only_writer(out):
+        trainer = MicroSamTrainer(sources, config, device)
+        log: list[dict[str, float]] = []
+        if (out / STATE).is_file():
+            saved = torch.load(out / STATE, map_location="cpu", weights_only=True)
+            trainer.load_state(saved["trainer"])
+            log = saved["log"]
+        _fit(trainer, out, log)
+        path = out / f"{NAME}.safetensors"
+        write_weights(path, {name: value.half() for name, value in trainer.averaged().state_dict().items()})
+        pictures = {source.name: len(source.images) for source in sources}
+        write_json(out / "training.json", {"config": asdict(config), "pictures": pictures, "log": log})
+    return path
+
+
+def _fit(trainer: MicroSamTrainer, out: Path, log: list[dict[str, float]]) -> None:
+    config = trainer.config
+    started, seconds = time.perf_counter(), log[-1]["seconds"] if log else 0.0
+    recent: list[dict[str, float]] = []
+    bar = tqdm(total=config.steps, initial=trainer.step_number, desc=NAME, unit="step", disable=not someone_looks())
+    with bar, ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(trainer.batch, trainer.step_number)
+        while trainer.step_number < config.steps:
+            batch = ahead.result()
+            ahead = pool.submit(trainer.batch, trainer.step_number + 1)
+            recent.append(trainer.step(batch))
+            bar.update()
+            if trainer.step_number % config.save_every == 0 or trainer.step_number == config.steps:
+                means = {name: round(float(np.mean([entry[name] for entry in recent])), 4) for name in recent[0]}
+                log.append({"step": trainer.step_number, **means,
+                            "seconds": round(seconds + time.perf_counter() - started, 1)})  # fmt: skip
+                bar.set_postfix(loss=means["loss"], iou=means["iou"])
+                if not someone_looks():
+                    print(json.dumps(log[-1]), flush=True)
+                recent = []
+                with atomic_path(out / STATE) as temporary:
+                    torch.save({"trainer": trainer.state(), "log": log}, temporary)
+
+
+@torch.no_grad()
+def one_click_iou(sam: Sam, source: Source, layer: int = 0, most: int | None = None) -> dict[str, np.ndarray]:
+    """IoU of the mask that one click in the middle of each labelled object gives, at the picture's own size.
+
+    Returns iou float32 (N,), of the mask of highest predicted IoU; best float32 (N,), of the best of the three;
+    predicted float32 (N,); area int64 (N,), pixels; picture int64 (N,), the position of the picture.
+    """
+    transform = ResizeLongestSide(sam.image_encoder.img_size)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in ("iou", "best", "predicted", "area", "picture")}
+    for number, (image, labels) in enumerate(zip(source.images[:most], source.labels, strict=False)):
+        numbers, clicks, areas = centre_clicks(labels[layer])
+        if len(numbers) == 0:
+            continue
+        pixels = torch.from_numpy(transform.apply_image(image)).permute(2, 0, 1)[None].to(sam.device)
+        size = (pixels.shape[2], pixels.shape[3])
+        embedding = sam.image_encoder(sam.preprocess(pixels.float()))
+        points = torch.from_numpy(transform.apply_coords(clicks, image.shape[:2])).float()[:, None].to(sam.device)
+        for start in range(0, len(numbers), 64):
+            rows = slice(start, start + 64)
+            sparse, dense = sam.prompt_encoder((points[rows], torch.ones(len(points[rows]), 1)), None, None)
+            low, scores = sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
+            masks = (sam.postprocess_masks(low, size, image.shape[:2]) > 0).cpu().numpy()  # type: ignore[reportArgumentType]
+            truth = (labels[layer][None] == numbers[rows, None, None])[:, None]
+            iou = (masks & truth).sum((2, 3)) / (masks | truth).sum((2, 3))
+            chosen = scores.argmax(1).cpu().numpy()
+            line = np.arange(len(iou))
+            found["iou"].append(iou[line, chosen])
+            found["best"].append(iou.max(1))
+            found["predicted"].append(scores.max(1).values.cpu().numpy())
+            found["area"].append(areas[rows])
+            found["picture"].append(np.full(len(iou), number))
+    return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in found.items()}
