@@ -12,9 +12,10 @@ import ucore
 
 PACKAGE = Path(ucore.__file__).parent
 ORDER = [
-    *("errors", "files", "config", "images", "masks", "parallel", "manifest", "osm", "geo"),
+    *("errors", "files", "config", "images", "masks", "store", "workers", "processes", "cluster", "parallel"),
+    *("manifest", "osm", "geo", "kinds", "compose"),
     *("duplicates", "blocks", "splits", "tiles", "servers", "imagery", "build"),
-    *("kinds", "countries", "site", "facilities", "fillers", "city", "osm_city"),
+    *("countries", "site", "facilities", "fillers", "city", "osm_city"),
     *("textures", "canvas", "painters_built", "painters", "render", "describe", "simulated_set", "simulate"),
     *("archives", "readers", "rsicd", "urbancross", "skyscript", "geotiles", "data", "inspection"),
     *(
@@ -36,13 +37,14 @@ ORDER = [
         "segments",
         "micro_sam_data",
         "micro_sam_train",
-        "compose",
         "prompts",
         "micro_captioner",
-        "captioner",
         "endpoint",
+        "captioner",
+        "things",
         "grounding",
-        "caption_store",
+        "cleaning",
+        "refining",
         "captions",
         "micro_captioner_train",
         "losses",

@@ -9,6 +9,13 @@ import numpy as np
 from ucore.errors import DataError
 
 
+def _coco() -> Any:
+    """pycocotools' mask functions, whose type stubs do not know compressed codes; imported when first needed."""
+    from pycocotools import mask
+
+    return mask
+
+
 @dataclass(frozen=True, eq=False)
 class Segments:
     """N masks of one image and what their maker thinks of them. Order is the maker's.
@@ -34,8 +41,7 @@ class Segments:
         points: np.ndarray | None = None,
     ) -> Self:
         """From masks bool (N, H, W); what is not given is 1 (scores) or NaN (points)."""
-        from pycocotools import mask as coco
-
+        coco = _coco()
         masks = np.asarray(masks)
         if masks.ndim != 3:
             raise ValueError(f"masks must be (N, H, W), not {masks.shape}")
@@ -78,29 +84,26 @@ class Segments:
 
     def masks(self, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Masks bool (n, H, W) of `rows`, by default of all; take few at once of a large image."""
-        from pycocotools import mask as coco
-
+        coco = _coco()
         codes = self.codes
         wanted = codes if rows is None else [codes[int(row)] for row in rows]
         if not wanted:
             return np.zeros((0, *self.size), bool)
-        return coco.decode(wanted).transpose(2, 0, 1).astype(bool)  # type: ignore[reportArgumentType]
+        return coco.decode(wanted).transpose(2, 0, 1).astype(bool)
 
     @property
     def areas(self) -> np.ndarray:
         """Pixels in each mask, int64 (N,)."""
-        from pycocotools import mask as coco
-
+        coco = _coco()
         return np.asarray(coco.area(self.codes) if self.rles else [], np.int64)
 
     @property
     def boxes(self) -> np.ndarray:
         """Left, top, right and bottom edge of each mask in pixels, int64 (N, 4), right and bottom exclusive."""
-        from pycocotools import mask as coco
-
+        coco = _coco()
         if not self.rles:
             return np.zeros((0, 4), np.int64)
-        boxes = np.asarray(coco.toBbox(self.codes)).round().astype(np.int64)  # type: ignore[reportArgumentType]
+        boxes = np.asarray(coco.toBbox(self.codes)).round().astype(np.int64)
         boxes[:, 2:] += boxes[:, :2]
         return boxes
 
@@ -120,8 +123,7 @@ class Segments:
         return self._overlap(other or self, share=True)
 
     def _overlap(self, other: "Segments", share: bool) -> np.ndarray:
-        from pycocotools import mask as coco
-
+        coco = _coco()
         if self.size != other.size:
             raise DataError(f"Masks of images of {self.size} and {other.size} pixels cannot be compared")
         if not self.rles or not other.rles:
