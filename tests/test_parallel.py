@@ -1,0 +1,200 @@
+"""One stage over many items: every item exactly once, whatever raises, dies, or is too large to hold twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ucore.errors import ConfigError, DataError, UserError
+from ucore.parallel import Failed, map_stage
+from ucore.processes import local_workers
+
+
+def squares(places: str = "") -> Callable[[list[Any]], list[Any]]:
+    """A worker that squares; "raise", "kill once" and so on stand for what may go wrong with an item."""
+
+    def one(item: Any) -> Any:
+        if item == "raise":
+            raise DataError("this item\nis bad")
+        if item == "kill" or (item == "kill once" and first_time(Path(places) / "killed")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if item == "exit":
+            os._exit(7)
+        if item == "lambda":
+            return lambda: None
+        return os.getpid() if item == "pid" else os.environ["OMP_NUM_THREADS"] if item == "threads" else item * item
+
+    return lambda items: [one(item) for item in items]
+
+
+def first_time(marker: Path) -> bool:
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def too_few() -> Callable[[list[Any]], list[Any]]:
+    return lambda items: items[1:]
+
+
+def refuses() -> Callable[[list[Any]], list[Any]]:
+    raise DataError("There is no checkpoint sam.pth.")
+
+
+def broken() -> Callable[[list[Any]], list[Any]]:
+    return [][1]
+
+
+def dies() -> Callable[[list[Any]], list[Any]]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return squares()
+
+
+def results(*arguments: Any, **settings: Any) -> dict[int, Any]:
+    """What map_stage yields, each position exactly once."""
+    pairs = list(map_stage(*arguments, **settings))
+    assert len({position for position, _ in pairs}) == len(pairs)
+    return dict(pairs)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("count", "batch_size"), [(0, 8), (1, 8), (17, 4)])
+def test_every_item_once(workers, count, batch_size):
+    expected = {number: number * number for number in range(count)}
+    assert results(squares, range(count), workers=workers, batch_size=batch_size) == expected
+
+
+def test_one_worker_is_this_process_and_needs_no_pickling():
+    seen = []
+    assert results(lambda: lambda items: [seen.append(item) for item in items], [1, 2], workers=1) == {0: None, 1: None}
+    assert seen == [1, 2]
+
+
+def test_more_workers_are_processes_of_their_own_with_a_share_of_the_threads():
+    pids = results(squares, ["pid"] * 20, workers=2, batch_size=1)
+    assert os.getpid() not in pids.values() and 1 <= len(set(pids.values())) <= 2
+    assert set(results(squares, ["threads"] * 4, workers=2, batch_size=1).values()) == {"1"}  # conftest allows one
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_item_that_raises_fails_alone(workers):
+    found = results(squares, [1, "raise", 3, 4], workers=workers, batch_size=4)
+    assert found == {0: 1, 1: Failed("this item is bad"), 2: 9, 3: 16}
+    assert results(squares, [None], workers=workers)[0].reason.startswith("TypeError: unsupported operand")
+
+
+def test_results_that_are_too_few_or_cannot_be_sent_fail():
+    assert "0 results for 1 items" in results(too_few, [1, 2], workers=1)[1].reason
+    found = results(squares, [2, "lambda"], workers=2)
+    assert found[0] == 4 and "lambda" in found[1].reason
+
+
+def test_a_killed_worker_is_replaced_and_its_batch_done_again(tmp_path):
+    items = [*range(30), "kill once", *range(30)]
+    found = results(partial(squares, str(tmp_path)), items, workers=2, batch_size=4)
+    assert (tmp_path / "killed").exists()
+    assert found.pop(30).reason.startswith("TypeError")  # the words, when nothing is killed any more
+    assert found == {number: item * item for number, item in enumerate(items) if number != 30}
+
+
+def test_an_item_that_always_kills_its_worker_is_given_up_alone():
+    found = results(squares, [1, 2, "kill", 4, 5, "exit"], workers=2, batch_size=3)
+    assert found.pop(2) == Failed("its worker process died 3 times: killed, most often for lack of memory")
+    assert found.pop(5) == Failed("its worker process died 3 times: ended with status 7")
+    assert found == {0: 1, 1: 4, 3: 16, 4: 25}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_building_a_worker_raises_is_raised(workers):
+    with pytest.raises(DataError, match=r"^There is no checkpoint sam\.pth\.$"):
+        results(refuses, [1], workers=workers)
+    with pytest.raises((RuntimeError, IndexError), match="list index out of range"):
+        results(broken, [1], workers=workers)
+    assert results(refuses, [], workers=workers) == {}  # nothing to do: nothing is built
+
+
+def test_workers_that_cannot_start_are_not_started_for_ever():
+    with pytest.raises(UserError, match="cannot start: killed, most often for lack of memory"):
+        results(dies, [1, 2], workers=2)
+
+
+def test_items_are_read_only_when_a_worker_is_free():
+    read = []
+    stage = map_stage(squares, (read.append(number) or number for number in range(1000)), workers=2, batch_size=2)
+    assert read == []  # nor is a process started
+    for _ in range(10):
+        next(stage)
+    assert 10 <= len(read) <= 10 + 4 * 2
+    stage.close()
+    assert len(read) < 30
+
+
+def test_settings_that_cannot_be():
+    for settings, words in (
+        ({"engine": "spark"}, "choose local or ray"),
+        ({"workers": 0}, "at least 1"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"address": "auto"}, "add --engine ray"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            map_stage(squares, [1], **settings)
+
+
+def test_workers_share_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 2,5,7")
+    assert local_workers(None, 1) == (4, ["0", "2", "5", "7"])
+    assert local_workers(3, 0.5) == (3, ["0", "0", "2"])
+    assert local_workers(None, 2) == (2, ["0,2", "5,7"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert local_workers(2, 1) == (2, ["0", "1"])
+    with pytest.raises(ConfigError, match="at most --workers 4"):
+        local_workers(5, 1)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="use --device cpu"):
+        local_workers(None, 1)
+
+
+STAGE = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from test_parallel import sleeps
+from ucore.parallel import map_stage
+for position, pid in map_stage(sleeps, range(1000), workers=2, batch_size=1):
+    print(pid, flush=True)
+"""
+
+
+def sleeps() -> Callable[[list[Any]], list[Any]]:
+    return lambda items: [time.sleep(0.05) or os.getpid() for _ in items]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_their_parent(how):
+    """Ctrl-C goes to the whole group of processes, a kill to the parent alone."""
+    parent = subprocess.Popen([sys.executable, "-c", STAGE, str(Path(__file__).parent)], text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    assert parent.stdout is not None
+    pids = {int(parent.stdout.readline()) for _ in range(30)}
+    (os.killpg if how == signal.SIGINT else os.kill)(parent.pid, how)
+    assert parent.communicate(timeout=20)[1].count("Traceback") == (how == signal.SIGINT)  # the parent's own
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}/stat").exists() and alive(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
