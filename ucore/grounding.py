@@ -1,0 +1,185 @@
+"""Does a text say what the map says? Tags named, tags denied, and things that no tag knows (`grounding`).
+
+    grounding("Houses along a road; a river bends.", ["building=house", "highway=residential", "landuse=grass"])
+    Grounding(mentioned=("building=house", "highway=residential"), missing=("landuse=grass",), contradicted=(),
+              unsupported=("river",), recall=0.667)
+
+By words alone, the same on every machine. Its limits: English only; counts, colours and places are not checked; a
+word with two meanings ("field", "block") speaks for the text; of denials only plain ones are understood ("no
+buildings", "without any roads in the image"), not ironies nor "nothing but sand"; and a text that names what is there
+but was never mapped is called unsupported, so that it is a hint and no proof.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ucore.things import (
+    Phrase,
+    covering_names,
+    distinctive_words,
+    first_words,
+    forms,
+    names_of,
+    own_name,
+    supporting_names,
+    thing_tags,
+    vocabulary,
+)
+
+RICH = 3  # tags that name things from which on the absence of one tells something
+
+TOKEN = re.compile(r"[^\W\d_]+|[.,;:!?()]")
+STOPS = set(".,;:!?()")
+NEGATIONS = {("no",), ("without",), ("lacks",), ("lacking",), ("lack", "of"), ("absence", "of"), ("devoid", "of"),
+             ("free", "of"), ("not", "any"), ("nor",), ("neither",)}  # fmt: skip
+NEGATING = {words[0] for words in NEGATIONS}
+SOFTENED = {"almost", "nearly", "virtually", "practically", "few", "little"}  # "few or no trees" may leave some
+LIGHT = {"any", "a", "an", "single", "visible", "apparent", "obvious", "discernible", "clear", "signs", "sign", "of"}
+SEEN = {"are", "is", "can", "be", "visible", "present", "seen", "found", "shown", "apparent", "to", "at", "all",
+        "anywhere", "here", "there"}  # fmt: skip
+WITHIN = {"in", "within", "on", "inside"}
+WHOLE = {"image", "picture", "scene", "view", "tile", "photo", "photograph", "area", "frame", "satellite", "aerial"}
+CHAIN = {",", "or", "and", "nor"}
+CONNECTED = {"near", "nearby", "along", "around", "between", "beside", "besides", "except", "other", "apart", "with",
+             "but", "for", "from", "while", "which", "that", "as", "by", "next"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """How a text stands to the tags of its image.
+
+    mentioned, missing: the image's tags that name things, by whether the text names them. contradicted: tags the text
+    denies for the whole picture. unsupported: distinctive things, as words in the singular, that the text names and
+    no tag of the image or its surroundings makes plausible; empty where fewer than `RICH` tags are known.
+    recall: share of the tags mentioned, None without any.
+    """
+
+    mentioned: tuple[str, ...]
+    missing: tuple[str, ...]
+    contradicted: tuple[str, ...]
+    unsupported: tuple[str, ...]
+    recall: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is contradicted or unsupported."""
+        return not self.contradicted and not self.unsupported
+
+
+class Mention(NamedTuple):
+    """A known phrase in a text. denied: "": named; "part": denied somewhere; "whole": denied of all the picture."""
+
+    phrase: str
+    denied: str
+
+
+def grounding(text: str, tags: Sequence[str], surrounding_tags: Sequence[str] = ()) -> Grounding:
+    """Compare `text` with the tags ("key=value") of its image and of what lies around it.
+
+    Tags that name no thing on the ground (names, surfaces, addresses) are left out. What lies around need not be
+    mentioned, but supports what is.
+    """
+    own, around = thing_tags(tags), thing_tags(surrounding_tags)
+    mentions = find_mentions(text, (*own, *around))
+    named = {mention.phrase for mention in mentions if not mention.denied}
+    denied = {mention.phrase for mention in mentions if mention.denied == "whole"}
+    mentioned = tuple(tag for tag in own if names_of(tag) & named)
+    unsupported = named & distinctive_words()
+    for tag in (*own, *around):
+        unsupported = unsupported - supporting_names(tag)
+    enough = len({*own, *around}) >= RICH
+    return Grounding(
+        mentioned,
+        tuple(tag for tag in own if tag not in mentioned),
+        tuple(tag for tag in own if covering_names(tag) & denied),
+        tuple(sorted(unsupported)) if enough else (),
+        len(mentioned) / len(own) if own else None,
+    )
+
+
+def summarise(results: Sequence[Grounding]) -> dict[str, Any]:
+    """Mean recall over the texts with tags, and shares of texts that contradict a tag or claim an unsupported thing."""
+    recalls = [result.recall for result in results if result.recall is not None]
+    count = max(len(results), 1)
+    return {
+        "texts": len(results),
+        "with_tags": len(recalls),
+        "tag_recall": round(sum(recalls) / len(recalls), 4) if recalls else None,
+        "contradicting": round(sum(bool(result.contradicted) for result in results) / count, 4),
+        "unsupported": round(sum(bool(result.unsupported) for result in results) / count, 4),
+    }
+
+
+def find_mentions(text: str, tags: Sequence[str] = ()) -> list[Mention]:
+    """The things that a text names, in order, longest phrases first ("car park" is no park).
+
+    tags: their own values are looked for too.
+    """
+    tokens: list[str] = TOKEN.findall(text.lower().replace("-", " "))
+    known: Mapping[Phrase, str] = vocabulary()
+    extra = {words: word for tag in tags if own_name(tag) for words, word in forms(own_name(tag)).items()}
+    found: list[tuple[int, int, str]] = []
+    begin = first_words() | {words[0] for words in extra}
+    place = 0
+    while place < len(tokens):
+        for size in (4, 3, 2, 1) if tokens[place] in begin else ():
+            words = tuple(tokens[place : place + size])
+            phrase = known.get(words) or extra.get(words)
+            if phrase and len(words) == size:
+                if "like" not in tokens[max(place - 2, 0) : place]:  # shaped like a river
+                    found.append((place, place + size, phrase))
+                place += size
+                break
+        else:
+            place += 1
+    denials = _denials(tokens, {start: end for start, end, _ in found})
+    return [Mention(phrase, denials.get(start, "")) for start, _, phrase in found]
+
+
+def _denials(tokens: list[str], ends: Mapping[int, int]) -> dict[int, str]:
+    """Start of a denied phrase -> "part" or "whole". ends: start -> end of every phrase found."""
+    denied: dict[int, str] = {}
+    for place, token in enumerate(tokens):
+        if token not in NEGATING:
+            continue
+        size = next((n for n in (2, 1) if tuple(tokens[place : place + n]) in NEGATIONS), 0)
+        if not size:
+            continue
+        soft = not SOFTENED.isdisjoint(tokens[max(place - 2, 0) : place])
+        chain: list[int] = []
+        here = _skip(tokens, place + size, LIGHT)
+        while here in ends:
+            after = ends[here]
+            joined = after < len(tokens) and tokens[after] in CHAIN
+            whole = _of_all(tokens, after)
+            if not joined and whole is None:  # "no building materials": the phrase is part of another
+                break
+            chain.append(here)
+            if not joined:
+                for start in chain:
+                    denied[start] = "whole" if whole and not soft else "part"
+                chain = []
+                break
+            here = _skip(tokens, _skip(tokens, after, CHAIN), LIGHT)
+        for start in chain:  # the chain ran into the next clause: ", and a road ..."
+            denied[start] = "part" if soft else "whole"
+    return denied
+
+
+def _skip(tokens: list[str], place: int, words: set[str]) -> int:
+    while place < len(tokens) and tokens[place] in words:
+        place += 1
+    return place
+
+
+def _of_all(tokens: list[str], place: int) -> bool | None:
+    """Whether a denial that ends at `place` is of the whole picture; None where the phrase goes on as another."""
+    after = _skip(tokens, place, SEEN)
+    if after == len(tokens) or tokens[after] in STOPS | CHAIN:
+        return True
+    if tokens[after] in WITHIN:
+        scope = _skip(tokens, after + 1, {"the", "this", "entire", "whole"})
+        return scope < len(tokens) and tokens[scope] in WHOLE
+    return False if after > place or tokens[after] in CONNECTED else None
