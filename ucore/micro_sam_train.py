@@ -7,6 +7,7 @@ convolutional, so that nothing else changes, and a step costs a quarter.
 """
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +48,7 @@ class MicroSamConfig:
     lr: float = 1e-3  # of neck, decoder and prompts; peak of warm-up and cosine
     trunk_lr: float = 3e-4  # of the ImageNet backbone
     weight_decay: float = 0.05
-    ema: float = 0.998
+    ema: float = 0.995
     distilled: float = 0.35  # share of windows from real pictures, where there are any
     save_every: int = 250
 
@@ -109,7 +110,7 @@ class MicroSamTrainer:
     def _set_rates(self) -> None:
         step, steps = self.step_number, self.config.steps
         warm = min(1.0, (step + 1) / 150)
-        share = warm * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * step / steps)))
+        share = warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
 
