@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ucore.compose import TagComposer
 from ucore.errors import ConfigError, DataError
 from ucore.files import atomic_path, file_hash, require_writable, write_json
 from ucore.geo import (
@@ -31,7 +32,6 @@ from ucore.geo import (
     require_overlap,
     show,
     tag_footprints,
-    tags_to_text,
 )
 from ucore.imagery import open_imagery
 from ucore.images import someone_looks
@@ -162,12 +162,9 @@ def grid(bounds: Bounds, side_m: float) -> dict[str, Bounds]:
         bottom, row = top, row + 1
 
 
-def caption(tags: Sequence[str], surrounding_tags: Sequence[str]) -> str:
+def caption(tags: Sequence[str], surrounding_tags: Sequence[str], sample_id: str = "") -> str:
     """The sentence a built sample starts with, composed of its tags only: nobody and no model looked at the image."""
-    text = tags_to_text(tags, surrounding_tags)
-    if not text:
-        return "A satellite image."
-    return f"A satellite image of {text if tags else f'a place {text}'}."
+    return TagComposer().compose(tags, surrounding_tags, sample_id) or "A satellite image."
 
 
 def _tagged(
@@ -190,7 +187,7 @@ def _tagged(
         sample_id = f"{config.country}-{names[place]}"
         row = dict(sample_id=sample_id, image=f"images/{config.country}/{sample_id}.jpg", domain=config.country)
         centre = shapely.centroid(boxes[place])
-        row |= dict(tags=tags[place][0], surrounding_tags=tags[place][1], captions=[caption(*tags[place])])
+        row |= dict(tags=tags[place][0], surrounding_tags=tags[place][1], captions=[caption(*tags[place], sample_id)])
         row |= dict(lon=centre.x, lat=centre.y, footprint=boxes[place], gsd_m=config.gsd_m)
         rows.append(row)
     return rows, skipped
