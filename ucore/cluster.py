@@ -1,0 +1,155 @@
+"""Workers on a Ray cluster: one that runs, or one that is started on this machine for the time of the stage.
+
+Plain actors under our own hand-out of work rather than Ray Data's map_batches: an actor that dies is then known by
+name together with the batch it held, so the rules of `workers.share_out` (three deaths, then item by item, then
+`Failed`) hold on a cluster as they do on one machine. Ray Data retries a batch for ever or drops it without a word,
+and holds every item in its object store before the first is worked on. What Ray does best stays its own: finding
+room, pinning GPUs (an actor sees only its own), moving items and results between machines.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from ucore.errors import ConfigError
+from ucore.workers import Died, Function, Job, apply, build, limit_threads, packed, share_out
+
+
+def on_ray(
+    make_worker: Callable[[], Function], jobs: Iterator[Job], workers: int | None, gpus_per_worker: float,
+    address: str | None,
+) -> Iterator[tuple[int, Any]]:  # fmt: skip
+    """As parallel.map_stage with the engine "ray". Raises ConfigError where Ray is not installed."""
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise ConfigError('The engine ray needs Ray, which is not installed: pip install "ucore[ray]"') from None
+    return _on_ray(make_worker, jobs, workers, gpus_per_worker, address)
+
+
+def _on_ray(
+    make_worker: Callable[[], Function], jobs: Iterator[Job], workers: int | None, gpus_per_worker: float,
+    address: str | None,
+) -> Iterator[tuple[int, Any]]:  # fmt: skip
+    import pickle
+
+    import ray
+    from ray import cloudpickle
+
+    first = next(jobs, None)
+    if first is None:  # nothing to do is no reason to start a cluster
+        return
+    with _cluster(address):
+        # Taken apart once, here: every actor gets the same bytes, and a function of a notebook may be sent, too.
+        payload = cloudpickle.dumps(make_worker)
+        count, threads = _room(workers, gpus_per_worker)
+        remote = ray.remote(num_cpus=threads, num_gpus=gpus_per_worker, max_restarts=0)(_Remote)
+
+        def start(number: int) -> _Actor:
+            return _Actor(remote.remote(payload, threads))
+
+        def answers(actors: list[_Actor]) -> list[tuple[_Actor, Any]]:
+            futures = [actor.future for actor in actors]
+            ray.wait(futures, num_returns=1)
+            done = set(ray.wait(futures, num_returns=len(futures), timeout=0)[0])
+            return [(actor, actor.answer(pickle.loads)) for actor in actors if actor.future in done]
+
+        yield from share_out(_after(first, jobs), count, start, answers)
+
+
+def _after(first: Job, others: Iterator[Job]) -> Iterator[Job]:
+    yield first
+    yield from others
+
+
+class _Remote:
+    """The actor: what a worker process does, on whatever machine it is."""
+
+    def __init__(self, payload: bytes, threads: int) -> None:
+        limit_threads(threads)
+        self.built = build(payload)
+
+    def ready(self) -> Exception | None:
+        return self.built if isinstance(self.built, Exception) else None
+
+    def work(self, items: list[Any]) -> bytes:
+        assert not isinstance(self.built, Exception)
+        return packed(apply(self.built, items))
+
+
+class _Actor:
+    """A worker of `share_out` that is an actor."""
+
+    def __init__(self, handle: Any) -> None:
+        self.ready, self.job, self.cause = False, None, ""
+        self.handle = handle
+        self.future = handle.ready.remote()
+
+    def send(self, items: list[Any]) -> None:
+        self.future = self.handle.work.remote(items)
+
+    def answer(self, unpacked: Callable[[bytes], list[Any]]) -> Any:
+        import ray
+
+        try:
+            answer = ray.get(self.future)
+        except ray.exceptions.RayError as error:  # of any kind: process, machine or network gone, memory used up
+            self.cause = " ".join(str(error).split())[:300]
+            return Died()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer if answer is None else unpacked(answer)
+
+    def end(self) -> str:
+        import ray
+
+        with suppress(Exception):  # it is dead, or its cluster is gone
+            ray.kill(self.handle)
+        return self.cause
+
+
+def _room(workers: int | None, gpus_per_worker: float) -> tuple[int, int]:
+    """How many workers, and how many processors each gets so that all fit on the machines there are."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    if workers is None:
+        gpus = sum(int(node.get("GPU", 0) / gpus_per_worker) for node in nodes) if gpus_per_worker else 0
+        if gpus_per_worker and not gpus:
+            raise ConfigError(
+                f"No machine of this Ray cluster has {gpus_per_worker:g} GPUs for a worker: use --device cpu, or give "
+                "--workers where machines are added on demand"
+            )
+        workers = max(1, gpus if gpus_per_worker else sum(cpus))
+    threads = max(1, sum(cpus) // workers)
+    while threads > 1 and sum(count // threads for count in cpus) < workers:
+        threads -= 1
+    return workers, threads
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    """Connected to the cluster at `address`, or to one of our own; as it was before, where it was connected."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine takes longer than Ray's 30 seconds
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default, without its warning
+    import ray
+
+    if ray.is_initialized():  # the caller's, who may have its reasons
+        yield
+        return
+    place = address or os.environ.get("RAY_ADDRESS", "local")  # `ray job submit` sets the variable
+    settings = {} if place.startswith("ray://") else {"include_dashboard": False}
+    try:
+        try:
+            ray.init(place, log_to_driver=False, logging_level=logging.ERROR, **settings)
+        except Exception as error:  # Ray raises nearly anything here
+            reason = " ".join(str(error).split())[:300]
+            what = "Ray could not be started here" if place == "local" else f"No Ray cluster can be used at {place}"
+            raise ConfigError(f"{what}: {reason}. A cluster is started by: ray start --head") from error
+        yield
+    finally:
+        ray.shutdown()
