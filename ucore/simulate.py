@@ -22,6 +22,7 @@ from ucore.countries import Camera, country_camera, country_style
 from ucore.errors import ConfigError, DataError
 from ucore.files import atomic_path, only_writer, require_writable, write_json
 from ucore.manifest import Manifest
+from ucore.processes import end_with_parent
 from ucore.simulated_set import (
     DATASET_FILE,
     FEATURES,
@@ -211,19 +212,9 @@ def _start_worker(city: "City", camera: Camera, config: SimulationConfig, out: P
     gc.freeze()  # the city's objects are never freed here: no collection should walk, and so copy, their pages
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then lets its workers finish
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)  # one process a core already
     _worker = (city, camera, config, out)
-
-
-def _end_with_parent() -> None:
-    """A killed parent's workers would wait for work for ever, and keep its lock on the folder."""
-    import multiprocessing
-
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _make_part(part: tuple[Path, list[Spot]]) -> int:
