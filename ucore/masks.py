@@ -94,8 +94,10 @@ class Segments:
     @property
     def areas(self) -> np.ndarray:
         """Pixels in each mask, int64 (N,)."""
-        coco = _coco()
-        return np.asarray(coco.area(self.codes) if self.rles else [], np.int64)
+        coco, codes = _coco(), self.codes
+        # pycocotools 2.0.11 keeps the number of masks in eight bits.
+        parts = [coco.area(codes[start : start + 255]) for start in range(0, len(codes), 255)]
+        return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
 
     @property
     def boxes(self) -> np.ndarray:
@@ -155,3 +157,40 @@ def remove_overlapping(segments: Segments, scores: np.ndarray, most: float) -> n
         if not kept or overlap[row, kept].max() <= most:
             kept.append(int(row))
     return np.array(kept, np.int64)
+
+
+def label_codes(labels: np.ndarray, size: tuple[int, int] | None = None) -> tuple[np.ndarray, list[bytes]]:
+    """Every label of a map int (h, w) >= 0, ascending, int64 (N,), and the run-length code of the pixels it has.
+
+    size: height and width of the masks, where the map is a smaller picture of them: enlarged to the nearest pixel,
+        run by run, so that no mask is ever as large as the image.
+    """
+    from scipy.ndimage import find_objects
+
+    coco = _coco()
+    (rows, columns), (height, width) = labels.shape, size or labels.shape
+    row_of = (2 * np.arange(height) + 1) * rows // (2 * height)
+    column_of = (2 * np.arange(width) + 1) * columns // (2 * width)
+    row_starts = np.searchsorted(row_of, np.arange(rows + 1))
+    found, codes = [], []
+    for label, box in enumerate(find_objects(labels.astype(np.int64) + 1)):
+        if box is None:
+            continue
+        inside = np.pad(labels[box] == label, ((1, 1), (0, 0))).T.astype(np.int8)
+        edges = np.diff(inside, axis=1)  # 1 where a run begins in a column, -1 behind its end
+        column, first = np.nonzero(edges == 1)
+        _, last = np.nonzero(edges == -1)
+        first, last = row_starts[first + box[0].start], row_starts[last + box[0].start]
+        wide = np.arange(*np.searchsorted(column_of, [box[1].start, box[1].stop]))
+        narrow = column_of[wide] - box[1].start
+        runs = np.bincount(column, minlength=len(edges))
+        count = runs[narrow]
+        run = np.arange(count.sum()) + np.repeat((np.cumsum(runs) - runs)[narrow] - np.cumsum(count) + count, count)
+        start = np.repeat(wide * height, count)
+        # Where a run reaches the bottom and the next begins at the top, end and beginning cancel.
+        bounds, times = np.unique(np.concatenate([first[run] + start, last[run] + start]), return_counts=True)
+        lengths = np.diff(np.concatenate([[0], bounds[times % 2 == 1], [height * width]]))
+        counts = lengths[: len(lengths) - int(lengths[-1] == 0)].tolist()
+        found.append(label)
+        codes.append(coco.frPyObjects({"counts": counts, "size": [height, width]}, height, width)["counts"])
+    return np.array(found, np.int64), codes
