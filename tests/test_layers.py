@@ -46,6 +46,7 @@ ORDER = [
         "cleaning",
         "refining",
         "captions",
+        "micro_captioner_data",
         "micro_captioner_train",
         "losses",
         "hubness",
