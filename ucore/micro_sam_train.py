@@ -1,9 +1,9 @@
 """Trains sam-micro: `ucore segments train-micro --out DIR`.
 
 The recipe is SAM's (arXiv 2304.02643, section 3 and appendix A): focal and dice loss, three masks for an ambiguous
-click of which only the best is corrected, a regressed IoU, one mask for boxes and second clicks. Two thirds of the
-steps see windows of a quarter of the area, placed anywhere in the frame by their positional encoding: the encoder is
-convolutional, so that nothing else changes, and a step costs a quarter.
+click of which only the best is corrected, a regressed IoU, one mask for boxes and second clicks. Most steps see small
+windows, placed anywhere in the frame by their positional encoding: the encoder is convolutional, so that nothing else
+changes, and a click costs a quarter or a sixteenth of what it costs in a whole picture.
 """
 
 import json
@@ -38,13 +38,15 @@ STATE = "state.pt"
 
 @dataclass(frozen=True)
 class MicroSamConfig:
-    """Settings of `train_micro`. A step sees `batch` windows with `prompts` clicks each."""
+    """Settings of `train_micro`. A step sees `batch` windows, or half or a quarter as many of twice or four times the
+    side, with `prompts` clicks each."""
 
-    steps: int = 4500
+    steps: int = 4400
     seed: int = 0
-    batch: int = 8
+    batch: int = 16
     prompts: int = 10
-    small: float = 0.75  # share of the steps that see windows of half the side
+    quarter: float = 0.5  # share of the steps that see windows of a quarter of the frame's side
+    half: float = 0.3  # share of the steps, after them, that see windows of half the side
     lr: float = 1e-3  # of neck, decoder and prompts; peak of warm-up and cosine
     trunk_lr: float = 3e-4  # of the ImageNet backbone
     weight_decay: float = 0.05
@@ -70,8 +72,11 @@ class MicroSamTrainer:
         self.step_number = 0
 
     def side(self, step: int) -> int:
-        """Pixels of the windows of a step: half the side first, whole pictures in the end."""
-        return IMAGE_SIZE // 2 if step < self.config.small * self.config.steps else IMAGE_SIZE
+        """Pixels of the windows of a step: small windows first, whole pictures in the end."""
+        done = step / self.config.steps
+        if done < self.config.quarter:
+            return IMAGE_SIZE // 4
+        return IMAGE_SIZE // 2 if done < self.config.quarter + self.config.half else IMAGE_SIZE
 
     def batch(self, step: int) -> tuple[list[Window], str, np.ndarray]:
         """The windows of a step, the kind of prompt, and where in the frame the windows lie, int64 (B, 2) pixels."""
@@ -80,7 +85,7 @@ class MicroSamTrainer:
         real = sum(source.name == "distilled" for source in self.sources)
         shares = [self.config.distilled / real if source.name == "distilled" else 1 - self.config.distilled
                   for source in self.sources]  # fmt: skip
-        count = self.config.batch if side < IMAGE_SIZE else max(1, self.config.batch // 2)
+        count = max(1, self.config.batch * IMAGE_SIZE // 4 // side)
         made = list(islice(windows(self.sources, shares, side, self.config.prompts, rng), count))
         kind = str(rng.choice(["click", "box", "two"], p=[0.8, 0.1, 0.1]))
         offsets = rng.integers(0, (IMAGE_SIZE - side) // STRIDE + 1, (count, 2)) * STRIDE
