@@ -41,7 +41,7 @@ def _on_ray(
     first = next(jobs, None)
     if first is None:  # nothing to do is no reason to start a cluster
         return
-    with _cluster(address):
+    with connected(address):
         # Taken apart once, here: every actor gets the same bytes, and a function of a notebook may be sent, too.
         payload = cloudpickle.dumps(make_worker)
         count, threads = _room(workers, gpus_per_worker)
@@ -131,7 +131,7 @@ def _room(workers: int | None, gpus_per_worker: float) -> tuple[int, int]:
 
 
 @contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[None]:
     """Connected to the cluster at `address`, or to one of our own; as it was before, where it was connected."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine takes longer than Ray's 30 seconds
