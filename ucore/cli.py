@@ -1,4 +1,7 @@
-"""The command line: `ucore train`, `eval`, `run`, `reproduce`, `simulate`, `data`. A command imports what it needs."""
+"""The command line: `ucore train`, `eval`, `run`, `reproduce`, `data`, `simulate`, `segment`, `caption`.
+
+A command imports what it needs.
+"""
 
 import sys
 import time
@@ -8,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ucore.cli_augment import caption, captions, segment, segments
 from ucore.cli_data import data, simulate
 from ucore.errors import ConfigError, UserError
 from ucore.files import require_writable
@@ -251,6 +255,10 @@ def main() -> None:
         "reproduce": reproduce,
         "data": data,
         "simulate": simulate,
+        "segment": segment,
+        "caption": caption,
+        "segments": segments,
+        "captions": captions,
     }
     usual, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:

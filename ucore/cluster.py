@@ -9,6 +9,7 @@ room, pinning GPUs (an actor sees only its own), moving items and results betwee
 
 import logging
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -33,10 +34,8 @@ def _on_ray(
     make_worker: Callable[[], Function], jobs: Iterator[Job], workers: int | None, gpus_per_worker: float,
     address: str | None,
 ) -> Iterator[tuple[int, Any]]:  # fmt: skip
-    import pickle
-
     import ray
-    from ray import cloudpickle
+    from ray.cloudpickle import cloudpickle
 
     first = next(jobs, None)
     if first is None:  # nothing to do is no reason to start a cluster
@@ -54,7 +53,7 @@ def _on_ray(
             futures = [actor.future for actor in actors]
             ray.wait(futures, num_returns=1)
             done = set(ray.wait(futures, num_returns=len(futures), timeout=0)[0])
-            return [(actor, actor.answer(pickle.loads)) for actor in actors if actor.future in done]
+            return [(actor, actor.answer()) for actor in actors if actor.future in done]
 
         yield from share_out(_after(first, jobs), count, start, answers)
 
@@ -83,24 +82,27 @@ class _Actor:
     """A worker of `share_out` that is an actor."""
 
     def __init__(self, handle: Any) -> None:
-        self.ready, self.job, self.cause = False, None, ""
+        self.ready = False
+        self.job: Job | None = None
+        self.cause = ""
         self.handle = handle
         self.future = handle.ready.remote()
 
     def send(self, items: list[Any]) -> None:
         self.future = self.handle.work.remote(items)
 
-    def answer(self, unpacked: Callable[[bytes], list[Any]]) -> Any:
+    def answer(self) -> Any:
         import ray
+        from ray.exceptions import RayError
 
         try:
-            answer = ray.get(self.future)
-        except ray.exceptions.RayError as error:  # of any kind: process, machine or network gone, memory used up
+            answer: Any = ray.get(self.future)
+        except RayError as error:  # of any kind: process, machine or network gone, memory used up
             self.cause = " ".join(str(error).split())[:300]
             return Died()
         if isinstance(answer, Exception):
             raise answer
-        return answer if answer is None else unpacked(answer)
+        return answer if answer is None else pickle.loads(answer)
 
     def end(self) -> str:
         import ray
@@ -142,7 +144,7 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     place = address or os.environ.get("RAY_ADDRESS", "local")  # `ray job submit` sets the variable
-    settings = {} if place.startswith("ray://") else {"include_dashboard": False}
+    settings: dict[str, Any] = {} if place.startswith("ray://") else {"include_dashboard": False}
     try:
         try:
             ray.init(place, log_to_driver=False, logging_level=logging.ERROR, **settings)

@@ -40,7 +40,8 @@ class _Process:
         import multiprocessing
 
         context = multiprocessing.get_context("spawn")
-        self.ready, self.job = False, None
+        self.ready = False
+        self.job: Job | None = None
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, payload, threads, gpus), daemon=True)
         # Ctrl-C reaches the whole group: the parent ends its workers, which need not say anything about it.
