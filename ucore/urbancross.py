@@ -9,8 +9,10 @@
 The published set has no lists. They are then made once, without leaks, and kept in ucore_splits/.
 """
 
+import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -44,6 +46,7 @@ LISTS = {
 }
 MADE = "ucore_splits"  # folder of lists made here
 SPARE = Path("runs/splits")  # where they go when the dataset cannot be written
+FORMULA = "=+-@\t\r"  # what a spreadsheet would run begins with one of these
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".jp2")
 
 
@@ -122,6 +125,40 @@ def segment_files(country: str | Path) -> dict[str, list[Path]]:
         stem = PurePosixPath(name).parent.name or PurePosixPath(name).stem.rpartition("_")[0]
         segments.setdefault(stem, []).append(Path(folder or "", name))
     return segments
+
+
+def write_urbancross(manifest: Manifest, folder: str | Path) -> list[Path]:
+    """Descriptions as UrbanCross's own code reads them; `folder` is replaced. Returns the files.
+
+    FOLDER/<Country>/instructblip_generation_<country>_refine.csv, with the columns image_name and description, of every
+    domain with descriptions; put the country's images beside it. Cells that a spreadsheet would run as a formula are
+    defused: a name gets "./" before it, which paths allow, a text loses the sign.
+    """
+    groups: dict[str, list[tuple[str, str]]] = {}
+    columns = (manifest.frame[name] for name in ("domain", "image", "description"))
+    for domain, image, text in zip(*columns, strict=True):
+        text = " ".join(text.split()).lstrip(FORMULA + " ")
+        if text:
+            groups.setdefault(re.sub(r"[^\w-]+", "-", domain).strip("-").lower() or "unknown", []).append((image, text))
+    folder = Path(folder)
+    with atomic_path(folder) as temporary:
+        temporary.mkdir(parents=True)
+        for country, rows in sorted(groups.items()):
+            short = Counter(PurePosixPath(image).name for image, _ in rows)
+            path = temporary / _csv_of(country)
+            path.parent.mkdir()
+            with open(path, "w", encoding="utf-8", newline="") as stream:
+                table = csv.writer(stream)
+                table.writerow(("image_name", "description"))
+                for image, text in rows:
+                    name = PurePosixPath(image).name
+                    name = name if short[name] == 1 else image
+                    table.writerow((f"./{name}" if name.startswith(tuple(FORMULA)) else name, text))
+    return [folder / _csv_of(country) for country in sorted(groups)]
+
+
+def _csv_of(country: str) -> Path:
+    return Path(country.title()) / f"instructblip_generation_{country}_refine.csv"
 
 
 def _pairs(country: str, index: Path) -> list[Entry]:
