@@ -111,7 +111,21 @@ def build_micro_sam(imagenet: bool = False) -> Sam:
     # segment_anything's waves tell two places apart from about 20 of 256 pixels on, farther than one roof from the
     # next; ours, from as long to six times shorter, do from 4. They are part of the weights.
     frequencies *= torch.logspace(0, math.log10(FINEST), frequencies.shape[1])
+    _look_at_the_click(sam.mask_decoder.transformer)
     return sam.eval()
+
+
+def _look_at_the_click(transformer: Any) -> None:
+    """Start every attention between prompts and picture with equal, large projections of both sides.
+
+    Equal positions then attend to each other from the first step on, which random projections learn slowly.
+    """
+    layers = [part for layer in transformer.layers
+              for part in (layer.cross_attn_token_to_image, layer.cross_attn_image_to_token)]  # fmt: skip
+    with torch.no_grad():
+        for attention in (*layers, transformer.final_attn_token_to_image):
+            attention.q_proj.weight *= 3
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
 
 
 def _fill_backbone(encoder: MicroEncoder) -> None:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from ucore.micro_sam_data import Source, Window, centre_clicks, windows
 from ucore.weights import write_weights
 
 STATE = "state.pt"
+Rule = Literal["first", "best", "all"]
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,14 @@ class MicroSamConfig:
     """Settings of `train_micro`. A step sees `batch` windows, or half or a quarter as many of twice or four times the
     side, with `prompts` clicks each."""
 
-    steps: int = 4400
+    steps: int = 4000
     seed: int = 0
     batch: int = 16
     prompts: int = 10
     quarter: float = 0.5  # share of the steps that see windows of a quarter of the frame's side
-    half: float = 0.3  # share of the steps, after them, that see windows of half the side
-    lr: float = 1e-3  # of neck, decoder and prompts; peak of warm-up and cosine
+    half: float = 0.33  # share of the steps, after them, that see windows of half the side
+    together: float = 0.35  # share of the steps in which all four masks learn from every prompt
+    lr: float = 8e-4  # of neck, decoder and prompts; peak of warm-up and cosine
     trunk_lr: float = 3e-4  # of the ImageNet backbone
     weight_decay: float = 0.05
     ema: float = 0.995
@@ -103,7 +105,9 @@ class MicroSamTrainer:
             normal = (pixels.to(self.device).float() - mean) / self.sam.pixel_std
             embedding = self.sam.image_encoder(normal)
             logits, scores = decode(self.sam, embedding, points.to(self.device), labels.to(self.device), offsets)
-        parts = mask_loss(logits.float(), scores.float(), targets, single=kind != "click")
+        together = self.step_number < self.config.together * self.config.steps
+        rule: Rule = "all" if together else "best" if kind == "click" else "first"
+        parts = mask_loss(logits.float(), scores.float(), targets, rule)
         self.optimizer.zero_grad()
         parts["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0)
@@ -165,8 +169,9 @@ def decode(sam: Sam, embedding: Tensor, points: Tensor, labels: Tensor, offsets:
     decoder, prompter = sam.mask_decoder, sam.prompt_encoder
     count, prompts = points.shape[:2]
     height, width = embedding.shape[2:]
-    sparse = _embed(prompter, points.flatten(0, 1), labels.flatten(0, 1))
-    whole = prompter.get_dense_pe()[0]
+    with torch.autocast(embedding.device.type, enabled=False):  # the phase of short waves needs float32
+        sparse = _embed(prompter, points.flatten(0, 1), labels.flatten(0, 1))
+        whole = prompter.get_dense_pe()[0]
     corners = offsets // STRIDE
     position = torch.stack([whole[:, y : y + height, x : x + width] for y, x in corners])
     source = embedding + prompter.no_mask_embed.weight.reshape(1, -1, 1, 1)
@@ -188,26 +193,29 @@ def _embed(prompter: Any, points: Tensor, labels: Tensor) -> Tensor:
     return torch.where(empty, prompter.not_a_point_embed.weight, tokens + kinds[labels.clamp(min=0)])
 
 
-def mask_loss(logits: Tensor, scores: Tensor, targets: Tensor, single: bool) -> dict[str, Tensor]:
+def mask_loss(logits: Tensor, scores: Tensor, targets: Tensor, rule: Rule) -> dict[str, Tensor]:
     """Loss of N prompts: 20 focal + dice + squared error of the predicted IoU (SAM, appendix A).
 
     logits: float32 (N, 4, h, w); scores: float32 (N, 4); targets: covered share of each cell in [0, 1], (N, h, w).
-    single: train the mask for unambiguous prompts, else the best of the other three.
+    rule: "first", the mask for unambiguous prompts; "best", of the other three the one that is nearest already;
+    "all", every mask. From the start with "best", three masks of the three largest regions would do without looking
+    at the click.
     """
-    rows = slice(0, 1) if single else slice(1, None)
+    rows = {"first": slice(0, 1), "best": slice(1, None), "all": slice(None)}[rule]
     logits, scores = logits[:, rows].flatten(2), scores[:, rows]
     goal = targets.flatten(1)[:, None].expand_as(logits)
     chance = logits.sigmoid()
     # Focal loss for shares instead of labels: the weight is the distance to the goal (arXiv 2006.04388).
     focal = (F.binary_cross_entropy_with_logits(logits, goal, reduction="none") * (chance - goal) ** 2).mean(2)
     dice = 1 - (2 * (chance * goal).sum(2) + 1) / (chance.sum(2) + goal.sum(2) + 1)
-    best, chosen = (20 * focal + dice).min(dim=1)
+    losses = 20 * focal + dice
+    best, chosen = losses.min(dim=1)
+    mask = losses.mean() if rule == "all" else best.mean()
     with torch.no_grad():
         filled, wanted = logits > 0, goal > 0.5
         iou = (filled & wanted).sum(2) / (filled | wanted).sum(2).clamp(min=1)
     error = (scores - iou).square().mean()
-    return {"loss": best.mean() + error, "mask": best.mean(), "iou_error": error,
-            "iou": iou.gather(1, chosen[:, None]).mean()}  # fmt: skip
+    return {"loss": mask + error, "mask": mask, "iou_error": error, "iou": iou.gather(1, chosen[:, None]).mean()}
 
 
 def train_micro(
