@@ -37,14 +37,16 @@ class _Process:
     """A worker that is a process of this machine, started afresh: torch and pyarrow do not survive a fork."""
 
     def __init__(self, payload: bytes, threads: int, gpus: str | None) -> None:
-        import multiprocessing
+        from multiprocessing import get_context, resource_tracker
 
-        context = multiprocessing.get_context("spawn")
+        context = get_context("spawn")
         self.ready = False
         self.job: Job | None = None
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, payload, threads, gpus), daemon=True)
-        # Ctrl-C reaches the whole group: the parent ends its workers, which need not say anything about it.
+        # Ctrl-C reaches the whole group: the parent ends its workers, which need not say anything about it. They
+        # inherit what is blocked here; the tracker, which starts with the first of them, would unblock it again.
+        resource_tracker.ensure_running()
         usual = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             self.process.start()
@@ -81,6 +83,7 @@ def _death(status: int) -> str:
 
 def _serve(connection: Any, payload: bytes, threads: int, gpus: str | None) -> None:
     """What a worker process does: build the function, then answer each batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
@@ -89,13 +92,10 @@ def _serve(connection: Any, payload: bytes, threads: int, gpus: str | None) -> N
     if isinstance(built, BaseException):
         connection.send(built)
         return
-    connection.send(None)
-    while True:
-        try:
-            items = connection.recv()
-        except EOFError:
-            return
-        connection.send_bytes(packed(apply(built, items)))
+    with suppress(EOFError, ConnectionError):  # the parent is gone, or wants no more
+        connection.send(None)
+        while True:
+            connection.send_bytes(packed(apply(built, connection.recv())))
 
 
 def end_with_parent() -> None:
