@@ -28,6 +28,7 @@ ORDER = [
         "micro_sam",
         "sam",
         "mask_decoder",
+        "mask_filters",
         "mask_generator",
         "mosaic",
         "classical",

@@ -1,0 +1,282 @@
+"""Masks of an image: the original's very masks when exact, nearly all of them when fast, at any size of image."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from makers_sam import tiny_sam
+from PIL import Image
+from segment_anything import SamAutomaticMaskGenerator
+
+from ucore import mask_filters, mosaic
+from ucore.errors import ConfigError, UserError
+from ucore.mask_decoder import PointDecoder
+from ucore.mask_generator import Frame, MaskGenerator
+from ucore.masks import Segments
+
+# Random weights make ragged masks of any quality that all fill the image: low thresholds, and no box is suppressed.
+# Their sharp attention magnifies rounding to some 1e-4.
+LOOSE = {
+    "points_per_side": 6,
+    "pred_iou_thresh": 0.05,
+    "stability_score_thresh": 0.5,
+    "stability_score_offset": 0.3,
+    "box_nms_thresh": 1.0,
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_sam()
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Soft blobs of colour, uint8 (height, width, 3)."""
+    patches = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def original(model, image: np.ndarray, **settings) -> tuple[Segments, list[dict]]:
+    records = SamAutomaticMaskGenerator(model, **{**LOOSE, **settings}).generate(image)
+    masks = np.array([record["segmentation"] for record in records]).reshape(-1, *image.shape[:2])
+    return Segments.from_masks(masks), records
+
+
+@torch.no_grad()
+def test_the_decoder_computes_what_the_original_does(model):
+    embedding = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(1))
+    points = torch.tensor([[0.0, 0.0], [10.5, 60.0], [63.0, 33.3]], dtype=torch.float64)
+    sparse, dense = model.prompt_encoder((points[:, None], torch.ones(3, 1)), None, None)
+    wanted, quality = model.mask_decoder(embedding, model.prompt_encoder.get_dense_pe(), sparse, dense, True)
+    decoder = PointDecoder(model)
+    clicks = decoder.attend(decoder.prepare(embedding[0]), points)
+    np.testing.assert_allclose(clicks.quality, quality, atol=1e-4)
+    np.testing.assert_allclose(decoder.masks(clicks), wanted, atol=1e-3)
+    some = clicks.take(torch.tensor([False, True, False]))
+    np.testing.assert_allclose(decoder.masks(some), wanted[1:2], atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (48, 90), (150, 101), (8, 8)])
+def test_exact_masks_are_the_originals(model, shape):
+    image = picture(*shape)
+    wanted, records = original(model, image)
+    assert len(wanted) > 3
+    found = MaskGenerator(model, exact=True, points_per_batch=7, **LOOSE).generate([image])[0]
+    assert found.size == shape and len(found) == len(wanted)
+    same = np.array([wanted.take([row]).iou(found.take([row]))[0, 0] for row in range(len(wanted))])
+    assert same.min() > 0.98  # a pixel whose logit is zero but for rounding may fall either way
+    np.testing.assert_allclose(found.predicted_iou, [record["predicted_iou"] for record in records], atol=5e-4)
+    np.testing.assert_allclose(found.stability, [record["stability_score"] for record in records], atol=0.02)
+    np.testing.assert_allclose(found.points, [record["point_coords"][0] for record in records], rtol=1e-6)
+
+
+def test_exact_mending_of_small_regions_is_the_originals(model):
+    image = picture(64, 64, seed=2)
+    wanted, _ = original(model, image, min_mask_region_area=30)
+    plain = MaskGenerator(model, exact=True, **LOOSE).generate([image])[0]
+    found = MaskGenerator(model, exact=True, min_mask_region_area=30, **LOOSE).generate([image])[0]
+    assert len(found) == len(wanted)
+    assert set(found.rles) != set(plain.rles)
+    assert wanted.iou(found).max(axis=1).min() > 0.98
+
+
+def test_no_threshold_at_all_is_the_originals_too(model):
+    settings = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    wanted, _ = original(model, picture(40, 40), **settings)
+    found = MaskGenerator(model, exact=True, **{**LOOSE, **settings}).generate([picture(40, 40)])[0]
+    assert len(found) == len(wanted) == 27
+
+
+def test_duplicates_are_suppressed_as_in_the_original(model):
+    for limit in (0.9, 0.97):
+        wanted, records = original(model, picture(64, 64), box_nms_thresh=limit)
+        found = MaskGenerator(model, exact=True, **{**LOOSE, "box_nms_thresh": limit}).generate([picture(64, 64)])[0]
+        np.testing.assert_allclose(found.predicted_iou, [record["predicted_iou"] for record in records], atol=1e-4)
+        assert 0 < len(found) == len(wanted)
+
+
+def test_the_fast_way_obeys_the_thresholds(model):
+    found = MaskGenerator(model, **LOOSE).generate([picture(64, 64)])[0]
+    assert len(found) > 0
+    assert (found.stability >= LOOSE["stability_score_thresh"]).all()
+    assert (found.predicted_iou > LOOSE["pred_iou_thresh"]).all()
+    assert (np.diff(found.predicted_iou) <= 0).all()
+
+
+def test_batches_do_not_matter(model):
+    images = [picture(64, 64), picture(30, 50), np.full((20, 20, 3), 90, np.uint8)]
+    one = MaskGenerator(model, exact=True, images_per_batch=1, points_per_batch=1, **LOOSE).generate(images)
+    all_at_once = MaskGenerator(model, exact=True, images_per_batch=3, points_per_batch=64, **LOOSE).generate(images)
+    for first, second in zip(one, all_at_once, strict=True):
+        assert len(first) == len(second)
+        np.testing.assert_allclose(first.predicted_iou, second.predicted_iou, atol=0.01)
+
+
+def test_an_image_of_one_colour_has_no_masks(model):
+    images = [np.full((20, 30, 3), 90, np.uint8), picture(20, 30)]
+    empty, full = MaskGenerator(model, **LOOSE).generate(images)
+    assert len(empty) == 0 and empty.size == (20, 30)
+    assert len(full) > 0
+    assert MaskGenerator(model, **LOOSE).generate([]) == []
+
+
+def test_the_key_follows_weights_and_settings(model):
+    keys = {
+        MaskGenerator(model).key(),
+        MaskGenerator(model, exact=True).key(),
+        MaskGenerator(model, pred_iou_thresh=0.5).key(),
+        MaskGenerator(model, min_mask_region_area=9).key(),
+        MaskGenerator(tiny_sam(seed=9)).key(),
+    }
+    assert len(keys) == 5 and all(len(key) == 16 for key in keys)
+    assert MaskGenerator(model, points_per_batch=3).key() == MaskGenerator(tiny_sam()).key()
+
+
+def test_a_model_may_bring_its_own_thresholds():
+    own = tiny_sam()
+    own.generator_defaults = {"pred_iou_thresh": 0.6}
+    assert MaskGenerator(own).pred_iou_thresh == 0.6
+    assert MaskGenerator(own, pred_iou_thresh=0.3).pred_iou_thresh == 0.3
+    assert MaskGenerator(own).box_nms_thresh == 0.7
+    with pytest.raises(ConfigError, match="at least 1"):
+        MaskGenerator(own, points_per_side=0)
+
+
+def test_batches_halve_when_memory_runs_out_and_this_is_said_once(model, monkeypatch, capsys):
+    generator = MaskGenerator(model, exact=True, points_per_batch=16, **LOOSE)
+    attend = generator.decoder.attend
+
+    def narrow(state, points):
+        if len(points) > 5:
+            raise torch.OutOfMemoryError("out of memory")
+        return attend(state, points)
+
+    monkeypatch.setattr(generator.decoder, "attend", narrow)
+    found = generator.generate([picture(64, 64)])[0]
+    assert generator.points_per_batch == 4
+    assert capsys.readouterr().err.count("smaller batches") == 1
+    assert len(found) == len(MaskGenerator(model, exact=True, **LOOSE).generate([picture(64, 64)])[0])
+
+    def never(state, points):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(generator.decoder, "attend", never)
+    with pytest.raises(UserError, match="does not fit into the memory of cpu"):
+        generator.generate([picture(64, 64)])
+
+    def broken(state, points):
+        raise RuntimeError("another matter")
+
+    monkeypatch.setattr(generator.decoder, "attend", broken)
+    with pytest.raises(RuntimeError, match="another matter"):
+        generator.generate([picture(64, 64)])
+
+
+def test_levels_are_the_grid():
+    assert [level.tolist() for level in mask_filters.levels(3)] == [[0, 2, 6, 8], [4], [1, 3, 5, 7]]
+    for side in (1, 2, 7):
+        assert sorted(np.concatenate(mask_filters.levels(side)).tolist()) == list(range(side * side))
+
+
+def test_boxes_and_what_they_must_overlap():
+    masks = torch.zeros(3, 10, 12, dtype=torch.bool)
+    masks[0, 2:8, 1:11] = True
+    masks[1, 5, 5] = True
+    edges = mask_filters.boxes(masks)
+    assert edges.tolist() == [[1, 2, 10, 7], [5, 5, 5, 5], [0, 0, 0, 0]]
+    # The same box twice, 9 x 5: edges are known to half a pixel, so at least 8 x 4 = 32 of 45 + 45 - 32 are shared.
+    assert mask_filters.certain_overlap(edges[[0, 0]])[0, 1] == pytest.approx(32 / 58)
+    assert mask_filters.greedy(np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1]], bool)).tolist() == [0, 2]
+
+
+def test_the_frame_of_an_image_is_the_part_that_is_not_padding():
+    assert Frame.of((50, 100), 64, (32, 32)) == Frame((50, 100), (32, 64), (16, 32))
+    assert Frame.of((8, 5000), 64, (32, 32)) == Frame((8, 5000), (1, 64), (1, 32))
+
+
+class Painted:
+    """A generator that knows the colours: every connected region of one colour but black is a mask."""
+
+    name, window = "painted", 40
+    largest = 0
+
+    def key(self) -> str:
+        return "painted"
+
+    def generate(self, images):
+        results = []
+        for image in images:
+            self.largest = max(self.largest, *image.shape[:2])
+            colours = [colour for colour in np.unique(image[..., 0]) if colour]
+            masks = np.array([image[..., 0] == colour for colour in colours]).reshape(-1, *image.shape[:2])
+            points = [np.argwhere(mask)[0][::-1] for mask in masks]
+            results.append(Segments.from_masks(masks, np.float32([colour / 255 for colour in colours]), None, points))
+        return results
+
+
+def scene(height: int = 90, width: int = 130) -> np.ndarray:
+    """A road through everything, a house where windows meet, one in a corner, a field larger than a window."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[10:80, 60:120] = 200
+    image[44:50] = 100
+    image[20:26, 28:38] = 150
+    image[80:, 120:] = 50
+    return image
+
+
+def test_windows_give_the_masks_of_the_whole():
+    generator = Painted()
+    whole = generator.generate([scene()])[0]
+    generator.largest = 0
+    small, found = mosaic.Mosaic(generator).generate([scene()[:30, :40], scene()])
+    assert generator.largest == 40 and small.size == (30, 40)
+    assert found.size == whole.size and len(found) == len(whole) == 4
+    assert sorted(found.rles) == sorted(whole.rles)
+    rows = [whole.rles.index(code) for code in found.rles]
+    np.testing.assert_allclose(found.predicted_iou, whole.predicted_iou[rows], rtol=1e-6)
+    for row in range(4):
+        x, y = found.points[row].astype(int)
+        assert found.masks([row])[0, y, x]
+
+
+def test_a_narrow_image_and_one_without_masks():
+    narrow = np.zeros((5, 300, 3), np.uint8)
+    narrow[2:4, 100:200] = 90
+    found = mosaic.Mosaic(Painted()).generate([narrow])[0]
+    assert found.areas.tolist() == [200]
+    assert len(mosaic.Mosaic(Painted()).generate([np.zeros((100, 100, 3), np.uint8)])[0]) == 0
+
+
+def test_a_mask_moves_without_the_image_being_laid_out():
+    rng = np.random.default_rng(0)
+    for corner, size in (((0, 0), (6, 7)), ((3, 4), (9, 11)), ((0, 2), (6, 9)), ((4, 0), (10, 7))):
+        mask = rng.random((6, 7)) < 0.6
+        mask[:, 2] = True
+        whole = np.zeros(size, bool)
+        whole[corner[0] : corner[0] + 6, corner[1] : corner[1] + 7] = mask
+        code = mosaic.moved(mask, corner, size)
+        assert code["counts"] == Segments.from_masks(whole[None]).rles[0]
+    assert (
+        mosaic.moved(np.zeros((6, 7), bool), (1, 1), (9, 9))["counts"]
+        == Segments.from_masks(np.zeros((1, 9, 9), bool)).rles[0]
+    )
+    huge = mosaic.moved(np.ones((100, 100), bool), (9_000, 9_000), (10_000, 10_000))
+    assert len(huge["counts"]) < 1000
+
+
+def test_windows_cover_every_pixel_and_overlap():
+    for side in (8, 40, 41, 100, 1000):
+        first = mosaic.starts(side, 40, 0.25)
+        assert first[0] == 0 and first[-1] + 40 >= side
+        assert all(before + 40 - after >= 8 for before, after in pairwise(first))
+    with pytest.raises(ConfigError, match="overlap"):
+        mosaic.Mosaic(Painted(), overlap=0.9)
+    assert mosaic.Mosaic(Painted()).key() != mosaic.Mosaic(Painted(), window=50).key()
+
+
+def test_the_real_generator_works_in_windows(model):
+    generator = MaskGenerator(model, **LOOSE)
+    assert generator.window == 128
+    found = mosaic.Mosaic(generator).generate([picture(100, 200)])[0]
+    assert found.size == (100, 200) and len(found) > 0

@@ -1,0 +1,105 @@
+"""Rules of choice among many masks of one image, as pure functions: grids, duplicates, small holes."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import nms
+
+from ucore.masks import Segments
+
+coco: Any = mask  # its type stubs do not know compressed codes
+
+
+def levels(side: int) -> list[np.ndarray]:
+    """Positions int64 in a grid of `side` x `side`, coarse to fine: every second of every second row, those in the
+    middle of four of them, the rest. Together they are the grid."""
+    row, column = np.divmod(np.arange(side * side), side)
+    level = np.where(row % 2 == column % 2, row % 2, 2)
+    return [np.flatnonzero(level == number) for number in range(3)]
+
+
+def surrounded(label: Tensor) -> Tensor:
+    """Where the four straight or the four diagonal neighbours bear the same label, bool (side, side); -1 is none.
+
+    What lies outside the grid counts as the same.
+    """
+    padded = F.pad(label, (1, 1, 1, 1), value=-2)
+
+    def same(down: int, right: int) -> Tensor:
+        side = label.shape[0]
+        other = padded[1 + down : 1 + down + side, 1 + right : 1 + right + side]
+        return (other == label) | (other == -2)
+
+    straight = same(0, 1) & same(0, -1) & same(1, 0) & same(-1, 0)
+    diagonal = same(1, 1) & same(1, -1) & same(-1, 1) & same(-1, -1)
+    return (label >= 0) & straight & diagonal
+
+
+def boxes(masks: Tensor) -> Tensor:
+    """First and last column and row of masks bool (n, h, w) as x0, y0, x1, y1, float32 (n, 4); 0 where empty."""
+    sides = []
+    for axis in (1, 2):  # any row -> columns, any column -> rows
+        line = masks.any(dim=axis)
+        first, back = line.to(torch.uint8).argmax(dim=1), line.flip(1).to(torch.uint8).argmax(dim=1)
+        sides.append((first, torch.where(line.any(dim=1), line.shape[1] - 1 - back, first)))
+    (x0, x1), (y0, y1) = sides
+    return torch.stack([x0, y0, x1, y1], dim=1).float()
+
+
+def certain_overlap(boxes: Tensor) -> Tensor:
+    """The least intersection over union (n, n) that boxes on small masks may have at the image's size.
+
+    An edge there is known to half a pixel of the small mask, so an intersection may be narrower by one.
+    """
+    corner = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    opposite = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    shared = (opposite - corner - 1).clamp(min=0).prod(dim=2)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    return shared / (areas[:, None] + areas[None, :] - shared).clamp(min=1)
+
+
+def greedy(suppresses: np.ndarray) -> np.ndarray:
+    """Rows to keep in order, int64, when an earlier kept row removes the later ones it suppresses, bool (n, n)."""
+    left = np.ones(len(suppresses), bool)
+    for row in range(len(suppresses)):
+        if left[row]:
+            left[row + 1 :] &= ~suppresses[row, row + 1 :]
+    return np.flatnonzero(left)
+
+
+def without_duplicates(segments: Segments, scores: np.ndarray, most: float) -> np.ndarray:
+    """Rows to keep, best score first, so that no two boxes overlap by more than `most`.
+
+    A box reaches from its first to its last pixel, as in segment_anything: a mask of one column has no area.
+    """
+    corners = segments.boxes - [0, 0, 1, 1]
+    corners[segments.areas == 0] = 0
+    return nms(torch.from_numpy(corners).float(), torch.from_numpy(np.float32(scores)), most).numpy()
+
+
+def mended(segments: Segments, least: int, most: float) -> Segments:
+    """Holes and islands of fewer than `least` pixels filled and removed (never the last island), duplicates dropped."""
+    import cv2
+
+    def mend(mask: np.ndarray, inside: bool) -> np.ndarray:
+        count, regions, statistics, _ = cv2.connectedComponentsWithStats(
+            (mask == inside).astype(np.uint8), connectivity=8
+        )
+        small = [part for part in range(1, count) if statistics[part, cv2.CC_STAT_AREA] < least]
+        if inside and len(small) == count - 1:
+            small.remove(1 + int(statistics[1:, cv2.CC_STAT_AREA].argmax()))
+        return mask ^ np.isin(regions, small) if small else mask
+
+    rles, whole = [], []
+    for row, code in enumerate(segments.rles):
+        mask = segments.masks([row])[0]
+        result = mend(mend(mask, inside=False), inside=True)
+        changed = bool((result != mask).any())
+        rles.append(coco.encode(np.asfortranarray(result.astype(np.uint8)))["counts"] if changed else code)
+        whole.append(not changed)
+    better = Segments.from_rles(segments.size, rles, segments.predicted_iou, segments.stability, segments.points)
+    return better.take(without_duplicates(better, np.array(whole, np.float32), most))

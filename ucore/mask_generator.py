@@ -1,0 +1,287 @@
+"""All masks that a Segment Anything model finds in an image: clicks on a grid, then what is sure, stable and new.
+
+The rules are those of segment_anything's `SamAutomaticMaskGenerator` (Segment Anything, arXiv 2304.02643, appendix B):
+three masks a click, kept by predicted quality, by stability under a moved threshold, and by non-maximum suppression of
+their boxes. `exact=True` gives its masks; the default gives nearly all of them in a fraction of the time:
+
+- the decoder does once an image what no click changes, and makes masks only of promising clicks (`mask_decoder`);
+- filters run on the decoder's small masks, with a margin for what the image's own size could change; only what is left
+  is brought to that size and decided there;
+- clicks go from coarse to fine: a click is left out where accepted masks already explain the ground around it;
+- large products run in bfloat16 where the processor or GPU multiplies it natively.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+
+from ucore.device import cpu_has_bf16
+from ucore.errors import ConfigError, UserError
+from ucore.files import content_hash
+from ucore.mask_decoder import ImageState, PointDecoder
+from ucore.mask_filters import boxes, certain_overlap, greedy, levels, mended, surrounded, without_duplicates
+from ucore.masks import Segments, join
+from ucore.sam import fingerprint
+
+PUBLISHED = {  # the defaults of SamAutomaticMaskGenerator
+    "pred_iou_thresh": 0.88,
+    "stability_score_thresh": 0.95,
+    "stability_score_offset": 1.0,
+    "box_nms_thresh": 0.7,
+}
+CPU_BYTES, GPU_BYTES = 2**22, 2**29  # of one batch's positions: on a processor they should stay in its cache
+PIXELS_AT_ONCE = 2**22  # of masks brought to the image's size
+VERSION = 1  # of the way masks are found, for `key`
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Sizes (height, width): of the image, of it scaled for the encoder, and of its part of the decoder's masks."""
+
+    image: tuple[int, int]
+    input: tuple[int, int]
+    low: tuple[int, int]
+
+    @classmethod
+    def of(cls, image: tuple[int, int], longest: int, masks: tuple[int, int]) -> "Frame":
+        scaled = ResizeLongestSide.get_preprocess_shape(*image, longest)
+        scaled = (max(1, scaled[0]), max(1, scaled[1]))
+        return cls(image, scaled, (-(-scaled[0] * masks[0] // longest), -(-scaled[1] * masks[1] // longest)))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Masks not yet decided. logits: float32 (n, 4h, 4w); quality: float32 (n,); clicks: int64 (n,), of the grid."""
+
+    logits: Tensor
+    quality: Tensor
+    clicks: Tensor
+
+    def take(self, rows: Tensor) -> "Candidates":
+        return Candidates(self.logits[rows], self.quality[rows], self.clicks[rows])
+
+    def and_(self, other: "Candidates") -> "Candidates":
+        pairs = zip((self.logits, self.quality, self.clicks), (other.logits, other.quality, other.clicks), strict=True)
+        return Candidates(*(torch.cat(pair) for pair in pairs))
+
+
+class MaskGenerator:
+    """A generator of masks: `name`, `key()` and `generate(images)`.
+
+    sam: any segment_anything model. Thresholds that are None are the model's own (`sam.generator_defaults`) or else the
+    published ones. points_per_side: clicks on a side of the square grid. min_mask_region_area: holes and islands of
+    fewer pixels are filled or removed. exact: the very masks of `SamAutomaticMaskGenerator`, in float32.
+    points_per_batch, images_per_batch: None chooses by the device; both halve by themselves when memory runs out.
+    compile: let torch.compile fuse the image encoder, which pays for thousands of images on a GPU.
+    """
+
+    def __init__(
+        self,
+        sam: Sam,
+        points_per_side: int = 32,
+        pred_iou_thresh: float | None = None,
+        stability_score_thresh: float | None = None,
+        stability_score_offset: float | None = None,
+        box_nms_thresh: float | None = None,
+        min_mask_region_area: int = 0,
+        exact: bool = False,
+        points_per_batch: int | None = None,
+        images_per_batch: int = 8,
+        compile: bool = False,
+        name: str = "sam",
+    ):
+        if points_per_side < 1:
+            raise ConfigError(f"points_per_side is {points_per_side}; it must be at least 1")
+        own = {**PUBLISHED, **getattr(sam, "generator_defaults", {})}
+
+        def setting(name: str, given: float | None) -> float:
+            return float(own[name] if given is None else given)
+
+        self.pred_iou_thresh = setting("pred_iou_thresh", pred_iou_thresh)
+        self.stability_score_thresh = setting("stability_score_thresh", stability_score_thresh)
+        self.stability_score_offset = setting("stability_score_offset", stability_score_offset)
+        self.box_nms_thresh = setting("box_nms_thresh", box_nms_thresh)
+        self.points_per_side, self.min_mask_region_area = points_per_side, min_mask_region_area
+        self.sam, self.exact, self.name, self.device = sam, exact, name, torch.device(sam.device)
+        native = torch.cuda.is_bf16_supported() if self.device.type == "cuda" else cpu_has_bf16()
+        self.dtype = torch.bfloat16 if native and not exact else torch.float32
+        self.decoder = PointDecoder(sam, self.dtype)
+        self.input = int(sam.image_encoder.img_size)
+        self.window = 2 * self.input  # pixels: in a larger image small things would vanish, so `mosaic` cuts it
+        self._encode: Any = torch.compile(sam.image_encoder) if compile else sam.image_encoder
+        height, width = self.decoder.grid
+        room = GPU_BYTES if self.device.type == "cuda" else CPU_BYTES
+        fitting = room // (height * width * sam.prompt_encoder.embed_dim * self.dtype.itemsize)
+        self.points_per_batch, self.images_per_batch = points_per_batch or max(1, fitting), images_per_batch
+        self._told = False
+        centres = (np.arange(points_per_side) + 0.5) / points_per_side
+        self.grid = np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)  # x and y in [0, 1], row by row
+
+    def key(self) -> str:
+        """16 hexadecimal digits that change with the weights, the settings and the arithmetic."""
+        thresholds = [self.pred_iou_thresh, self.stability_score_thresh, self.stability_score_offset]
+        rest = [self.box_nms_thresh, self.points_per_side, self.min_mask_region_area, self.exact, str(self.dtype)]
+        return content_hash(VERSION, self._weights, thresholds, rest)
+
+    @cached_property
+    def _weights(self) -> str:
+        return fingerprint(self.sam)
+
+    @torch.inference_mode()
+    def generate(self, images: Sequence[np.ndarray]) -> list[Segments]:
+        """The masks of each image, uint8 (H, W, 3) of any size, best predicted quality first.
+
+        An image of one colour has none (with `exact`, what the model says). Memory grows with the image: `mosaic` cuts
+        large ones. Raises UserError when memory does not suffice for one image or one click.
+        """
+        results = [Segments.none((image.shape[0], image.shape[1])) for image in images]
+        wanted = [row for row, image in enumerate(images) if self.exact or (image != image[0, 0]).any()]
+        while wanted:
+            rows = wanted[: self.images_per_batch]
+            embeddings = self._try("images_per_batch", self._embed, [images[row] for row in rows])
+            if embeddings is not None:
+                for row, embedding in zip(rows, embeddings, strict=True):
+                    results[row] = self._segments(embedding, results[row].size)
+                wanted = wanted[len(rows) :]
+        return results
+
+    def _embed(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Embeddings float32 (B, C, h, w): the longer side scaled to the encoder's, the rest padded."""
+        batch = []
+        for image in images:
+            height, width = Frame.of((image.shape[0], image.shape[1]), self.input, self.decoder.size).input
+            pixels = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+            batch.append(self.sam.preprocess(torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return self._encode(torch.stack(batch)).float()
+
+    def _segments(self, embedding: Tensor, size: tuple[int, int]) -> Segments:
+        """The masks of one image of `size` with that embedding."""
+        frame = Frame.of(size, self.input, self.decoder.size)
+        state = self.decoder.prepare(embedding)
+        every = torch.arange(len(self.grid), device=self.device)
+        if self.exact:
+            parts = [self._decided(found, frame) for found in self._clicked(state, frame, every)]
+            return self._finished(join(parts))
+        found = Candidates(torch.zeros(0, *self.decoder.size, device=self.device), every[:0].float(), every[:0])
+        for clicks in levels(self.points_per_side):
+            clicks = torch.from_numpy(clicks).to(self.device)
+            for new in self._clicked(state, frame, clicks[~self._explained(found, frame)[clicks]]):
+                found = found.and_(new.take(self._promising(new, frame)))
+            found = found.take(self._distinct(found, frame))
+        return self._finished(self._decided(found, frame))
+
+    def _clicked(self, state: ImageState, frame: Frame, clicks: Tensor) -> Iterator[Candidates]:
+        """The masks of clicks, batch by batch, that promise enough quality."""
+        start = 0
+        while start < len(clicks):
+            batch = clicks[start : start + self.points_per_batch]
+            found = self._try("points_per_batch", self._click, state, frame, batch)
+            if found is not None:
+                start += len(batch)
+                yield found
+
+    def _click(self, state: ImageState, frame: Frame, clicks: Tensor) -> Candidates:
+        scale = np.array(frame.input[::-1]) / frame.image[::-1]
+        points = torch.from_numpy(self.grid[clicks.cpu().numpy()] * frame.image[::-1] * scale).to(self.device)
+        heard = self.decoder.attend(state, points)
+        good = heard.quality > self.pred_iou_thresh if self.pred_iou_thresh > 0 else torch.ones_like(heard.quality) > 0
+        promising = good.any(dim=1)
+        good, heard, clicks = good[promising], heard.take(promising), clicks[promising]
+        logits = self.decoder.masks(heard)
+        return Candidates(logits[good], heard.quality[good], clicks[:, None].expand_as(good)[good])
+
+    def _try(self, setting: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What `work` gives; None, with the batch size `setting` halved, when memory ran out."""
+        try:
+            return work(*arguments)
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+        size = getattr(self, setting)
+        if size == 1:
+            raise UserError(f"{self.name} does not fit into the memory of {self.device}: take a smaller model, or cpu.")
+        setattr(self, setting, size // 2)
+        if not self._told:
+            self._told = True
+            print(f"Out of memory on {self.device}: going on with smaller batches.", file=sys.stderr)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _promising(self, found: Candidates, frame: Frame) -> Tensor:
+        """Rows, bool (n,), stable enough: judged on the small masks, or at the image's size where that is close."""
+        logits = found.logits[:, : frame.low[0], : frame.low[1]]
+        scores, areas = self._stability(logits)
+        margin = 0.01 + 0.2 * areas.clamp(min=1).rsqrt()  # measured: the scores differ by less for 99 % of masks
+        good = scores >= self.stability_score_thresh
+        close = ((scores - self.stability_score_thresh).abs() < margin).nonzero()[:, 0]
+        for rows in close.split(self._at_once(frame)):
+            exact, _ = self._stability(self._at_image_size(found.logits[rows], frame))
+            good[rows] = exact >= self.stability_score_thresh
+        return good if self.stability_score_thresh > 0 else torch.ones_like(good)
+
+    def _distinct(self, found: Candidates, frame: Frame) -> Tensor:
+        """Rows, best first, without those that a better one will suppress at the image's size, too."""
+        order = found.quality.argsort(descending=True, stable=True)
+        edges = boxes(found.logits[order, : frame.low[0], : frame.low[1]] > self.sam.mask_threshold)
+        certain = certain_overlap(edges) > self.box_nms_thresh
+        return order[torch.from_numpy(greedy(certain.cpu().numpy())).to(self.device)]
+
+    def _explained(self, found: Candidates, frame: Frame) -> Tensor:
+        """Whether the masks so far make a click superfluous, bool (G,) of the grid."""
+        side = self.points_per_side
+        if not len(found.clicks):
+            return torch.zeros(side * side, dtype=torch.bool, device=self.device)
+        x, y = (
+            (torch.from_numpy(self.grid).to(self.device) * torch.tensor(frame.low[::-1], device=self.device)).long().T
+        )
+        inside = found.logits[:, y, x] > self.sam.mask_threshold  # (n, G)
+        areas = inside.sum(dim=1)
+        order = areas.argsort(stable=True)
+        held = inside[order]
+        label = torch.where(held.any(dim=0), held.to(torch.uint8).argmax(dim=0), -1).view(side, side)
+        return surrounded(label).flatten()
+
+    def _stability(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Stability under a moved threshold and the area above the lower one in pixels, float32 (n,) both."""
+        threshold, offset = self.sam.mask_threshold, self.stability_score_offset
+        inner = (logits > threshold + offset).sum((1, 2), dtype=torch.int32)
+        outer = (logits > threshold - offset).sum((1, 2), dtype=torch.int32)
+        return inner / outer, outer.float()
+
+    def _at_image_size(self, logits: Tensor, frame: Frame) -> Tensor:
+        return self.sam.postprocess_masks(logits[:, None], frame.input, frame.image)[:, 0]
+
+    def _at_once(self, frame: Frame) -> int:
+        return max(1, PIXELS_AT_ONCE // max(self.input**2, frame.image[0] * frame.image[1]))
+
+    def _decided(self, found: Candidates, frame: Frame) -> Segments:
+        """The candidates that are stable at the image's size."""
+        parts = [Segments.none(frame.image)]
+        for rows in torch.arange(len(found.clicks), device=self.device).split(self._at_once(frame)):
+            some = found.take(rows)
+            logits = self._at_image_size(some.logits, frame)
+            scores, _ = self._stability(logits)
+            good = scores >= self.stability_score_thresh if self.stability_score_thresh > 0 else scores != -1
+            masks = (logits[good] > self.sam.mask_threshold).cpu().numpy()
+            points = self.grid[some.clicks[good].cpu().numpy()] * frame.image[::-1]
+            values = (some.quality[good].cpu().numpy(), scores[good].cpu().numpy())
+            parts.append(Segments.from_masks(masks, *values, points))
+        return join(parts)
+
+    def _finished(self, segments: Segments) -> Segments:
+        """Without masks whose box a better one fills, best first; small holes and islands mended if asked."""
+        segments = segments.take(without_duplicates(segments, segments.predicted_iou, self.box_nms_thresh))
+        if self.min_mask_region_area <= 0 or not len(segments):
+            return segments
+        return mended(segments, self.min_mask_region_area, self.box_nms_thresh)
