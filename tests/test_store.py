@@ -162,7 +162,7 @@ def test_quarantine_survives_half_a_line_and_odd_names(tmp_path):
         store.quarantine("l", "c.jpg", "absent")
     assert store.done() == {"k", "l"}
     assert store.quarantined() == {"a\u2028\n<b>.jpg": "zero bytes", "c.jpg": "absent"}
-    assert store.quarantined({"l"}) == {"c.jpg": "absent"}
+    assert store.reasons() == {"k": "zero bytes", "l": "absent"}
 
 
 def test_a_schema_keeps_the_types_of_empty_lists(tmp_path):

@@ -11,6 +11,8 @@ from ucore.files import content_hash
 from ucore.masks import Segments, join, label_codes, remove_overlapping
 
 LONGEST = 1024  # pixels; what is larger is segmented smaller, so that memory and time are bounded
+THINNEST = 2.0  # pixels a region is wide on average: thinner ones are the blur between two others
+REACH = 0.015  # of the shorter side, at least 3 pixels: how far from a region to look for what it differs from
 SAME = 0.8  # intersection over union of two regions, found at different scales, that are one
 
 
@@ -19,12 +21,12 @@ class Classical(ABC):
     """A generator that cuts the image into regions of one colour or texture at several scales.
 
     smallest, largest: share of the image a region may have; a larger one is background.
-    contrast: CIELAB units that a region differs from what it touches at least (about 2.3 are just seen): a cut
+    contrast: CIELAB units that a region differs from its surroundings at least (about 2.3 are just seen): a cut
         through even ground is none. An image of one colour has no segment.
-    Scores: predicted_iou is d / (d + 10), d the mean difference along the outline; stability 1.
+    Scores: predicted_iou is d / (d + 10), d that difference; stability 1.
     """
 
-    smallest: float = 0.0005
+    smallest: float = 0.001
     largest: float = 0.7
     contrast: float = 3.0
 
@@ -34,7 +36,9 @@ class Classical(ABC):
 
     def key(self) -> str:
         """16 hex digits that change with the settings."""
-        return content_hash(self.name, LONGEST, SAME, {field.name: getattr(self, field.name) for field in fields(self)})
+        return content_hash(
+            self.name, LONGEST, THINNEST, REACH, SAME, {field.name: getattr(self, field.name) for field in fields(self)}
+        )
 
     def generate(self, images: Sequence[np.ndarray]) -> list[Segments]:
         """Segments of each image, uint8 (H, W, 3), of any sizes."""
@@ -57,10 +61,12 @@ class Classical(ABC):
         lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
         pixels = image.shape[0] * image.shape[1]
         smallest = max(round(self.smallest * pixels), 4)
+        reach = max(round(min(image.shape[:2]) * REACH), 3)
         found = []
         for labels in self._label_maps(image, smallest):
-            differences, areas = outline_contrast(labels, lab), np.bincount(labels.ravel())
+            differences, areas = contrast(labels, lab, reach), np.bincount(labels.ravel())
             keep = (areas >= smallest) & (areas <= self.largest * pixels) & (differences >= self.contrast)
+            keep &= mean_width(labels) >= THINNEST
             numbers, codes = label_codes(np.where(keep[labels], labels + 1, 0), size)
             if numbers[0] == 0:  # what is not kept
                 numbers, codes = numbers[1:], codes[1:]
@@ -77,8 +83,8 @@ class Felzenszwalb(Classical):
     scales: preference for larger regions, each gives a partition. sigma: pixels of smoothing beforehand.
     """
 
-    scales: tuple[float, ...] = (100.0, 400.0)
-    sigma: float = 0.8
+    scales: tuple[float, ...] = (200.0, 800.0)
+    sigma: float = 0.5
 
     def _label_maps(self, image: np.ndarray, smallest: int) -> list[np.ndarray]:
         from skimage.segmentation import felzenszwalb
@@ -105,18 +111,31 @@ class Slic(Classical):
         return [function(image, count, self.compactness, start_label=0, channel_axis=-1) for count in counts]
 
 
-def outline_contrast(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """How far each region of a map int (h, w) differs from those it touches, float64 (labels.max() + 1,).
+def contrast(labels: np.ndarray, values: np.ndarray, reach: int) -> np.ndarray:
+    """How far each region of a map int (h, w) differs from what lies around it, float64 (labels.max() + 1,).
 
-    values: float (h, w, C). The distance of the regions' means, averaged along the outline; 0 without neighbours.
+    values: float (h, w, C). The distance of its mean from those of the regions `reach` pixels beyond its outline,
+    averaged along it; 0 where there are none. A strip of blur between two things is stepped over.
     """
     count = int(labels.max()) + 1
     area = np.bincount(labels.ravel(), minlength=count).clip(1)
     channels = [np.bincount(labels.ravel(), values[..., c].ravel(), count) for c in range(values.shape[2])]
     means = np.stack(channels, 1) / area[:, None]
-    beside = [(labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])]
-    a, b = (np.concatenate([pair[side].ravel() for pair in beside]) for side in (0, 1))
-    a, b = a[a != b], b[a != b]
+    a, b = _pairs(labels, reach)
     distance = np.linalg.norm(means[a] - means[b], axis=1)
     both, twice = np.concatenate([a, b]), np.concatenate([distance, distance])
     return np.bincount(both, twice, count) / np.bincount(both, minlength=count).clip(1)
+
+
+def mean_width(labels: np.ndarray) -> np.ndarray:
+    """Pixels of each region for two of its outline (the image's border is none), float64 (labels.max() + 1,)."""
+    count = int(labels.max()) + 1
+    outline = np.bincount(np.concatenate(_pairs(labels, 1)), minlength=count)
+    return 2 * np.bincount(labels.ravel(), minlength=count) / outline.clip(1)
+
+
+def _pairs(labels: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of all pixels `reach` apart, in rows and in columns, that are not of one region: int (n,) each."""
+    apart = [(labels[:, :-reach], labels[:, reach:]), (labels[:-reach], labels[reach:])]
+    a, b = (np.concatenate([pair[side].ravel() for pair in apart]) for side in (0, 1))
+    return a[a != b], b[a != b]

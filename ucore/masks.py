@@ -100,6 +100,13 @@ class Segments:
         return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
 
     @property
+    def covered(self) -> float:
+        """Share of the image's pixels that lie in any of the masks."""
+        coco = _coco()
+        pixels = self.size[0] * self.size[1]
+        return float(coco.area(coco.merge(self.codes))) / pixels if self.rles and pixels else 0.0
+
+    @property
     def boxes(self) -> np.ndarray:
         """Left, top, right and bottom edge of each mask in pixels, int64 (N, 4), right and bottom exclusive."""
         coco = _coco()

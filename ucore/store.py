@@ -12,7 +12,7 @@ import json
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,13 +98,15 @@ class PartStore:
     def done(self) -> set[str]:
         """Keys that are stored or quarantined."""
         self._scan()
-        return set(self._place) | {entry["key"] for entry in self._quarantine()}
+        return set(self._place) | set(self.reasons())
 
-    def quarantined(self, keys: Collection[str] | None = None) -> dict[str, str]:
-        """Name -> reason of what cannot be done; of `keys` only, where given (a replaced image has another key)."""
-        return {
-            entry["sample_id"]: entry["reason"] for entry in self._quarantine() if keys is None or entry["key"] in keys
-        }
+    def quarantined(self) -> dict[str, str]:
+        """Name -> reason of what cannot be done."""
+        return {entry["sample_id"]: entry["reason"] for entry in self._quarantine()}
+
+    def reasons(self) -> dict[str, str]:
+        """Key -> reason of what cannot be done. An item put right has another key, so its old one is nobody's."""
+        return {entry["key"]: entry["reason"] for entry in self._quarantine()}
 
     def __len__(self) -> int:
         self._scan()

@@ -1,0 +1,138 @@
+"""Features of segments: the best crops of every image through an encoder's image tower, once, and kept."""
+
+import os
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ucore.crops import BACKGROUNDS, Background, crop_segments
+from ucore.errors import ConfigError, DataError
+from ucore.files import content_hash, file_hash
+from ucore.images import load_image, map_files, someone_looks
+from ucore.manifest import Manifest, few
+from ucore.masks import Segments
+from ucore.segment_store import SegmentStore
+from ucore.selection import select_segments
+from ucore.store import PartStore
+
+if TYPE_CHECKING:
+    from ucore.model import DualEncoder
+
+GROUP, BATCH = 64, 32  # images whose crops are embedded together, and crops a batch
+VERSION = 1  # of the way crops are chosen and cut
+
+
+class ImageFile(NamedTuple):
+    key: str
+    sample_id: str
+    path: Path
+
+
+def distinct_images(keys: Mapping[str, str], manifest: Manifest) -> list[ImageFile]:
+    """Every image once, under its first sample, in order. keys: of the manifest's samples."""
+    pairs = zip(manifest.frame["sample_id"], manifest.image_paths, strict=True)
+    images = [ImageFile(keys[sample_id], sample_id, path) for sample_id, path in pairs]
+    return list({image.key: image for image in reversed(images)}.values())[::-1]
+
+
+def image_keys(manifest: Manifest) -> list[str]:
+    """Key of every image, made of its bytes; of its name where there is no file."""
+
+    def key(path: Path) -> str:
+        try:
+            return content_hash(file_hash(path))
+        except OSError:
+            return content_hash("unreadable", path.name)
+
+    return map_files(key, manifest.image_paths, "Hashing images")
+
+
+def segment_features(
+    encoder: "DualEncoder",
+    manifest: Manifest,
+    store: SegmentStore,
+    k: int = 10,
+    background: Background = "white",
+    margin: float = 0.05,
+    diversity: float = 0.5,
+    progress: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tower features of each image's k best crops: float16 (N, k, encoder.image_width), and their counts int64 (N,).
+
+    Crops are chosen by quality (`select_segments`, with `diversity`), which no text can leak into, and cut as
+    `crop_segments` says. Rows from `counts[n]` on are zero, for images with fewer segments or none, and belong into no
+    mean. Computed once: kept beside the store under a key of the encoder's weights and all settings; an interrupted
+    call goes on where it stopped. `encoder.image_head` brings the features into the space of texts.
+    Raises DataError where `store` lacks images of `manifest` that are not quarantined.
+    """
+    if encoder.image_size[0] != encoder.image_size[1] or k < 1 or background not in BACKGROUNDS:
+        raise ConfigError(
+            f"Crops need an encoder of square images (this one's: {encoder.image_size}), k of at least 1 ({k}) and "
+            f"a background among {', '.join(BACKGROUNDS)} ({background})"
+        )
+    samples, bad = list(manifest.frame["sample_id"]), store.quarantined()
+    lacking = [sample_id for sample_id in samples if sample_id not in store and sample_id not in bad]
+    if lacking:
+        raise DataError(f"{store.folder} lacks the segments of {few(lacking)}. Run ucore segment on this data first.")
+    crops: dict[str, Any] = {"background": background, "size": encoder.image_size[0], "margin": margin}
+    chosen: dict[str, Any] = {"k": k, "diversity": diversity}
+    parts = store.feature_store({"encoder": encoder.fingerprint("image"), **crops, **chosen, "version": VERSION})
+    keys = {sample_id: store.key(sample_id) for sample_id in samples}
+    done = parts.done()
+    todo = [image for image in distinct_images(keys, manifest) if image.sample_id in store and image.key not in done]
+
+    def cut(path: Path, segments: Segments) -> tuple[np.ndarray, np.ndarray]:
+        rows = select_segments(segments, **chosen)
+        return rows, crop_segments(np.asarray(load_image(path)), segments.take(rows), **crops)
+
+    if todo:
+        bar = tqdm(total=len(todo), desc="Segment features", unit="img", disable=not progress or not someone_looks())
+        with parts.writing(), bar, ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+            waiting: deque[tuple[list[ImageFile], list[Future]]] = deque()
+            for start in range(0, len(todo), GROUP):
+                group = todo[start : start + GROUP]
+                waiting.append((group, [pool.submit(cut, image.path, store.load(image.sample_id)) for image in group]))
+                while len(waiting) > 1 or (waiting and start + GROUP >= len(todo)):
+                    images, futures = waiting.popleft()
+                    _embed(encoder, parts, images, [future.result() for future in futures])
+                    bar.update(len(images))
+    features = np.zeros((len(samples), k, encoder.image_width), np.float16)
+    counts = np.zeros(len(samples), np.int64)
+    for number, sample_id in enumerate(samples):
+        if sample_id not in bad:
+            row = parts.row(keys[sample_id])
+            counts[number] = len(row["rows"])
+            stored = np.frombuffer(row["features"], np.float16)
+            features[number, : counts[number]] = stored.reshape(-1, encoder.image_width)
+    return features, counts
+
+
+def _embed(encoder: "DualEncoder", parts: PartStore, images: list[ImageFile], cut: list[Any]) -> None:
+    """Embed the crops of some images and store their rows.
+
+    All batches have one shape, the last one filled up: features then do not depend on what a crop is embedded with, and
+    resuming gives what never stopping would have.
+    """
+    import torch
+
+    crops = np.concatenate([of_image for _, of_image in cut])
+    features = np.empty((len(crops), encoder.image_width), np.float16)
+    for start in range(0, len(crops), BATCH):
+        batch = crops[start : start + BATCH]
+        filled = np.concatenate([batch, np.zeros((BATCH - len(batch), *batch.shape[1:]), np.uint8)])
+        with encoder.evaluating():
+            output = encoder.image_tower(torch.from_numpy(filled).permute(0, 3, 1, 2))
+        features[start : start + BATCH] = output[: len(batch)].float().cpu().numpy()
+    ends = np.cumsum([len(rows) for rows, _ in cut])
+    own = np.split(features, ends[:-1])
+    parts.append(
+        [
+            {"key": image.key, "rows": rows.tolist(), "features": some.tobytes()}
+            for image, (rows, _), some in zip(images, cut, own, strict=True)
+        ]
+    )

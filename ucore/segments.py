@@ -1,0 +1,206 @@
+"""The segment stage: every image of a manifest cut into segments, at any scale, and features of the chosen crops.
+
+store = segment_dataset(manifest, "sam-micro", "runs/segments")
+features, counts = segment_features(encoder, manifest, store, k=10)
+"""
+
+import re
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ucore.config import did_you_mean
+from ucore.crop_features import ImageFile, distinct_images, image_keys, segment_features
+from ucore.errors import ConfigError, DataError
+from ucore.files import content_hash
+from ucore.images import load_image
+from ucore.manifest import Manifest, few
+from ucore.masks import Segments
+from ucore.parallel import Failed, map_stage
+from ucore.segment_store import SegmentStore, row_of
+from ucore.store import PartStore
+
+__all__ = ["load_generator", "segment_dataset", "segment_features"]
+
+CLASSICAL = ("felzenszwalb", "slic")
+SAM_TYPES = ("sam-micro", "vit_h", "vit_l", "vit_b")
+VERSION = 1  # of what a row holds
+PIXELS_AT_ONCE = 2**25  # of the images that a worker holds: large ones go one by one
+ROWS, SECONDS = 256, 30.0  # a part is written when it has so many rows, or is so old
+
+
+class Generator(Protocol):
+    """What cuts images into segments: SAM (`mask_generator`) or a classical algorithm (`classical`)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def key(self) -> str:
+        """16 hex digits that change with weights or settings."""
+        ...
+
+    def generate(self, images: Sequence[np.ndarray]) -> list[Segments]:
+        """Segments of images uint8 (H, W, 3) of any sizes."""
+        ...
+
+
+def load_generator(spec: str, exact: bool = False, device: str = "auto") -> Generator:
+    """The generator that `spec` names: sam-micro, vit_h:CHECKPOINT (vit_l, vit_b; file or address), felzenszwalb, slic.
+
+    exact: the mask set of segment_anything's own generator; without it large images are cut into windows.
+    Raises ConfigError for another name, CheckpointError for weights that are absent, damaged or of another type.
+    """
+    kind = spec.partition(":")[0]
+    if kind in CLASSICAL:
+        if exact:
+            raise ConfigError(f"--exact is about Segment Anything's masks; leave it out with {kind}")
+        if spec != kind:
+            raise ConfigError(f"{kind} takes no checkpoint: write --generator {kind}")
+        from ucore.classical import Felzenszwalb, Slic
+
+        return Felzenszwalb() if kind == "felzenszwalb" else Slic()
+    if kind not in SAM_TYPES:
+        known = [*SAM_TYPES, *CLASSICAL]
+        raise ConfigError(
+            f"Unknown generator {spec!r}{did_you_mean(kind, known) or '.'} "
+            f"Choose sam-micro, vit_h:CHECKPOINT, vit_l:CHECKPOINT, vit_b:CHECKPOINT, felzenszwalb or slic"
+        )
+    from ucore.mask_generator import MaskGenerator
+    from ucore.mosaic import Mosaic
+    from ucore.sam import load_sam
+
+    sam = MaskGenerator(load_sam(spec, device), exact=exact, name=kind)
+    return sam if exact else Mosaic(sam)
+
+
+def segment_dataset(
+    manifest: Manifest,
+    generator: str,
+    out: str | Path,
+    exact: bool = False,
+    engine: str = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    batch_size: int = 8,
+    progress: bool = True,
+) -> SegmentStore:
+    """Segments of every image of `manifest`, in OUT/<generator>-<settings>/; a repeated call does what is missing.
+
+    generator: as of `load_generator`. engine, address, workers, batch_size: as of `parallel.map_stage`.
+    An image is known by its bytes: a changed one is done again, equal ones once. One that cannot be read is quarantined
+    by name; one that failed otherwise is tried again by the next call. A warning at the end names both.
+    Raises ConfigError, CheckpointError as `load_generator`, UserError where another process writes there.
+    """
+    make = _MakeWorker(generator, exact, device)
+    settings = {"generator": make.generator.name, "exact": exact, "key": make.generator.key(), "version": VERSION}
+    name = re.sub(r"[^\w.-]+", "-", make.generator.name)
+    store = SegmentStore(Path(out) / f"{name}-{content_hash(settings)}", settings)
+    keys = dict(zip(manifest.frame["sample_id"], image_keys(manifest), strict=True))
+    with store.parts.writing():
+        store.note(keys)
+        done = store.parts.done()
+        todo = [item for item in distinct_images(keys, manifest) if item.key not in done]
+        paths = [str(item.path) for item in todo]
+        gpus = 1.0 if make.on_gpu else 0.0
+        results = map_stage(make, paths, engine, workers, batch_size, gpus, address, "Segmenting", progress)
+        failed = _keep(store.parts, todo, results if todo else iter(()))
+        store.write_summary()
+    bad = {name: reason for name, reason in store.quarantined().items() if name in keys}
+    for names, what in ((bad, "cannot be read and have no segments"), (failed, "failed; repeat the command to retry")):
+        if names:
+            told = few([f"{name} ({reason})" for name, reason in names.items()])
+            warnings.warn(f"{len(names):,} image(s) {what}: {told}", stacklevel=2)
+    return store
+
+
+@dataclass
+class _MakeWorker:
+    """Makes a worker: from paths to rows of the store without key, or the reason (str) why an image cannot be read.
+
+    In this process it lends the generator that was loaded to name the folder; it is pickled without it.
+    """
+
+    spec: str
+    exact: bool
+    device: str
+    loaded: Generator | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"spec": self.spec, "exact": self.exact, "device": self.device, "loaded": None}
+
+    @property
+    def generator(self) -> Generator:
+        if self.loaded is None:
+            self.loaded = load_generator(self.spec, self.exact, self.device)
+        return self.loaded
+
+    @property
+    def on_gpu(self) -> bool:
+        inner = getattr(self.generator, "generator", self.generator)
+        return "cuda" in str(getattr(inner, "device", "cpu"))
+
+    def __call__(self) -> "_Work":
+        return _Work(self.generator)
+
+
+@dataclass
+class _Work:
+    generator: Generator
+
+    def __call__(self, paths: list[str]) -> list[dict[str, Any] | str]:
+        results: list[dict[str, Any] | str] = [""] * len(paths)
+        waiting: dict[int, np.ndarray] = {}
+        for number, path in enumerate(paths):
+            try:
+                image = np.asarray(load_image(path))
+            except DataError as error:
+                results[number] = _short(error, path)
+                continue
+            if sum(other.size for other in waiting.values()) + image.size > 3 * PIXELS_AT_ONCE:
+                self._segment(waiting, results)
+            waiting[number] = image
+        self._segment(waiting, results)
+        return results
+
+    def _segment(self, waiting: dict[int, np.ndarray], results: list[dict[str, Any] | str]) -> None:
+        if not waiting:
+            return
+        start = time.perf_counter()
+        segments = self.generator.generate(list(waiting.values()))
+        seconds = (time.perf_counter() - start) / len(waiting)
+        for number, of_image in zip(waiting, segments, strict=True):
+            results[number] = row_of("", of_image, seconds)
+        waiting.clear()
+
+
+def _short(error: DataError, path: str) -> str:
+    """The reason in load_image's sentence, without the path, which the quarantine names already."""
+    return str(error).partition(f"{path}: ")[2].partition(". Replace the file")[0] or str(error)
+
+
+def _keep(store: PartStore, todo: Sequence[ImageFile], results: Iterator[tuple[int, Any]]) -> dict[str, str]:
+    """Store results as they come, in parts, whatever ends the stage; return sample -> reason of those that failed."""
+    rows: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    since = time.monotonic()
+    try:
+        for position, result in results:
+            item = todo[position]
+            if isinstance(result, Failed):
+                failed[item.sample_id] = result.reason
+            elif isinstance(result, str):
+                store.quarantine(item.key, item.sample_id, result)
+            else:
+                rows.append({**result, "key": item.key})
+            if len(rows) >= ROWS or time.monotonic() - since > SECONDS:
+                store.append(rows)
+                rows, since = [], time.monotonic()
+    finally:
+        store.append(rows)
+    return failed
