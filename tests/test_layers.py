@@ -31,6 +31,7 @@ ORDER = [
         "mask_filters",
         "mask_generator",
         "mosaic",
+        "looker",
         "classical",
         "selection",
         "crops",
@@ -58,8 +59,8 @@ ORDER = [
         "evaluate",
         "report",
     ),
-    *("phases", "train", "adapt", "retrieve", "tasks", "visualize", "gallery", "overlays"),
-    *("basemap", "maps", "atlas", "widgets", "explorer", "segment_explorer"),
+    *("phases", "train", "adapt", "retrieve", "tasks", "visualize", "gallery", "overlays", "caption_figures"),
+    *("basemap", "maps", "atlas", "widgets", "explorer", "segment_explorer", "caption_explorer"),
     *("notebooks", "runner", "cli_data", "cli_augment", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -113,7 +113,7 @@ def refine_captions(
 
 
 def _report(rows: list[str], splits: list[str], raw: dict[int, str], done: dict[int, Refined]) -> dict[str, Any]:
-    state = {row: _state(raw[row], result.text) for row, result in done.items()}
+    state = {row: text_state(raw[row], result.text) for row, result in done.items()}
     findings: dict[str, list[int]] = {}
     for row, result in done.items():
         ground = [name for name in ("contradicted", "unsupported") if getattr(result.cleaned, name)]
@@ -153,10 +153,12 @@ def _report(rows: list[str], splits: list[str], raw: dict[int, str], done: dict[
     }
 
 
-def _state(before: str, after: str) -> str:
+def text_state(before: str, after: str) -> str:
+    """Whether a raw text was "kept", "changed" or "dropped" by `refine`."""
     if not after:
         return "dropped"
-    return "kept" if after in (before.strip(), f"{before.strip()}.") else "changed"
+    before = " ".join(before.split())
+    return "kept" if after in (before, f"{before}.") else "changed"
 
 
 def mean(values: Sequence[float]) -> float | None:
