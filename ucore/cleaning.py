@@ -36,7 +36,7 @@ TAG = re.compile(r"</?[a-zA-Z][^<>]{0,300}>|<!--.{0,2000}?-->", re.DOTALL)
 LINK = re.compile(r"!?\[([^\[\]\n]{0,300})\]\([^()\n]{0,500}\)")
 ADDRESS = re.compile(r"\b(?:https?://|www\.)\S+")
 LINE_MARK = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|[-*+\u2022][ \t]+|>[ \t]*|\d{1,2}[.)][ \t]+)", re.MULTILINE)
-EMPHASIS = re.compile(r"(\*\*\*|\*\*|__|`|(?<!\w)[*_](?=\S)|(?<=\S)[*_](?!\w))")
+EMPHASIS = re.compile(r"(\*\*\*|\*\*|__|(?<!\w)[*_`](?=\S)|(?<=\S)[*_`](?!\w))")
 LABEL = re.compile(r"^(?:(?:short |detailed |image |final )?(?:caption|description|answer|response|output|summary))"
                    r"\s*:\s*", re.IGNORECASE)  # fmt: skip
 LEAD = re.compile(
