@@ -239,6 +239,17 @@ def test_short_memory_halves_the_batch_and_says_so_once(models, pictures, capsys
         asked.caption(pictures, PROMPTS)
 
 
+@pytest.mark.parametrize("name", SAVERS)
+def test_large_models_compute_in_bfloat16_where_the_hardware_does(models, pictures, monkeypatch, name):
+    monkeypatch.setattr("ucore.pretrained.cpu_has_bf16", lambda: True)
+    small = captioner(models[name])
+    assert small.load().dtype == torch.float32
+    monkeypatch.setattr("ucore.pretrained.SMALL", 0)
+    large = captioner(models[name])
+    assert large.load().dtype == torch.bfloat16 and len(large.caption(pictures, PROMPTS)) == 3
+    assert large.key() == small.key()
+
+
 def test_tags_need_no_model_and_no_image():
     asked = load_captioner("tags")
     prompt = asked.prompt_for(["amenity=school"], ["leisure=park"], "a")
