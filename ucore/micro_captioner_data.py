@@ -6,12 +6,15 @@ some or all tags are withheld. Images without tags get those that their captions
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ucore.compose import WORDS, is_plural, listed, phrases
 from ucore.grounding import find_mentions
@@ -22,7 +25,7 @@ from ucore.things import names_of
 
 PROMPTS = {"urbancross": 0.8, "short": 0.1, "grounded": 0.1}  # and how often each is drawn; the first is the default
 NO_TAGS, SOME_TAGS = 0.3, 0.3  # shares of the prompts; the rest has all tags
-STRANGE = 0.25  # of the prompts with tags have one or two of any place around theirs: to be read, not guessed
+STRANGE = 0.25  # of the prompts with tags have one or two from anywhere, so that tags are read and not guessed
 SECOND = 0.5  # of the answers take a second caption
 MOST_ADDED = 4  # tags that an added sentence names
 
@@ -74,34 +77,28 @@ def _prompts() -> tuple[Prompt, ...]:
 
 
 @cache
-def _tag_of_noun() -> dict[str, str]:
-    """The word for a thing -> the plainest tag that is called so."""
-    table: dict[str, str] = {}
+def _tags_of_nouns() -> dict[str, tuple[str, ...]]:
+    """The word for a thing -> the tags that say just this: a lake is natural=water with water=lake."""
+    table = {kind.noun: tuple(f"{key}={value}" for key, value in kind.tags.items()) for kind in KINDS.values()}
     for tag in every_tag():
         for phrase in phrases([tag])[:1]:
             for noun in sorted(named(phrase.text)):
-                table.setdefault(noun, tag)
+                table.setdefault(noun, (tag,))
     return table
 
 
 @cache
 def every_tag() -> tuple[str, ...]:
-    """All tags that the composer and the simulator know."""
+    """All tags that the composer and the simulator know, the first of each kind."""
     kinds = [f"{key}={value}" for kind in KINDS.values() for key, value in list(kind.tags.items())[:1]]
     return tuple(dict.fromkeys([*kinds, *(tag for tag, word in WORDS.items() if word)]))
 
 
 def implied_tags(captions: Sequence[str]) -> tuple[str, ...]:
-    """Tags of what at least half of an image's captions name."""
-    counts: dict[str, int] = {}
-    for caption in captions:
-        for noun in sorted(named(caption)):
-            counts[noun] = counts.get(noun, 0) + 1
-    table = _tag_of_noun()
-    nouns = [
-        noun for noun in sorted(counts, key=lambda noun: (-counts[noun], noun)) if 2 * counts[noun] >= len(captions)
-    ]
-    return tuple(dict.fromkeys(table[noun] for noun in nouns if noun in table))
+    """Tags of what at least half of an image's captions name, in the order of the words."""
+    counts = Counter(noun for caption in captions for noun in named(caption))
+    nouns = [noun for noun, count in sorted(counts.items()) if 2 * count >= len(captions)]
+    return tuple(dict.fromkeys(tag for noun in nouns for tag in _tags_of_nouns().get(noun, ())))
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,8 @@ def _given(sample: Sample, draw: np.random.Generator) -> tuple[list[str], list[s
         tags = [tag for tag in tags if draw.random() < keep]
         around = [tag for tag in around if draw.random() < keep]
     if draw.random() < STRANGE:
-        around += [str(tag) for tag in draw.choice(every_tag(), int(draw.integers(1, 3)), replace=False)]
+        into = tags if draw.random() < 0.5 else around
+        into += [str(tag) for tag in draw.choice(every_tag(), int(draw.integers(1, 3)), replace=False)]
     return tags, around
 
 
@@ -168,3 +166,46 @@ def lesson_texts(samples: Sequence[Sample], seed: int, most: int = 20_000) -> It
         yield from one.answers
     for tag in every_tag():
         yield " ".join(phrase.text for phrase in phrases([tag])) + f" {tag}"
+
+
+# --- as numbers -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed sequences of a step: picture, prompt, then the answers, each of which sees the prompt and itself.
+
+    tokens, positions: int64 (B, L). mask: bool (B, 1, L, L), True where attention may go. rows, columns: int64 (T,),
+    the tokens after which a word of an answer is foretold. labels: int64 (T,), those words.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    mask: Tensor
+    rows: Tensor
+    columns: Tensor
+    labels: Tensor
+
+
+def pack(sequences: Sequence[tuple[list[int], list[list[int]]]], pad: int) -> Batch:
+    """`sequences`: token ids of the prefix and of each answer to it."""
+    length = max(len(prefix) + sum(map(len, answers)) for prefix, answers in sequences)
+    tokens = torch.full((len(sequences), length), pad)
+    positions, part = torch.zeros_like(tokens), torch.full_like(tokens, -1)
+    rows, columns, labels = [], [], []
+    for row, (prefix, answers) in enumerate(sequences):
+        start = len(prefix)
+        tokens[row, :start] = torch.tensor(prefix)
+        positions[row, :start], part[row, :start] = torch.arange(start), 0
+        for number, answer in enumerate(answers, start=1):
+            stop = start + len(answer)
+            tokens[row, start:stop] = torch.tensor(answer)
+            positions[row, start:stop] = torch.arange(len(prefix), len(prefix) + len(answer))
+            part[row, start:stop] = number
+            rows += [row] * len(answer)
+            columns += [len(prefix) - 1, *range(start, stop - 1)]
+            labels += answer
+            start = stop
+    same = part[:, :, None] == part[:, None, :]
+    mask = torch.ones(length, length, dtype=torch.bool).tril() & (same | (part[:, None, :] == 0))
+    return Batch(tokens, positions, mask[:, None], *map(torch.tensor, (rows, columns, labels)))

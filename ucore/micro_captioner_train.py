@@ -9,6 +9,7 @@ needed.
 """
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -39,11 +40,12 @@ from ucore.micro_captioner import (
     save,
     tower_of,
 )
-from ucore.micro_captioner_data import Sample, example, lesson_texts, samples_of
+from ucore.micro_captioner_data import Batch, Sample, example, lesson_texts, pack, samples_of
 from ucore.simulate import simulate_dataset
 from ucore.simulated_set import SimulationConfig
 
 STATE, FEATURES, SIMULATED, RESULT = "state.pt", "features", "simulated", "captioner"
+FIRST_SEED = 4100  # of the simulated set, so that the built-in ones, of low seeds, stay unseen
 FROZEN = 5  # of the tower's seven stages
 PART = 1024  # pictures whose features are written together: what a stopped run loses at most
 TOGETHER = 8  # images packed together, so that little is padding
@@ -64,47 +66,7 @@ class MicroCaptionerConfig:
     weight_decay: float = 0.05
     warmup: int = 150  # steps
     check_every: int = 200  # steps between validation and saved state
-    tiles: int = 1500  # simulated, of each country
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Packed sequences of a step: picture, prompt, then the answers, each of which sees the prompt and itself.
-
-    tokens, positions: int64 (B, L). mask: bool (B, 1, L, L), True where attention may go. rows, columns: int64 (T,),
-    the tokens after which a word of an answer is foretold. labels: int64 (T,), those words.
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    mask: Tensor
-    rows: Tensor
-    columns: Tensor
-    labels: Tensor
-
-
-def pack(sequences: Sequence[tuple[list[int], list[list[int]]]], pad: int) -> Batch:
-    """`sequences`: token ids of the prefix and of each answer to it."""
-    length = max(len(prefix) + sum(map(len, answers)) for prefix, answers in sequences)
-    tokens = torch.full((len(sequences), length), pad)
-    positions, part = torch.zeros_like(tokens), torch.full_like(tokens, -1)
-    rows, columns, labels = [], [], []
-    for row, (prefix, answers) in enumerate(sequences):
-        start = len(prefix)
-        tokens[row, :start] = torch.tensor(prefix)
-        positions[row, :start], part[row, :start] = torch.arange(start), 0
-        for number, answer in enumerate(answers, start=1):
-            stop = start + len(answer)
-            tokens[row, start:stop] = torch.tensor(answer)
-            positions[row, start:stop] = torch.arange(len(prefix), len(prefix) + len(answer))
-            part[row, start:stop] = number
-            rows += [row] * len(answer)
-            columns += [len(prefix) - 1, *range(start, stop - 1)]
-            labels += answer
-            start = stop
-    same = part[:, :, None] == part[:, None, :]
-    mask = torch.ones(length, length, dtype=torch.bool).tril() & (same | (part[:, None, :] == 0))
-    return Batch(tokens, positions, mask[:, None], *map(torch.tensor, (rows, columns, labels)))
+    tiles: int = 1500  # simulated, of each country; 0: none, learn from other data only
 
 
 class MicroCaptionerTrainer:
@@ -199,7 +161,7 @@ class MicroCaptionerTrainer:
         """One step of the optimizer; its loss."""
         config = self.config
         warm = min(1.0, (self.step_number + 1) / config.warmup)
-        share = warm * 0.5 * (1 + np.cos(np.pi * self.step_number / config.steps))
+        share = warm * 0.5 * (1 + math.cos(math.pi * self.step_number / config.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
         parts = self.draw(self.step_number)
@@ -270,19 +232,26 @@ def train_micro(
     device: str = "auto",
     skip_bad: bool = False,
 ) -> Path:
-    """Train on the simulated set, which is made in OUT/simulated, and on the train splits of the datasets in `data`.
+    """Train on the simulated set, which is made in OUT/simulated, and on the datasets in `data`; returns OUT/captioner.
 
-    Returns OUT/captioner, a folder for AutoModelForImageTextToText; OUT/training.json says how it went. The same
-    call goes on where it was stopped. Raises ConfigError when OUT holds a training of other settings or data,
-    DataError for a dataset without training split.
+    data: folders that `read_dataset` knows; images and captions of their splits "train" are learnt from, up to 200
+    images of each split "val" choose the weights. OUT/captioner is a folder for AutoModelForImageTextToText;
+    OUT/training.json says how it went. The same call goes on where it was stopped. Raises ConfigError when OUT holds a
+    training of other settings or data, DataError for a dataset without training split.
     """
     config, out = config or MicroCaptionerConfig(), Path(out)
     require_writable(out)
     out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    simulation = SimulationConfig(tiles=config.tiles, sensor="per-country", seed=4100 + config.seed, masks=False)
-    manifests = [simulate_dataset(out / SIMULATED, simulation)]
+    manifests = []
+    if config.tiles:
+        simulation = SimulationConfig(
+            tiles=config.tiles, sensor="per-country", seed=FIRST_SEED + config.seed, masks=False
+        )
+        manifests.append(simulate_dataset(out / SIMULATED, simulation))
     manifests += [read_dataset(folder, skip_bad=skip_bad) for folder in data]
+    if not manifests:
+        raise ConfigError("There is nothing to learn from: ask for simulated tiles, or name a dataset with --data")
     with only_writer(out):
         return _train(out, manifests, config, device)
 
@@ -299,16 +268,17 @@ def _train(out: Path, manifests: Sequence[Manifest], config: MicroCaptionerConfi
     tokenizer = build_tokenizer(sorted(set(lesson_texts([s for of in train for s in of], config.seed))))
     processor, model = build_processor(tokenizer), build_model(tokenizer, config.seed)
     key = content_hash(asdict(config), [[sample.captions for sample in of] for of in train])
-    groups, checks = (
-        [(of, lower_features(model, processor, [s.path for s in of], out / FEATURES, device)) for of in samples]
-        for samples in (train, val)
-    )
-    trainer = MicroCaptionerTrainer(model, tokenizer, groups, config, device)
     saved: dict[str, Any] = {"log": [], "best": None}
     if (out / STATE).is_file():
         saved = torch.load(out / STATE, map_location="cpu", weights_only=True)
         if saved["key"] != key:
             raise ConfigError(f"{out} holds a training of other settings or data; repeat them, or choose another --out")
+    groups, checks = (
+        [(of, lower_features(model, processor, [s.path for s in of], out / FEATURES, device)) for of in samples]
+        for samples in (train, val)
+    )
+    trainer = MicroCaptionerTrainer(model, tokenizer, groups, config, device)
+    if "trainer" in saved:
         trainer.load_state(saved["trainer"])
     log, best = saved["log"], saved["best"]
     _fit(trainer, checks, out, key, log, best)
