@@ -13,7 +13,7 @@ from dataclasses import dataclass
 MOST_WORDS = 120  # of a description; text encoders read 77 tokens or fewer
 MOST_SIGNS = 20_000  # of what is looked at: a caption is far shorter, and a lying endpoint far longer
 ECHO = 5  # words in common with the prompt from which on the beginning is an echo
-LOOP, LONGEST_LOOP = 3, 12  # times in a row that up to so many words may stand at most twice
+LOOP, PHRASE, LONGEST_LOOP = 3, 4, 12  # times in a row that make a loop; of so many words or more, twice; most words
 
 # By Unicode's categories: what becomes of separators, of control characters and of signs of no width.
 SPACES = {"Zs": " ", "Zl": "\n", "Zp": "\n", "Cc": " ", "Cf": "", "Cs": "", "Co": "", "Cn": ""}
@@ -220,7 +220,7 @@ def _plain(sentence: str) -> str:
 
 
 def _without_loops(sentence: str, found: list[str]) -> str:
-    """The sentence with words that stand `LOOP` times in a row or more standing once."""
+    """The sentence with words that stand `LOOP` times in a row, or `PHRASE` words twice, standing once."""
     words = sentence.split()
     plain = [_plain(word) for word in words]
     place = 0
@@ -229,14 +229,16 @@ def _without_loops(sentence: str, found: list[str]) -> str:
             unit, times = plain[place : place + size], 1
             while any(unit) and plain[place + times * size : place + (times + 1) * size] == unit:
                 times += 1
-            if times >= LOOP and len(unit) == size:
+            if len(unit) == size and times >= (LOOP if size < PHRASE else 2):
                 _note(found, "repeated words")
-                stop = place + times * size
+                stop, end = place + times * size, END.search(words[-1])
                 # What was cut off within the next round of the loop belongs to it.
                 rest = next((n for n in range(size - 1, 0, -1) if plain[stop:] == unit[:n]), 0)
-                end = END.search(words[stop - 1])
                 del words[place + size : stop + rest], plain[place + size : stop + rest]
-                words[-1] += end[0] if end and place + size == len(words) and not END.search(words[-1]) else ""
+                if end and place + size == len(words):
+                    while len(words) > 1 and _plain(words[-1]) in DANGLING:
+                        words.pop()
+                    words[-1] = words[-1].rstrip(",;:") + ("" if END.search(words[-1]) else end[0])
                 break
         place += 1
     return " ".join(words)
