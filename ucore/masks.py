@@ -125,11 +125,11 @@ class Segments:
 
     def iou(self, other: "Segments | None" = None) -> np.ndarray:
         """Intersection over union of these masks with those of `other` (by default themselves), float32 (N, M)."""
-        return self._overlap(other or self, share=False)
+        return self._overlap(self if other is None else other, share=False)
 
     def covered_by(self, other: "Segments | None" = None) -> np.ndarray:
         """Share of each of these masks' pixels that lies in each of `other`'s masks, float32 (N, M)."""
-        return self._overlap(other or self, share=True)
+        return self._overlap(self if other is None else other, share=True)
 
     def _overlap(self, other: "Segments", share: bool) -> np.ndarray:
         coco = _coco()
