@@ -58,8 +58,9 @@ def segment(
         seconds = time.perf_counter() - started
     found = store.summary()
     print(
-        f"{found['images']:,} images, {found['masks_per_image']:.1f} masks an image, which cover "
-        f"{found['covered']:.0%}; {found['seconds_per_image']:.2f} s an image and worker, {seconds:.1f} s in all."
+        f"{len(manifest):,} images in {seconds:.1f} s. The folder holds {found['images']:,}, with "
+        f"{found['masks_per_image']:.1f} masks an image that cover {found['covered']:.0%}; an image took a worker "
+        f"{found['seconds_per_image']:.2f} s."
     )
     print(f"Masks: {store.folder}")
 

@@ -1,0 +1,156 @@
+"""The commands of the augmentation stage as a user types them, on pictures of three grounds with a shape on each."""
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from makers import make_rsicd
+
+from ucore import cli
+from ucore.data import read_dataset
+from ucore.manifest import subset
+from ucore.segment_store import SegmentStore
+
+
+class Outcome(NamedTuple):
+    """How a command ended: exit status and what it printed."""
+
+    status: int | str | None
+    out: str
+    err: str
+
+
+def ucore(*arguments: Any) -> Outcome:
+    """Run a command in this process, which has the heavy libraries already."""
+    out, err, before, status = io.StringIO(), io.StringIO(), sys.argv, 0
+    sys.argv = ["ucore", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as stop:
+        status = stop.code
+    finally:
+        sys.argv = before
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def refusal(*arguments: Any) -> str:
+    """The one sentence of a command that must fail."""
+    outcome = ucore(*arguments)
+    assert outcome.status == 2 and outcome.err.startswith("ucore: "), outcome
+    assert len(outcome.err.splitlines()) == 1 and "Traceback" not in outcome.err
+    return outcome.err
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch) -> None:
+    """No default dataset, and a current folder in which nothing is expected to appear."""
+    monkeypatch.delenv("UCORE_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_segment_writes_a_store_and_goes_on(tiny_rsicd, tmp_path):
+    out = tmp_path / "out"
+    command = ("segment", "--data", tiny_rsicd, "--generator", "felzenszwalb", "--workers", 1, "--out", out)
+    first = ucore(*command, "--limit", 3)
+    assert first.status == 0, first.err
+    assert first.out.startswith("3 images in ") and "holds 3," in first.out
+    (folder,) = (tmp_path / "out").iterdir()
+    assert first.out.endswith(f"Masks: {folder}\n") and folder.name.startswith("felzenszwalb-")
+    parts = {path.name: path.read_bytes() for path in folder.glob("part-*.parquet")}
+    second = ucore(*command, "--split", "val")
+    assert second.out.startswith("8 images in ") and "holds 11," in second.out
+    assert {name: (folder / name).read_bytes() for name in parts} == parts  # nothing is done twice
+    store = SegmentStore(folder)
+    for sample in read_dataset(tiny_rsicd, split="val").frame["sample_id"]:
+        assert store.load(sample).size == (64, 64)
+
+
+def test_caption_writes_a_dataset_that_is_read_again(tiny_rsicd, tmp_path):
+    data = tmp_path / "data"
+    tagged = subset(read_dataset(tiny_rsicd), 4)
+    tagged.frame["tags"] = [["building=school", "highway=residential"], ["natural=water"], ["landuse=forest"], []]
+    tagged.save(data / "manifest.parquet")
+    outcome = ucore("caption", "--data", data, "--captioner", "tags", "--out", tmp_path / "out")
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.startswith("4 images: 3 kept, ") and "4 were written in this call" in outcome.out
+    (folder,) = (tmp_path / "out").iterdir()
+    assert outcome.out.endswith(f"report.json: {folder}\n")
+    written = read_dataset(folder).frame
+    assert "school" in written["description"][0] and list(written["captions"]) == list(tagged.frame["captions"])
+    assert json.loads((folder / "report.json").read_text())["images"] == 4
+    again = ucore("caption", "--data", data, "--captioner", "tags", "--out", tmp_path / "out")
+    assert "0 were written in this call." in again.out
+
+
+def test_mistakes_are_told_in_one_sentence_and_write_nothing(tiny_rsicd, tmp_path):
+    data = ("--data", tiny_rsicd)
+    assert "does not exist" in refusal("segment", "--data", tmp_path / "nowhere")
+    assert "--limit is 0" in refusal("segment", *data, "--limit", 0)
+    assert "There is no split 'valid'" in refusal("caption", *data, "--split", "valid")
+    assert "felzenszwalb" in refusal("segment", *data, "--generator", "felzenswalb")
+    assert "sam.pth" in refusal("segment", *data, "--generator", f"vit_h:{tmp_path / 'sam.pth'}")
+    assert "--exact" in refusal("segment", *data, "--generator", "slic", "--exact")
+    assert str(tmp_path / "model") in refusal("caption", *data, "--captioner", tmp_path / "model")
+    (tmp_path / "file").touch()
+    assert "is not a folder" in refusal("segment", *data, "--out", tmp_path / "file" / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"file"}
+
+
+def test_an_address_needs_the_engine_that_has_addresses(tiny_rsicd, tmp_path):
+    command = ("segment", "--data", tiny_rsicd, "--generator", "slic", "--out", tmp_path / "out")
+    assert "add --engine ray" in refusal(*command, "--address", "auto")
+
+
+@pytest.mark.parametrize(
+    ("command", "stage"),
+    [("segment", "ucore.segments.segment_dataset"), ("caption", "ucore.captions.caption_dataset")],
+)
+def test_ctrl_c_says_how_to_go_on(tiny_rsicd, tmp_path, monkeypatch, command, stage):
+    def stopped(*arguments: Any, **settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, stopped)
+    out = tmp_path / "out"
+    assert f"kept in {out}: repeat the command to go on" in refusal(command, "--data", tiny_rsicd, "--out", out)
+
+
+def test_unreadable_images_stop_the_command_unless_they_are_left_out(tmp_path):
+    data = make_rsicd(tmp_path / "data", 3, 1, 1)
+    (data / "images" / "00001.png").write_bytes(b"no picture")
+    command = ("segment", "--data", data, "--generator", "felzenszwalb", "--workers", 1, "--out", tmp_path / "out")
+    assert "00001.png" in refusal(*command)
+    with pytest.warns(UserWarning, match=r"00001\.png"):
+        outcome = ucore(*command, "--skip-bad")
+    assert outcome.status == 0 and outcome.out.startswith("4 images in ")
+
+
+def test_training_commands_pass_their_settings_on(tiny_rsicd, tmp_path, monkeypatch):
+    calls: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "ucore.simulate.simulate_dataset", lambda out, config: calls.setdefault("sets", []).append(config)
+    )
+    monkeypatch.setattr(
+        "ucore.micro_sam_data.training_sources", lambda *given: calls.update(sources=given) or ["source"]
+    )
+    monkeypatch.setattr("ucore.micro_sam_train.train_micro", lambda *given: calls.update(sam=given) or "weights")
+    monkeypatch.setattr(
+        "ucore.micro_captioner_train.train_micro", lambda *given: calls.update(captioner=given) or "model"
+    )
+    out = tmp_path / "out"
+    outcome = ucore(
+        "segments", "train-micro", "--data", tiny_rsicd, "--out", out, "--tiles", 7, "--steps", 3, "--seed", 2
+    )
+    assert outcome == (0, "Weights: weights\n", "")
+    assert [(config.tiles, config.sensor) for config in calls["sets"]] == [(7, "shared"), (7, "per-country")]
+    assert len({config.seed for config in calls["sets"]}) == 2
+    assert calls["sources"][:2] == ([out / "simulated-shared", out / "simulated-per-country"], (Path(tiny_rsicd),))
+    assert calls["sam"][:2] == (["source"], out) and (calls["sam"][2].steps, calls["sam"][2].seed) == (3, 2)
+    outcome = ucore("captions", "train-micro", "--out", out, "--steps", 3, "--skip-bad")
+    assert outcome.status == 0 and outcome.out.startswith("Model: model")
+    assert calls["captioner"][:2] == (out, ()) and calls["captioner"][2].steps == 3 and calls["captioner"][4]
+    assert ucore("segments", "train-mikro").status == 2
