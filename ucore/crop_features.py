@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 GROUP, BATCH = 64, 32  # images whose crops are embedded together, and crops a batch
 VERSION = 1  # of the way crops are chosen and cut
+
+Cut = tuple[np.ndarray, np.ndarray]  # rows int64 (n,) of an image's segments, and their crops uint8 (n, S, S, 3)
 
 
 class ImageFile(NamedTuple):
@@ -86,21 +88,16 @@ def segment_features(
     done = parts.done()
     todo = [image for image in distinct_images(keys, manifest) if image.sample_id in store and image.key not in done]
 
-    def cut(path: Path, segments: Segments) -> tuple[np.ndarray, np.ndarray]:
+    def cut(path: Path, segments: Segments) -> Cut:
         rows = select_segments(segments, **chosen)
         return rows, crop_segments(np.asarray(load_image(path)), segments.take(rows), **crops)
 
     if todo:
         bar = tqdm(total=len(todo), desc="Segment features", unit="img", disable=not progress or not someone_looks())
-        with parts.writing(), bar, ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-            waiting: deque[tuple[list[ImageFile], list[Future]]] = deque()
-            for start in range(0, len(todo), GROUP):
-                group = todo[start : start + GROUP]
-                waiting.append((group, [pool.submit(cut, image.path, store.load(image.sample_id)) for image in group]))
-                while len(waiting) > 1 or (waiting and start + GROUP >= len(todo)):
-                    images, futures = waiting.popleft()
-                    _embed(encoder, parts, images, [future.result() for future in futures])
-                    bar.update(len(images))
+        with parts.writing(), bar:
+            for images, cuts in _cut_ahead(store, todo, cut):
+                _embed(encoder, parts, images, cuts)
+                bar.update(len(images))
     features = np.zeros((len(samples), k, encoder.image_width), np.float16)
     counts = np.zeros(len(samples), np.int64)
     for number, sample_id in enumerate(samples):
@@ -112,7 +109,21 @@ def segment_features(
     return features, counts
 
 
-def _embed(encoder: "DualEncoder", parts: PartStore, images: list[ImageFile], cut: list[Any]) -> None:
+def _cut_ahead(
+    store: SegmentStore, todo: list[ImageFile], cut: Callable[[Path, Segments], Cut]
+) -> Iterator[tuple[list[ImageFile], list[Cut]]]:
+    """Groups of images with their crops, cut in threads while the group before is embedded."""
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        waiting: deque[tuple[list[ImageFile], list[Future[Cut]]]] = deque()
+        for start in range(0, len(todo), GROUP):
+            group = todo[start : start + GROUP]
+            waiting.append((group, [pool.submit(cut, image.path, store.load(image.sample_id)) for image in group]))
+            while len(waiting) > 1 or (waiting and start + GROUP >= len(todo)):
+                images, futures = waiting.popleft()
+                yield images, [future.result() for future in futures]
+
+
+def _embed(encoder: "DualEncoder", parts: PartStore, images: list[ImageFile], cut: list[Cut]) -> None:
     """Embed the crops of some images and store their rows.
 
     All batches have one shape, the last one filled up: features then do not depend on what a crop is embedded with, and
