@@ -39,6 +39,7 @@ ORDER = [
         "crop_features",
         "segments",
         "micro_sam_data",
+        "micro_sam_loss",
         "micro_sam_train",
         "prompts",
         "micro_captioner",

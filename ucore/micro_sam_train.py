@@ -14,14 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
@@ -31,10 +30,10 @@ from ucore.files import atomic_path, only_writer, write_json
 from ucore.images import someone_looks
 from ucore.micro_sam import IMAGE_SIZE, NAME, STRIDE, build_micro_sam
 from ucore.micro_sam_data import Source, Window, centre_clicks, windows
+from ucore.micro_sam_loss import Rule, guide_loss, mask_loss
 from ucore.weights import write_weights
 
 STATE = "state.pt"
-Rule = Literal["first", "best", "all"]
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,18 @@ class MicroSamConfig:
     """Settings of `train_micro`. A step sees `batch` windows, or half or a quarter as many of twice or four times the
     side, with `prompts` clicks each."""
 
-    steps: int = 4000
+    steps: int = 14_000
     seed: int = 0
     batch: int = 16
     prompts: int = 10
-    quarter: float = 0.5  # share of the steps that see windows of a quarter of the frame's side
-    half: float = 0.33  # share of the steps, after them, that see windows of half the side
-    together: float = 0.35  # share of the steps in which all four masks learn from every prompt
+    quarter: float = 0.35  # share of the steps that see windows of a quarter of the frame's side
+    half: float = 0.4  # share of the steps, after them, that see windows of half the side
+    together: float = 0.2  # share of the steps in which all four masks learn from every prompt
     lr: float = 8e-4  # of neck, decoder and prompts; peak of warm-up and cosine
     trunk_lr: float = 3e-4  # of the ImageNet backbone
     weight_decay: float = 0.05
-    ema: float = 0.995
+    guide: float = 0.5  # weight of the loss that asks the upscaled embedding to tell objects apart by itself
+    ema: float = 0.998
     distilled: float = 0.35  # share of windows from real pictures, where there are any
     save_every: int = 250
 
@@ -68,7 +68,8 @@ class MicroSamTrainer:
         self.average = AveragedModel(self.sam, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         trunk = list(self.sam.image_encoder.trunk.parameters())  # type: ignore[reportAttributeAccessIssue]
         known = {id(parameter) for parameter in trunk}
-        rest = [parameter for parameter in self.sam.parameters() if id(parameter) not in known]
+        self.likeness = torch.nn.Parameter(torch.tensor([8.0, 0.5], device=self.device))  # of `guide_loss`
+        rest = [parameter for parameter in self.sam.parameters() if id(parameter) not in known] + [self.likeness]
         groups = [{"params": trunk, "peak": config.trunk_lr}, {"params": rest, "peak": config.lr}]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98))
         self.step_number = 0
@@ -105,9 +106,13 @@ class MicroSamTrainer:
             normal = (pixels.to(self.device).float() - mean) / self.sam.pixel_std
             embedding = self.sam.image_encoder(normal)
             logits, scores = decode(self.sam, embedding, points.to(self.device), labels.to(self.device), offsets)
+            upscaled = self.sam.mask_decoder.output_upscaling(embedding)
         together = self.step_number < self.config.together * self.config.steps
         rule: Rule = "all" if together else "best" if kind == "click" else "first"
         parts = mask_loss(logits.float(), scores.float(), targets, rule)
+        clicks = torch.from_numpy(np.stack([window.points[:, 0] for window in made])).to(self.device)
+        parts["guide"] = guide_loss(upscaled.float(), clicks, targets, self.likeness)
+        parts["loss"] = parts["loss"] + self.config.guide * parts["guide"]
         self.optimizer.zero_grad()
         parts["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0)
@@ -133,14 +138,16 @@ class MicroSamTrainer:
         return sam.eval()
 
     def state(self) -> dict[str, Any]:
-        return {"sam": self.sam.state_dict(), "average": self.average.state_dict(), "step": self.step_number,
-                "optimizer": self.optimizer.state_dict(), "config": asdict(self.config)}  # fmt: skip
+        return {"sam": self.sam.state_dict(), "likeness": self.likeness.detach(), "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(), "step": self.step_number,
+                "config": asdict(self.config)}  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave. Raises ConfigError when it is of other settings."""
         if state["config"] != asdict(self.config):
             raise ConfigError("The unfinished training there has other settings; repeat them, or choose another --out")
         self.sam.load_state_dict(state["sam"])
+        self.likeness.data.copy_(state["likeness"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step_number = int(state["step"])
@@ -191,31 +198,6 @@ def _embed(prompter: Any, points: Tensor, labels: Tensor) -> Tensor:
     kinds = torch.stack([embedding.weight[0] for embedding in prompter.point_embeddings])
     empty = (labels < 0)[..., None]
     return torch.where(empty, prompter.not_a_point_embed.weight, tokens + kinds[labels.clamp(min=0)])
-
-
-def mask_loss(logits: Tensor, scores: Tensor, targets: Tensor, rule: Rule) -> dict[str, Tensor]:
-    """Loss of N prompts: 20 focal + dice + squared error of the predicted IoU (SAM, appendix A).
-
-    logits: float32 (N, 4, h, w); scores: float32 (N, 4); targets: covered share of each cell in [0, 1], (N, h, w).
-    rule: "first", the mask for unambiguous prompts; "best", of the other three the one that is nearest already;
-    "all", every mask. From the start with "best", three masks of the three largest regions would do without looking
-    at the click.
-    """
-    rows = {"first": slice(0, 1), "best": slice(1, None), "all": slice(None)}[rule]
-    logits, scores = logits[:, rows].flatten(2), scores[:, rows]
-    goal = targets.flatten(1)[:, None].expand_as(logits)
-    chance = logits.sigmoid()
-    # Focal loss for shares instead of labels: the weight is the distance to the goal (arXiv 2006.04388).
-    focal = (F.binary_cross_entropy_with_logits(logits, goal, reduction="none") * (chance - goal) ** 2).mean(2)
-    dice = 1 - (2 * (chance * goal).sum(2) + 1) / (chance.sum(2) + goal.sum(2) + 1)
-    losses = 20 * focal + dice
-    best, chosen = losses.min(dim=1)
-    mask = losses.mean() if rule == "all" else best.mean()
-    with torch.no_grad():
-        filled, wanted = logits > 0, goal > 0.5
-        iou = (filled & wanted).sum(2) / (filled | wanted).sum(2).clamp(min=1)
-    error = (scores - iou).square().mean()
-    return {"loss": mask + error, "mask": mask, "iou_error": error, "iou": iou.gather(1, chosen[:, None]).mean()}
 
 
 def train_micro(
