@@ -8,6 +8,7 @@ import torch
 from makers_sam import tiny_sam
 from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator
+from torchvision.ops import box_iou, nms
 
 from ucore import mask_filters, mosaic
 from ucore.errors import ConfigError, UserError
@@ -52,9 +53,11 @@ def test_the_decoder_computes_what_the_original_does(model):
     decoder = PointDecoder(model)
     clicks = decoder.attend(decoder.prepare(embedding[0]), points)
     np.testing.assert_allclose(clicks.quality, quality, atol=1e-4)
-    np.testing.assert_allclose(decoder.masks(clicks), wanted, atol=1e-3)
-    some = clicks.take(torch.tensor([False, True, False]))
-    np.testing.assert_allclose(decoder.masks(some), wanted[1:2], atol=1e-3)
+    every = torch.ones(3, 3, dtype=torch.bool)
+    np.testing.assert_allclose(decoder.masks(clicks, every), wanted.flatten(0, 1), atol=1e-3)
+    some = clicks.take(torch.tensor([False, True, True]))
+    chosen = torch.tensor([[False, True, False], [True, False, True]])
+    np.testing.assert_allclose(decoder.masks(some, chosen), wanted[1:][chosen], atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (48, 90), (150, 101), (8, 8)])
@@ -183,11 +186,25 @@ def test_boxes_and_what_they_must_overlap():
     masks = torch.zeros(3, 10, 12, dtype=torch.bool)
     masks[0, 2:8, 1:11] = True
     masks[1, 5, 5] = True
-    edges = mask_filters.boxes(masks)
+    edges = mask_filters.boxes(masks.float(), 0.5)
     assert edges.tolist() == [[1, 2, 10, 7], [5, 5, 5, 5], [0, 0, 0, 0]]
-    # The same box twice, 9 x 5: edges are known to half a pixel, so at least 8 x 4 = 32 of 45 + 45 - 32 are shared.
-    assert mask_filters.certain_overlap(edges[[0, 0]])[0, 1] == pytest.approx(32 / 58)
-    assert mask_filters.greedy(np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1]], bool)).tolist() == [0, 2]
+    lower, upper = mask_filters.overlaps(edges[:2], slack=0.5)
+    assert lower[0, 0] == pytest.approx(8 * 4 / (2 * 11 * 7 - 8 * 4))  # 9 x 5; within is 8 x 4, around it 11 x 7
+    assert upper[0, 0] == 1 and lower[0, 1] == 0 and upper[0, 1] == pytest.approx(4 / (8 * 4 - 4))
+
+
+def test_only_sure_duplicates_are_dropped_early():
+    rng = np.random.default_rng(0)
+    for _ in range(30):  # against plain greedy suppression of the true overlaps
+        corner = rng.integers(0, 20, (40, 2))
+        true = torch.from_numpy(np.hstack([corner, corner + rng.integers(8, 30, (40, 2))])).float()
+        lower, upper = (bound.numpy() for bound in mask_filters.overlaps(true, slack=1.0))
+        exact = box_iou(true, true).numpy()
+        assert (lower <= exact + 1e-6).all() and (upper >= exact - 1e-6).all()
+        possible = mask_filters.not_surely_suppressed(lower, upper, 0.5)
+        kept = nms(true, torch.arange(40, 0, -1).float(), 0.5).numpy()
+        assert possible[kept].all()
+    assert not mask_filters.not_surely_suppressed(exact, exact, 0.5).all()
 
 
 def test_the_frame_of_an_image_is_the_part_that_is_not_padding():

@@ -51,7 +51,7 @@ class Clicks:
 
 
 class PointDecoder:
-    """Masks of single clicks on an image. `dtype` is that of the large products; qualities and logits are float32."""
+    """Masks of single clicks on an image. `dtype` is that of the large products and the logits; qualities are float32."""
 
     def __init__(self, sam: Sam, dtype: torch.dtype = torch.float32):
         self.sam, self.dtype = sam, dtype
@@ -100,11 +100,14 @@ class PointDecoder:
         return Clicks(positions, tokens[:, 1:], quality)
 
     @torch.inference_mode()
-    def masks(self, clicks: Clicks) -> Tensor:
-        """Logits of the three masks of each click, float32 (P, 3, 4h, 4w)."""
+    def masks(self, clicks: Clicks, wanted: Tensor) -> Tensor:
+        """Logits of the `wanted` masks, bool (P, 3), of the clicks: (n, 4h, 4w), click by click."""
         heads = self.sam.mask_decoder.output_hypernetworks_mlps
         weights = torch.stack([heads[1 + i](clicks.tokens[:, i]) for i in range(MASKS)], dim=1)  # (P, 3, C / 8)
-        return self._upscale(clicks.positions, weights)
+        logits = (weights.to(self.dtype) @ self._upscale(clicks.positions).transpose(1, 2))[wanted]
+        # Every position became 2 x 2 and each of these 2 x 2 again: (h, w, 2, 2, 2, 2) to rows and columns.
+        logits = logits.view(-1, *self.grid, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
+        return logits.reshape(-1, *self.size)
 
     def _layer(
         self, layer: Any, first: bool, tokens: Tensor, codes: Tensor, positions: Tensor, state: ImageState
@@ -183,12 +186,14 @@ class PointDecoder:
         brought = torch.einsum("phtd,chd->phtc", _heads(values, heads), weight.view(len(weight), heads, -1))
         return brought.reshape(size, heads * count, -1).to(self.dtype)
 
-    def _prepare_upscaling(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The decoder's upscaling as matrix products, channels last: transposed convolutions of size and stride 2."""
+    def _prepare_upscaling(self) -> Callable[[Tensor], Tensor]:
+        """The decoder's upscaling as matrix products, channels last: its convolutions have size and stride 2.
+
+        The function makes (P, N, C) to (P, 16 N, C / 8).
+        """
         first, norm, activation, second, last = self.sam.mask_decoder.output_upscaling
         if not isinstance(norm, LayerNorm2d):
             raise ValueError("the mask decoder's upscaling is not segment_anything's")
-        height, width = self.grid
 
         def matrix(convolution: Any) -> tuple[Tensor, Tensor]:
             weight = convolution.weight.detach().permute(2, 3, 1, 0).flatten(0, 2)  # (2 2 out, in)
@@ -196,14 +201,11 @@ class PointDecoder:
 
         (weight1, bias1), (weight2, bias2) = matrix(first), matrix(second)
 
-        def upscale(positions: Tensor, hyper: Tensor) -> Tensor:
+        def upscale(positions: Tensor) -> Tensor:
             size, count, _ = positions.shape
-            x = F.linear(positions, weight1, bias1).view(size, count * 4, -1)
+            x = F.linear(positions, weight1, bias1).view(size, count * 4, len(weight1) // 4)
             x = activation(_norm(norm, x))
-            x = last(F.linear(x, weight2, bias2)).view(size, count * 16, -1)
-            logits = hyper.to(x.dtype) @ x.transpose(1, 2)  # (P, 3, h w 2 2 2 2)
-            logits = logits.view(size, MASKS, height, width, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
-            return logits.reshape(size, MASKS, 4 * height, 4 * width).float()
+            return last(F.linear(x, weight2, bias2)).view(size, count * 16, len(weight2) // 4)
 
         return upscale
 

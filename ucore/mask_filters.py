@@ -39,36 +39,54 @@ def surrounded(label: Tensor) -> Tensor:
     return (label >= 0) & straight & diagonal
 
 
-def boxes(masks: Tensor) -> Tensor:
-    """First and last column and row of masks bool (n, h, w) as x0, y0, x1, y1, float32 (n, 4); 0 where empty."""
+def boxes(logits: Tensor, threshold: float) -> Tensor:
+    """First and last column and row above `threshold` of logits (n, h, w): x0, y0, x1, y1, float32 (n, 4), or 0."""
     sides = []
-    for axis in (1, 2):  # any row -> columns, any column -> rows
-        line = masks.any(dim=axis)
+    for axis in (1, 2):  # the highest of all rows leaves columns, and the other way round
+        line = logits.amax(dim=axis) > threshold
         first, back = line.to(torch.uint8).argmax(dim=1), line.flip(1).to(torch.uint8).argmax(dim=1)
         sides.append((first, torch.where(line.any(dim=1), line.shape[1] - 1 - back, first)))
     (x0, x1), (y0, y1) = sides
     return torch.stack([x0, y0, x1, y1], dim=1).float()
 
 
-def certain_overlap(boxes: Tensor) -> Tensor:
-    """The least intersection over union (n, n) that boxes on small masks may have at the image's size.
+def overlaps(boxes: Tensor, slack: float) -> tuple[Tensor, Tensor]:
+    """The least and the greatest intersection over union (n, n) of boxes whose edges are known roughly.
 
-    An edge there is known to half a pixel of the small mask, so an intersection may be narrower by one.
+    Boxes of masks on a coarse grid: at a finer one, an edge may lie up to one coarse pixel further out (there the mask
+    ends between two pixels), or `slack` further in (a fine pixel's width).
     """
-    corner = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    opposite = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = (opposite - corner - 1).clamp(min=0).prod(dim=2)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    return shared / (areas[:, None] + areas[None, :] - shared).clamp(min=1)
+    outward = boxes.new_tensor([-1, -1, 1, 1])
+    inner, outer = boxes - slack * outward, boxes + outward
+
+    def area(some: Tensor) -> Tensor:
+        return (some[..., 2:] - some[..., :2]).clamp(min=0).prod(dim=-1)
+
+    def shared(some: Tensor) -> Tensor:
+        corner = torch.maximum(some[:, None, :2], some[None, :, :2])
+        return area(torch.cat([corner, torch.minimum(some[:, None, 2:], some[None, :, 2:])], dim=2))
+
+    least, greatest = shared(inner), shared(outer)
+    small, large = area(inner), area(outer)
+    lower = least / (large[:, None] + large[None, :] - least).clamp(min=1e-6)
+    union = small[:, None] + small[None, :] - greatest
+    return lower, torch.where(union > greatest, greatest / union.clamp(min=1e-6), 1.0)
 
 
-def greedy(suppresses: np.ndarray) -> np.ndarray:
-    """Rows to keep in order, int64, when an earlier kept row removes the later ones it suppresses, bool (n, n)."""
-    left = np.ones(len(suppresses), bool)
-    for row in range(len(suppresses)):
-        if left[row]:
-            left[row + 1 :] &= ~suppresses[row, row + 1 :]
-    return np.flatnonzero(left)
+def not_surely_suppressed(lower: np.ndarray, upper: np.ndarray, most: float) -> np.ndarray:
+    """Which of n boxes, best first, non-maximum suppression may keep, bool (n,), when overlaps are known roughly.
+
+    lower, upper: bounds (n, n) of the intersection over union. A box that is sure to be kept (no better one that may be
+    kept can overlap it by more than `most`) surely suppresses those that it must overlap by more.
+    """
+    kept, possible = np.zeros(len(lower), bool), np.ones(len(lower), bool)
+    for row in range(len(lower)):
+        before = slice(0, row)
+        if (lower[before, row][kept[before]] > most).any():
+            possible[row] = False
+        elif (upper[before, row][possible[before]] <= most).all():
+            kept[row] = True
+    return possible
 
 
 def without_duplicates(segments: Segments, scores: np.ndarray, most: float) -> np.ndarray:

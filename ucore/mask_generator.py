@@ -28,7 +28,7 @@ from ucore.device import cpu_has_bf16
 from ucore.errors import ConfigError, UserError
 from ucore.files import content_hash
 from ucore.mask_decoder import ImageState, PointDecoder
-from ucore.mask_filters import boxes, certain_overlap, greedy, levels, mended, surrounded, without_duplicates
+from ucore.mask_filters import boxes, levels, mended, not_surely_suppressed, overlaps, surrounded, without_duplicates
 from ucore.masks import Segments, join
 from ucore.sam import fingerprint
 
@@ -60,7 +60,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Masks not yet decided. logits: float32 (n, 4h, 4w); quality: float32 (n,); clicks: int64 (n,), of the grid."""
+    """Masks not yet decided. logits: (n, 4h, 4w); quality: float32 (n,); clicks: int64 (n,), of the grid."""
 
     logits: Tensor
     quality: Tensor
@@ -172,13 +172,13 @@ class MaskGenerator:
         if self.exact:
             parts = [self._decided(found, frame) for found in self._clicked(state, frame, every)]
             return self._finished(join(parts))
-        found = Candidates(torch.zeros(0, *self.decoder.size, device=self.device), every[:0].float(), every[:0])
+        logits = torch.zeros(0, *self.decoder.size, dtype=self.dtype, device=self.device)
+        found = Candidates(logits, every[:0].float(), every[:0])
         for clicks in levels(self.points_per_side):
             clicks = torch.from_numpy(clicks).to(self.device)
             for new in self._clicked(state, frame, clicks[~self._explained(found, frame)[clicks]]):
                 found = found.and_(new.take(self._promising(new, frame)))
-            found = found.take(self._distinct(found, frame))
-        return self._finished(self._decided(found, frame))
+        return self._finished(self._decided(found.take(self._distinct(found, frame)), frame))
 
     def _clicked(self, state: ImageState, frame: Frame, clicks: Tensor) -> Iterator[Candidates]:
         """The masks of clicks, batch by batch, that promise enough quality."""
@@ -197,8 +197,8 @@ class MaskGenerator:
         good = heard.quality > self.pred_iou_thresh if self.pred_iou_thresh > 0 else torch.ones_like(heard.quality) > 0
         promising = good.any(dim=1)
         good, heard, clicks = good[promising], heard.take(promising), clicks[promising]
-        logits = self.decoder.masks(heard)
-        return Candidates(logits[good], heard.quality[good], clicks[:, None].expand_as(good)[good])
+        logits = self.decoder.masks(heard, good)
+        return Candidates(logits, heard.quality[good], clicks[:, None].expand_as(good)[good])
 
     def _try(self, setting: str, work: Callable[..., Any], *arguments: Any) -> Any:
         """What `work` gives; None, with the batch size `setting` halved, when memory ran out."""
@@ -220,7 +220,7 @@ class MaskGenerator:
 
     def _promising(self, found: Candidates, frame: Frame) -> Tensor:
         """Rows, bool (n,), stable enough: judged on the small masks, or at the image's size where that is close."""
-        logits = found.logits[:, : frame.low[0], : frame.low[1]]
+        logits = found.logits[:, : frame.low[0], : frame.low[1]].float()
         scores, areas = self._stability(logits)
         margin = 0.01 + 0.2 * areas.clamp(min=1).rsqrt()  # measured: the scores differ by less for 99 % of masks
         good = scores >= self.stability_score_thresh
@@ -231,20 +231,22 @@ class MaskGenerator:
         return good if self.stability_score_thresh > 0 else torch.ones_like(good)
 
     def _distinct(self, found: Candidates, frame: Frame) -> Tensor:
-        """Rows, best first, without those that a better one will suppress at the image's size, too."""
+        """Rows, best first, without those that a better one will surely suppress at the image's size."""
         order = found.quality.argsort(descending=True, stable=True)
-        edges = boxes(found.logits[order, : frame.low[0], : frame.low[1]] > self.sam.mask_threshold)
-        certain = certain_overlap(edges) > self.box_nms_thresh
-        return order[torch.from_numpy(greedy(certain.cpu().numpy())).to(self.device)]
+        scale = frame.image[0] * frame.image[1] / (frame.low[0] * frame.low[1])
+        if scale < 1:  # a tiny image: its pixels are coarser than the masks'
+            return order
+        edges = boxes(found.logits[order, : frame.low[0], : frame.low[1]].float(), self.sam.mask_threshold)
+        lower, upper = (bound.cpu().numpy() for bound in overlaps(edges, slack=scale**-0.5))
+        possible = not_surely_suppressed(lower, upper, self.box_nms_thresh)
+        return order[torch.from_numpy(possible).to(self.device)]
 
     def _explained(self, found: Candidates, frame: Frame) -> Tensor:
         """Whether the masks so far make a click superfluous, bool (G,) of the grid."""
         side = self.points_per_side
         if not len(found.clicks):
             return torch.zeros(side * side, dtype=torch.bool, device=self.device)
-        x, y = (
-            (torch.from_numpy(self.grid).to(self.device) * torch.tensor(frame.low[::-1], device=self.device)).long().T
-        )
+        x, y = torch.from_numpy((self.grid * frame.low[::-1]).astype(np.int64)).to(self.device).T
         inside = found.logits[:, y, x] > self.sam.mask_threshold  # (n, G)
         areas = inside.sum(dim=1)
         order = areas.argsort(stable=True)
@@ -260,7 +262,7 @@ class MaskGenerator:
         return inner / outer, outer.float()
 
     def _at_image_size(self, logits: Tensor, frame: Frame) -> Tensor:
-        return self.sam.postprocess_masks(logits[:, None], frame.input, frame.image)[:, 0]
+        return self.sam.postprocess_masks(logits[:, None].float(), frame.input, frame.image)[:, 0]
 
     def _at_once(self, frame: Frame) -> int:
         return max(1, PIXELS_AT_ONCE // max(self.input**2, frame.image[0] * frame.image[1]))
