@@ -10,10 +10,12 @@ from ucore.bundled import IMAGE_WEIGHTS
 from ucore.errors import CheckpointError, ConfigError, DataError
 from ucore.micro_sam import IMAGE_SIZE, STRIDE, WIDTH, build_micro_sam, load_micro_sam, weights_path
 from ucore.micro_sam_data import (
+    CELLS,
     Source,
     centre_clicks,
     choose_objects,
     click,
+    known_cells,
     make_window,
     regions,
     simulated_source,
@@ -171,7 +173,7 @@ def test_the_loss_is_zero_for_the_right_mask_and_takes_the_best_of_three():
     assert mask_loss(logits, scores, target, "first")["mask"] > 0.9
     assert mask_loss(logits, scores, target, "all")["mask"] > 0.9 * 3 / 4
     logits.requires_grad_()
-    mask_loss(logits, scores, target, "best")["loss"].backward()
+    mask_loss(logits, scores, target, "best")["mask"].backward()
     assert logits.grad is not None and logits.grad[:, [0, 1, 3]].abs().max() == 0
 
 
@@ -184,17 +186,29 @@ def test_the_iou_it_reports_is_that_of_hand_made_masks():
     assert parts["iou"].item() == pytest.approx(2 / 5) and parts["iou_error"].item() == pytest.approx(0, abs=1e-9)
 
 
-def test_the_guide_wants_the_clicked_object_alike_and_the_rest_near_it_unlike():
-    target = torch.zeros(1, 40, 40)
-    target[:, 5:10, 5:10] = 1
-    clicks = torch.tensor([[[14.0, 14.0]]])  # cell 7, 7
-    split = torch.stack([target, 1 - target], dim=1)
+def test_the_guide_wants_an_object_alike_and_the_rest_near_it_unlike():
+    objects = torch.full((1, 60, 60), 2)
+    objects[:, 5:10, 5:10] = 1
+    objects[:, 20:] = 0  # unknown
+    cells = torch.tensor([[7 * 60 + 7]])
+    inside = (objects == 1).float()
+    split = torch.stack([inside, 1 - inside], dim=1)
     likeness = torch.tensor([40.0, 0.5])
-    assert guide_loss(split, clicks, target, likeness) < 1e-3
-    assert guide_loss(torch.ones(1, 2, 40, 40), clicks, target, likeness) > 1
+    assert guide_loss(split, objects, cells, likeness) < 1e-3
+    assert guide_loss(torch.ones(1, 2, 60, 60), objects, cells, likeness) > 1
     far = split.clone()
-    far[:, :, 30:] = torch.tensor([1.0, 0.0])[:, None, None]  # as the object, but more than NEAR cells away
-    assert guide_loss(far, clicks, target, likeness) < 1e-3
+    far[:, :, :, 40:] = far[:, :, 20:] = torch.tensor([1.0, 0.0])[:, None, None]  # as the object, but far or unknown
+    assert guide_loss(far, objects, cells, likeness) < 1e-3
+
+
+def test_cells_are_drawn_by_area_and_by_object():
+    objects = np.zeros((30, 30), np.uint16)
+    objects[:20, :20], objects[25, 25] = 3, 9
+    cells = known_cells(objects, np.random.default_rng(0))
+    labels = objects.ravel()[cells]
+    assert len(cells) == CELLS and set(labels) == {3, 9}
+    assert 0.1 < (labels == 9).mean() < 0.4  # about half of the half
+    assert len(known_cells(np.zeros((4, 4), np.uint16), np.random.default_rng(0))) == CELLS
 
 
 def test_training_learns_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
@@ -222,8 +236,8 @@ def test_training_learns_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch)
 
 def test_a_step_lowers_the_loss_of_its_own_batch():
     trainer = MicroSamTrainer([squares()], MicroSamConfig(steps=400, batch=4, prompts=4), "cpu")
-    trainer.step_number = 150  # after the warm-up
-    batch = trainer.batch(0)
+    trainer.step_number = 160  # after the warm-up and after the steps of the encoder alone
+    batch = trainer.batch(160)
     losses = [trainer.step(batch)["loss"] for _ in range(8)]
     assert losses[-1] < 0.8 * losses[0]
 

@@ -145,7 +145,7 @@ def segments(
     out: Path = Path("runs/sam-micro"),
     data: tuple[Path, ...] = (),
     tiles: int = 800,
-    steps: int = 14_000,
+    steps: int = 10_000,
     seed: int = 0,
     device: str = "auto",
 ) -> None:

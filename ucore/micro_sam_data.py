@@ -22,6 +22,7 @@ from ucore.micro_sam import IMAGE_SIZE, STRIDE
 SCALES = (60.0, 250.0)  # of felzenszwalb: single roofs and trees; fields and blocks
 SMALLEST = 24  # pixels of a mask in a window: below, there is nothing to learn from a click
 LARGEST = 0.6  # share of the window
+CELLS = 64  # of a window, whose likeness to the cells around them is learned
 MASK_STRIDE = STRIDE // 4  # pixels of the window a pixel of the decoder's masks
 
 
@@ -37,13 +38,17 @@ class Source:
 @dataclass(frozen=True)
 class Window:
     """image uint8 (S, S, 3); masks float16 (P, S / 2, S / 2), the covered share of each cell; points float32 (P, 2, 2)
-    and labels int64 (P, 2): clicks x, y in pixels of the window, 1 inside, 0 outside, -1 none; boxes float32 (P, 4)."""
+    and labels int64 (P, 2): clicks x, y in pixels of the window, 1 inside, 0 outside, -1 none; boxes float32 (P, 4);
+    objects int64 (S / 2, S / 2): the label of each cell, 0 unknown; cells int64 (CELLS,): flat positions of known
+    ones, half of them drawn by area and half by object."""
 
     image: np.ndarray
     masks: np.ndarray
     points: np.ndarray
     labels: np.ndarray
     boxes: np.ndarray
+    objects: np.ndarray
+    cells: np.ndarray
 
 
 def simulated_source(folders: Sequence[str | Path], splits: tuple[str, ...] | None = None) -> Source:
@@ -172,7 +177,22 @@ def click(picture: np.ndarray, objects: np.ndarray, chosen: np.ndarray, rng: np.
             points[row, 1], labels[row, 1] = divmod(int(rng.choice(around)), side)[::-1], 0
         else:
             points[row, 1] = divmod(int(rng.choice(inside)), side)[::-1]
-    return Window(picture, masks, points, labels, boxes)
+    coarse = np.ascontiguousarray(objects[MASK_STRIDE // 2 :: MASK_STRIDE, MASK_STRIDE // 2 :: MASK_STRIDE])
+    return Window(picture, masks, points, labels, boxes, coarse.astype(np.int64), known_cells(coarse, rng))
+
+
+def known_cells(objects: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """CELLS flat positions int64 of labelled cells of `objects`, half drawn by area and half by object."""
+    flat = objects.ravel()
+    known = np.flatnonzero(flat)
+    if not len(known):
+        return np.zeros(CELLS, np.int64)  # whatever lies there, nothing is counted
+    order = known[np.argsort(flat[known], kind="stable")]
+    starts = np.flatnonzero(np.diff(flat[order], prepend=-1))
+    ends = np.append(starts[1:], len(order))
+    which = rng.integers(len(starts), size=CELLS // 2)
+    by_object = order[rng.integers(starts[which], ends[which])]
+    return np.concatenate([rng.choice(known, CELLS - CELLS // 2), by_object])
 
 
 def recolour(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:

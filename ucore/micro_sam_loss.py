@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ucore.micro_sam_data import MASK_STRIDE
-
 Rule = Literal["first", "best", "all"]
-NEAR = 16  # cells of the decoder's masks: how far from the click `guide_loss` looks
+NEAR = 20  # cells of the decoder's masks, two pixels wide: how far around a cell `guide_loss` looks
 
 
 def mask_loss(logits: Tensor, scores: Tensor, targets: Tensor, rule: Rule) -> dict[str, Tensor]:
-    """Loss of N prompts: 20 focal + dice + squared error of the predicted IoU (SAM, appendix A).
+    """Losses of N prompts: 20 focal + dice ("mask"), squared error of the predicted IoU ("iou_error"; SAM, appendix A),
+    and the IoU of the best mask ("iou").
 
     logits: float32 (N, 4, h, w); scores: float32 (N, 4); targets: covered share of each cell in [0, 1], (N, h, w).
     rule: "first", the mask for unambiguous prompts; "best", of the other three the one that is nearest already;
@@ -34,25 +33,27 @@ def mask_loss(logits: Tensor, scores: Tensor, targets: Tensor, rule: Rule) -> di
         filled, wanted = logits > 0, goal > 0.5
         iou = (filled & wanted).sum(2) / (filled | wanted).sum(2).clamp(min=1)
     error = (scores - iou).square().mean()
-    return {"loss": mask + error, "mask": mask, "iou_error": error, "iou": iou.gather(1, chosen[:, None]).mean()}
+    return {"mask": mask, "iou_error": error, "iou": iou.gather(1, chosen[:, None]).mean()}
 
 
-def guide_loss(upscaled: Tensor, clicks: Tensor, targets: Tensor, likeness: Tensor) -> Tensor:
-    """Cross-entropy of "same object as the clicked cell" by the cosine of upscaled embeddings alone, near the click.
+def guide_loss(upscaled: Tensor, objects: Tensor, cells: Tensor, likeness: Tensor) -> Tensor:
+    """Cross-entropy of "same object as this cell" by the cosine of upscaled embeddings alone, around many cells.
 
-    The shortest way for a gradient from an object's outline to the image encoder. upscaled: float32 (B, C, h, w);
-    clicks: float32 (B, P, 2), x and y in pixels of the window; targets: as of `mask_loss`, (B * P, h, w); likeness:
-    scale and threshold of the cosine.
+    It asks the image encoder for what masks are made of, without the decoder: dense, and cheap enough for whole
+    pictures. upscaled: float32 (B, C, h, w); objects: int64 (B, h, w), the label of each cell, 0 unknown; cells: int64
+    (B, K), flat positions of known cells; likeness: scale and threshold of the cosine. What is alike and what is not
+    weigh the same around each cell.
     """
-    count, _, height, width = upscaled.shape
-    unit = F.normalize(upscaled, dim=1)
-    cells = (clicks / MASK_STRIDE).long()
-    x, y = cells[..., 0].clamp(max=width - 1), cells[..., 1].clamp(max=height - 1)
-    clicked = unit.permute(0, 2, 3, 1)[torch.arange(count, device=unit.device)[:, None], y, x]  # (B, P, C)
-    cosine = torch.einsum("bpc,bchw->bphw", clicked, unit).flatten(0, 1)
-    logits = likeness[0] * (cosine - likeness[1])
-    rows = torch.arange(height, device=unit.device)[:, None] - y.reshape(-1, 1, 1)
-    columns = torch.arange(width, device=unit.device) - x.reshape(-1, 1, 1)
-    near = (torch.maximum(rows.abs(), columns.abs()) <= NEAR).float()
-    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * near
-    return (losses.sum((1, 2)) / near.sum((1, 2))).mean()
+    height, width = upscaled.shape[2:]
+    unit = F.normalize(upscaled, dim=1).flatten(2)
+    chosen = unit.gather(2, cells[:, None].expand(-1, unit.shape[1], -1))  # (B, C, K)
+    logits = likeness[0] * (chosen.transpose(1, 2) @ unit - likeness[1])
+    labels = objects.flatten(1)
+    same = labels[:, None] == labels.gather(1, cells)[..., None]  # (B, K, h w)
+    places = torch.stack([torch.arange(height * width, device=cells.device) // width,
+                          torch.arange(height * width, device=cells.device) % width])  # fmt: skip
+    apart = (places[:, None, None] - torch.stack([cells // width, cells % width])[..., None]).abs().amax(0)
+    counted = (labels > 0)[:, None] & (apart <= NEAR)
+    losses = F.binary_cross_entropy_with_logits(logits, same.float(), reduction="none")
+    halves = [(losses * part).sum(2) / part.sum(2).clamp(min=1) for part in (counted & same, counted & ~same)]
+    return (halves[0] + halves[1]).mean() / 2

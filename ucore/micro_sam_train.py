@@ -38,20 +38,24 @@ STATE = "state.pt"
 
 @dataclass(frozen=True)
 class MicroSamConfig:
-    """Settings of `train_micro`. A step sees `batch` windows, or half or a quarter as many of twice or four times the
-    side, with `prompts` clicks each."""
+    """Settings of `train_micro`: first the encoder alone, then everything, on ever larger windows.
 
-    steps: int = 14_000
+    A step sees `batch` windows of a quarter of the frame's side, or half or a quarter as many of twice or four times
+    that, with `prompts` clicks each; alone, the encoder sees `batch` windows of half the side.
+    """
+
+    steps: int = 10_000
     seed: int = 0
     batch: int = 16
     prompts: int = 10
-    quarter: float = 0.35  # share of the steps that see windows of a quarter of the frame's side
-    half: float = 0.4  # share of the steps, after them, that see windows of half the side
-    together: float = 0.2  # share of the steps in which all four masks learn from every prompt
+    alone: float = 0.35  # share of the steps in which only the encoder learns, by `guide_loss`
+    quarter: float = 0.15  # share of the steps, after them, that see windows of a quarter of the frame's side
+    half: float = 0.3  # share of the steps, after them, that see windows of half the side
+    together: float = 0.15  # share of the steps, from the first click on, in which all four masks learn from each
     lr: float = 8e-4  # of neck, decoder and prompts; peak of warm-up and cosine
     trunk_lr: float = 3e-4  # of the ImageNet backbone
     weight_decay: float = 0.05
-    guide: float = 0.5  # weight of the loss that asks the upscaled embedding to tell objects apart by itself
+    guide: float = 1.0  # weight of `guide_loss`
     ema: float = 0.998
     distilled: float = 0.35  # share of windows from real pictures, where there are any
     save_every: int = 250
@@ -76,10 +80,14 @@ class MicroSamTrainer:
 
     def side(self, step: int) -> int:
         """Pixels of the windows of a step: small windows first, whole pictures in the end."""
-        done = step / self.config.steps
-        if done < self.config.quarter:
+        config, done = self.config, step / self.config.steps
+        if config.alone <= done < config.alone + config.quarter:
             return IMAGE_SIZE // 4
-        return IMAGE_SIZE // 2 if done < self.config.quarter + self.config.half else IMAGE_SIZE
+        return IMAGE_SIZE // 2 if done < config.alone + config.quarter + config.half else IMAGE_SIZE
+
+    def is_alone(self, step: int) -> bool:
+        """Whether only the encoder learns in a step."""
+        return step < self.config.alone * self.config.steps
 
     def batch(self, step: int) -> tuple[list[Window], str, np.ndarray]:
         """The windows of a step, the kind of prompt, and where in the frame the windows lie, int64 (B, 2) pixels."""
@@ -88,8 +96,10 @@ class MicroSamTrainer:
         real = sum(source.name == "distilled" for source in self.sources)
         shares = [self.config.distilled / real if source.name == "distilled" else 1 - self.config.distilled
                   for source in self.sources]  # fmt: skip
-        count = max(1, self.config.batch * IMAGE_SIZE // 4 // side)
-        made = list(islice(windows(self.sources, shares, side, self.config.prompts, rng), count))
+        alone = self.is_alone(step)
+        count = self.config.batch if alone else max(1, self.config.batch * IMAGE_SIZE // 4 // side)
+        prompts = 1 if alone else self.config.prompts
+        made = list(islice(windows(self.sources, shares, side, prompts, rng), count))
         kind = str(rng.choice(["click", "box", "two"], p=[0.8, 0.1, 0.1]))
         offsets = rng.integers(0, (IMAGE_SIZE - side) // STRIDE + 1, (count, 2)) * STRIDE
         return made, kind, offsets
@@ -99,20 +109,18 @@ class MicroSamTrainer:
         made, kind, offsets = batch
         self._set_rates()
         pixels = torch.from_numpy(np.stack([window.image for window in made])).permute(0, 3, 1, 2)
-        targets = torch.from_numpy(np.concatenate([window.masks for window in made])).to(self.device).float()
-        points, labels = prompts_of(made, kind, offsets)
+        objects, cells = (torch.from_numpy(np.stack([getattr(window, name) for window in made])).to(self.device)
+                          for name in ("objects", "cells"))  # fmt: skip
+        parts: dict[str, Tensor] = {}
         with self._autocast():
             mean: Any = self.sam.pixel_mean
             normal = (pixels.to(self.device).float() - mean) / self.sam.pixel_std
             embedding = self.sam.image_encoder(normal)
-            logits, scores = decode(self.sam, embedding, points.to(self.device), labels.to(self.device), offsets)
             upscaled = self.sam.mask_decoder.output_upscaling(embedding)
-        together = self.step_number < self.config.together * self.config.steps
-        rule: Rule = "all" if together else "best" if kind == "click" else "first"
-        parts = mask_loss(logits.float(), scores.float(), targets, rule)
-        clicks = torch.from_numpy(np.stack([window.points[:, 0] for window in made])).to(self.device)
-        parts["guide"] = guide_loss(upscaled.float(), clicks, targets, self.likeness)
-        parts["loss"] = parts["loss"] + self.config.guide * parts["guide"]
+            if not self.is_alone(self.step_number):
+                parts = self._mask_parts(embedding, made, kind, offsets)
+        parts["guide"] = guide_loss(upscaled.float(), objects, cells, self.likeness)
+        parts["loss"] = self.config.guide * parts["guide"] + parts.get("mask", 0) + parts.get("iou_error", 0)
         self.optimizer.zero_grad()
         parts["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0)
@@ -120,6 +128,15 @@ class MicroSamTrainer:
         self.average.update_parameters(self.sam)
         self.step_number += 1
         return {**{name: float(value.detach()) for name, value in parts.items()}, "norm": float(norm)}
+
+    def _mask_parts(self, embedding: Tensor, made: list[Window], kind: str, offsets: np.ndarray) -> dict[str, Tensor]:
+        targets = torch.from_numpy(np.concatenate([window.masks for window in made])).to(self.device).float()
+        points, labels = (part.to(self.device) for part in prompts_of(made, kind, offsets))
+        logits, scores = decode(self.sam, embedding, points, labels, offsets)
+        config = self.config
+        together = self.step_number < (config.alone + config.together) * config.steps
+        rule: Rule = "all" if together else "best" if kind == "click" else "first"
+        return mask_loss(logits.float(), scores.float(), targets, rule)
 
     def _set_rates(self) -> None:
         step, steps = self.step_number, self.config.steps
@@ -238,10 +255,11 @@ def _fit(trainer: MicroSamTrainer, out: Path, log: list[dict[str, float]]) -> No
             recent.append(trainer.step(batch))
             bar.update()
             if trainer.step_number % config.save_every == 0 or trainer.step_number == config.steps:
-                means = {name: round(float(np.mean([entry[name] for entry in recent])), 4) for name in recent[0]}
+                means = {name: round(float(np.mean([entry[name] for entry in recent if name in entry])), 4)
+                         for name in recent[-1]}  # fmt: skip
                 log.append({"step": trainer.step_number, **means,
                             "seconds": round(seconds + time.perf_counter() - started, 1)})  # fmt: skip
-                bar.set_postfix(loss=means["loss"], iou=means["iou"])
+                bar.set_postfix({name: means[name] for name in ("loss", "guide", "iou") if name in means})
                 if not someone_looks():
                     print(json.dumps(log[-1]), flush=True)
                 recent = []
