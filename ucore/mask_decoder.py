@@ -51,7 +51,7 @@ class Clicks:
 
 
 class PointDecoder:
-    """Masks of single clicks on an image. `dtype` is that of the large products and the logits; qualities are float32."""
+    """Masks of single clicks on an image. `dtype`: of the large products and the logits; qualities are float32."""
 
     def __init__(self, sam: Sam, dtype: torch.dtype = torch.float32):
         self.sam, self.dtype = sam, dtype
