@@ -163,8 +163,10 @@ def alive(pid: int) -> bool:
 def ray_cluster():
     """Two processors; the tests below use it one after the other, as starting one takes ten seconds."""
     ray = pytest.importorskip("ray")
-    with connected(None):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # a cluster's processes import the module of the work
+        with connected(None):
+            yield
     assert not ray.is_initialized()
 
 

@@ -31,7 +31,8 @@ def map_stage(
     """Work on every item; yield (position, result) as results come, each position exactly once.
 
     make_worker: called once in each worker; returns a function from a list of items to as many results. It must be
-        picklable (a module's function, or functools.partial of one), unless all is done in this process.
+        picklable (a module's function, or functools.partial of one; every machine of a cluster imports that module),
+        unless all is done in this process.
     items: read one batch at a time, when a worker is free for it; they need be picklable, too.
     engine: "local", this machine's processes; one worker works in this process. "ray", a Ray cluster.
     workers: None: one a GPU where they need any, else one a core, at most 8; on a cluster, as many as it has room for.
