@@ -2,14 +2,19 @@
 
     python benchmarks/stage.py [--data DIR] [--images N] [--steps STEP ...] [--engines local ray]
 
-Each step is run twice from nothing, on a quarter of the images and on all of them. The difference is what an image
-costs (reading it, the model, the store); the rest is what a start costs: processes, libraries, models, a cluster.
+Each step is run from nothing on one image, a quarter of them, and all. The difference of the last two is what an image
+costs (reading it, the model, the store); the first is what a start costs: libraries, processes, models, a cluster.
+Core seconds are what all processes of the step computed, whatever else the machine was doing; of a cluster's processes
+they are not known.
 """
 
 import argparse
+import resource
 import tempfile
 import time
 from pathlib import Path
+
+import numpy as np
 
 from ucore.captions import caption_dataset
 from ucore.data import read_dataset
@@ -43,25 +48,37 @@ def main() -> None:
             simulate_dataset(folder / "set", SimulationConfig(tiles=count, masks=False), progress=False)
         images = subset(read_dataset(arguments.data or folder / "set"), arguments.images)
         print(f"{len(images)} images of {images.name}\n")
-        print("| step | engine | s to start | s an image | hours for 1 M |")
-        print("| --- | --- | ---: | ---: | ---: |")
+        print("| step | engine | s to start | s an image | core s an image | hours for 1 M | core hours for 1 M |")
+        print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
         captioners = {*CAPTIONERS, *arguments.captioners}
         for step in [*arguments.steps, *arguments.captioners]:
             for engine in arguments.engines:
-                few = subset(images, len(images) // 4)
-                first, second = (run(step, part, step in captioners, engine, arguments) for part in (few, images))
-                each = (second - first) / (len(images) - len(few))
-                start = first - each * len(few)
-                print(f"| {step} | {engine} | {start:.1f} | {each:.3f} | {each * MILLION / 3600:,.0f} |", flush=True)
+                sizes = (1, len(images) // 4, len(images))
+                start, few, many = (
+                    run(step, subset(images, size), step in captioners, engine, arguments) for size in sizes
+                )
+                each, core = (many - few) / (sizes[2] - sizes[1])
+                cores = (f"{core:.4f}", f"{core * MILLION / 3600:,.0f}") if engine == "local" else ("", "")
+                print(
+                    f"| {step} | {engine} | {start[0]:.1f} | {each:.4f} | {cores[0]} | "
+                    f"{each * MILLION / 3600:,.0f} | {cores[1]} |",
+                    flush=True,
+                )
 
 
-def run(step: str, images: Manifest, captions: bool, engine: str, arguments: argparse.Namespace) -> float:
-    """Seconds that a step takes from nothing."""
+def run(step: str, images: Manifest, captions: bool, engine: str, arguments: argparse.Namespace) -> np.ndarray:
+    """Seconds that a step takes from nothing, by the clock and of the cores: float64 (2,)."""
     stage = caption_dataset if captions else segment_dataset
     with tempfile.TemporaryDirectory() as out:
-        started = time.perf_counter()
+        before = np.array([time.perf_counter(), core_seconds()])
         stage(images, step, out, engine=engine, workers=arguments.workers, device=arguments.device, progress=False)
-        return time.perf_counter() - started
+        return np.array([time.perf_counter(), core_seconds()]) - before
+
+
+def core_seconds() -> float:
+    """What this process and those it has ended computed so far."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 Plain actors under our own hand-out of work rather than Ray Data's map_batches: an actor that dies is then known by
 name together with the batch it held, so the rules of `workers.share_out` (three deaths, then item by item, then
-`Failed`) hold on a cluster as they do on one machine. Ray Data retries a batch for ever or drops it without a word,
-and holds every item in its object store before the first is worked on. What Ray does best stays its own: finding
-room, pinning GPUs (an actor sees only its own), moving items and results between machines.
+`Failed`) hold on a cluster as they do on one machine. Ray Data, unless told otherwise, retries the batch of a dead
+actor without end, and takes every item into its store before the first is worked on. What Ray does best stays its
+own: finding room, pinning GPUs (an actor sees only its own), moving items and results between machines.
 """
 
 import logging
@@ -16,6 +16,8 @@ from typing import Any
 
 from ucore.errors import ConfigError
 from ucore.workers import Died, Function, Job, apply, build, limit_threads, packed, share_out
+
+STARTS = 3  # of a cluster of our own: a busy machine may take longer than the half minute that Ray waits
 
 
 def on_ray(
@@ -136,7 +138,6 @@ def _room(workers: int | None, gpus_per_worker: float) -> tuple[int, int]:
 def connected(address: str | None) -> Iterator[None]:
     """Connected to the cluster at `address`, or to one of our own; as it was before, where it was connected."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine takes longer than Ray's 30 seconds
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default, without its warning
     import ray
 
@@ -145,13 +146,18 @@ def connected(address: str | None) -> Iterator[None]:
         return
     place = address or os.environ.get("RAY_ADDRESS", "local")  # `ray job submit` sets the variable
     settings: dict[str, Any] = {} if place.startswith("ray://") else {"include_dashboard": False}
+    tries = STARTS if place == "local" else 1
     try:
-        try:
-            ray.init(place, log_to_driver=False, logging_level=logging.ERROR, **settings)
-        except Exception as error:  # Ray raises nearly anything here
-            reason = " ".join(str(error).split())[:300]
-            what = "Ray could not be started here" if place == "local" else f"No Ray cluster can be used at {place}"
-            raise ConfigError(f"{what}: {reason}. A cluster is started by: ray start --head") from error
+        for left in reversed(range(tries)):
+            try:
+                ray.init(place, log_to_driver=False, logging_level=logging.CRITICAL, **settings)
+                break
+            except Exception as error:  # Ray raises nearly anything here
+                ray.shutdown()
+                if left == 0:
+                    reason = " ".join(str(error).split()).rstrip(".")[:300]
+                    what = "Ray could not be started here" if place == "local" else f"No Ray cluster answers at {place}"
+                    raise ConfigError(f"{what}: {reason}. A cluster is started by: ray start --head") from error
         yield
     finally:
         ray.shutdown()
