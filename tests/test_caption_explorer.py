@@ -78,11 +78,11 @@ def test_an_image_stands_beside_its_tags_captions_and_the_verdict(tiles, runs):
     seen = " ".join(" ".join(words(figure)).split())
     assert f"tags: {SCHOOL}, building=house, landuse=farmland" in seen
     assert f"caption 1 of 2: {HOSTILE}" in seen
-    assert "micro, raw: Sure! A house stands" in seen
-    assert "micro: A house stands in a field. (" in seen
+    assert "by micro, raw: Sure! A house stands" in seen
+    assert "by micro: A house stands in a field. (" in seen
     assert f"✗ contradicted: {SCHOOL}" in seen
     assert "✓ mentioned: building=house, landuse=farmland" in seen
-    assert "micro: dropped (refusal" in seen
+    assert "by micro: dropped (refusal" in seen
     assert "(simulated)" in seen
     assert [len(axes.images) for axes in frames(figure)] == [1, 1]
     assert size(figure)[0] == 800

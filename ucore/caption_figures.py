@@ -98,14 +98,14 @@ def plot_captions(manifest: Manifest, rows: Sequence[int], runs: Mapping[str, "C
     blocks = [_lines(manifest, row, runs) for row in rows]
     side = 2.05
     heights = [max(side, LINE * len(lines)) + 0.22 for lines in blocks]
-    figure = Picture(figsize=(WIDTH, sum(heights)))
-    top = high = sum(heights)
+    high = sum(heights)
+    figure, top = Picture(figsize=(WIDTH, high)), high - 0.06
     for row, lines, height in zip(rows, blocks, heights, strict=True):
         axes = figure.add_axes((0.004, (top - side) / high, side / WIDTH, side / high), anchor="NW")
         axes.imshow(np.asarray(load_image(manifest.image_path(int(row)))))
         axes.axis("off")
         for number, (text, style) in enumerate(lines):
-            y = 1 - (high - top + LINE * number + 0.01) / high
+            y = (top - LINE * number) / high
             figure.text((side + 0.12) / WIDTH, y, text, va="top", fontsize=8.8, **style)
         top -= height
     figure.alt = f"{len(rows)} images with tags, captions, and the texts of {', '.join(map(printable, runs))}."
@@ -129,8 +129,8 @@ def _lines(manifest: Manifest, row: int, runs: Mapping[str, "CaptionRun"]) -> li
     for told in told_of(manifest, row, runs):
         why = f" ({', '.join(told.refined.problems)})" if told.refined.problems else ""
         if told.refined.text != told.raw.strip() and told.raw.strip():
-            add(f"{told.captioner}, raw: {told.raw}", 3, color=FAINT, style="italic")
-        add(f"{told.captioner}: {told.refined.text or 'dropped'}{why}", fontweight="bold", color=INK)
+            add(f"by {told.captioner}, raw: {told.raw}", 3, color=FAINT, style="italic")
+        add(f"by {told.captioner}: {told.refined.text or 'dropped'}{why}", fontweight="bold", color=INK)
         verdict = told.refined.refined if told.refined.text else told.refined.cleaned
         for mark, what, names, colour in (
             ("✓", "mentioned", verdict.mentioned, GREEN),
@@ -172,8 +172,12 @@ def plot_measures(rows: Sequence[dict[str, Any]]) -> Picture:
         axes.set_xticks(
             range(len(domains)), [textwrap.shorten(printable(name), 14, placeholder="…") for name in domains]
         )
-        axes.set_ylim(0, max(1.0, 1.1 * axes.dataLim.ymax))
-        axes.grid(axis="y")
+        if axes.dataLim.ymax > 0:
+            axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
+            axes.grid(axis="y")
+        else:
+            axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", color=FAINT)
+            axes.set_yticks([])
         axes.set_axisbelow(True)
     figure.legend(loc="outside lower left", ncols=min(4, len(names)))
     told = [f"{key[1]} in {key[0]} {row['value']:.0f}" for key, row in table.items() if key[2] == "tag_recall"]

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
 from ucore.errors import ConfigError, DataError
-from ucore.gallery import printable
+from ucore.gallery import printable, shortened
 from ucore.manifest import Manifest
 from ucore.masks import Segments, label_codes
 from ucore.selection import LARGEST, OVERLAP, candidates, select_segments
@@ -242,9 +242,9 @@ def plot_matches(
     matrix = figure.add_axes((x / WIDTH, (high - head - line * len(words)) / high, cell * count / WIDTH,
                               line * len(words) / high))  # fmt: skip
     matrix.imshow(similarity, cmap="cividis", aspect="auto")
-    matrix.set_yticks(range(len(words)), [textwrap.shorten(printable(word), 18, placeholder="…") for word in words])
+    matrix.set_yticks(range(len(words)), [textwrap.shorten(printable(word), 20, placeholder="…") for word in words])
     matrix.set_xticks([])
-    matrix.tick_params(length=0)
+    matrix.tick_params(length=0, labelsize=9)
     matrix.spines[:].set_visible(False)
     middle = (similarity.min() + similarity.max()) / 2
     for row, column in np.ndindex(*similarity.shape):
@@ -271,7 +271,7 @@ def plot_matches(
 
 def _cut(text: str, inches: float) -> str:
     """`text` on one line, as long as fits into so many inches at 9 points."""
-    return textwrap.shorten(printable(text), max(3, int(inches * 14)), placeholder="…")
+    return shortened(text, max(3, int(inches * 13)))
 
 
 def _nothing(text: str) -> Picture:
