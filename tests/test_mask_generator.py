@@ -182,6 +182,18 @@ def test_levels_are_the_grid():
         assert sorted(np.concatenate(mask_filters.levels(side)).tolist()) == list(range(side * side))
 
 
+def test_the_inside_of_a_mask_that_looks_like_what_was_clicked():
+    label = torch.tensor([[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1], [-1, -1, -1, -1]])
+    inside = torch.zeros(4, 4, dtype=torch.bool)
+    inside[:2, :2] = True
+    assert mask_filters.surrounded(label).equal(inside)
+    features = torch.tensor([[0.0], [2.0], [1.5], [2.5], [9.0], [0.0]])
+    label = torch.tensor([0, 0, 0, 0, 1, -1])
+    tried = torch.tensor([True, True, False, False, False, True])
+    known = mask_filters.familiar(features, label, tried)  # of label 0: mean 1, radius 1
+    assert known.tolist() == [True, True, True, False, False, False]
+
+
 def test_boxes_and_what_they_must_overlap():
     masks = torch.zeros(3, 10, 12, dtype=torch.bool)
     masks[0, 2:8, 1:11] = True

@@ -23,7 +23,7 @@ def levels(side: int) -> list[np.ndarray]:
 
 
 def surrounded(label: Tensor) -> Tensor:
-    """Where the four straight or the four diagonal neighbours bear the same label, bool (side, side); -1 is none.
+    """Where all eight neighbours bear the same label, bool (side, side); -1 is none.
 
     What lies outside the grid counts as the same.
     """
@@ -37,6 +37,20 @@ def surrounded(label: Tensor) -> Tensor:
     straight = same(0, 1) & same(0, -1) & same(1, 0) & same(-1, 0)
     diagonal = same(1, 1) & same(1, -1) & same(-1, 1) & same(-1, -1)
     return (label >= 0) & straight & diagonal
+
+
+def familiar(features: Tensor, label: Tensor, tried: Tensor) -> Tensor:
+    """Where features (G, C) lie no further from the mean of their label's tried ones than the furthest of those.
+
+    label: int64 (G,), -1 for none, which is never familiar. tried: bool (G,). Returns bool (G,).
+    """
+    known, place = tried & (label >= 0), label.clamp(min=0)
+    size = int(place.max()) + 1
+    counts = torch.bincount(label[known], minlength=size).clamp(min=1)
+    means = features.new_zeros(size, features.shape[1]).index_add_(0, label[known], features[known]) / counts[:, None]
+    distance = (features - means[place]).norm(dim=1)
+    radius = features.new_full((size,), -1.0).scatter_reduce_(0, label[known], distance[known], "amax")
+    return (label >= 0) & (distance <= radius[place])
 
 
 def boxes(logits: Tensor, threshold: float) -> Tensor:

@@ -24,11 +24,11 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from ucore import mask_filters
 from ucore.device import cpu_has_bf16
 from ucore.errors import ConfigError, UserError
 from ucore.files import content_hash
 from ucore.mask_decoder import ImageState, PointDecoder
-from ucore.mask_filters import boxes, levels, mended, not_surely_suppressed, overlaps, surrounded, without_duplicates
 from ucore.masks import Segments, join
 from ucore.sam import fingerprint
 
@@ -174,10 +174,13 @@ class MaskGenerator:
             return self._finished(join(parts))
         logits = torch.zeros(0, *self.decoder.size, dtype=self.dtype, device=self.device)
         found = Candidates(logits, every[:0].float(), every[:0])
-        for clicks in levels(self.points_per_side):
-            clicks = torch.from_numpy(clicks).to(self.device)
-            for new in self._clicked(state, frame, clicks[~self._explained(found, frame)[clicks]]):
+        tried = torch.zeros_like(every, dtype=torch.bool)
+        for level in mask_filters.levels(self.points_per_side):
+            clicks = torch.from_numpy(level).to(self.device)
+            clicks = clicks[~self._explained(found, frame, state, tried)[clicks]]
+            for new in self._clicked(state, frame, clicks):
                 found = found.and_(new.take(self._promising(new, frame)))
+            tried[clicks] = True
         return self._finished(self._decided(found.take(self._distinct(found, frame)), frame))
 
     def _clicked(self, state: ImageState, frame: Frame, clicks: Tensor) -> Iterator[Candidates]:
@@ -236,23 +239,27 @@ class MaskGenerator:
         scale = frame.image[0] * frame.image[1] / (frame.low[0] * frame.low[1])
         if scale < 1:  # a tiny image: its pixels are coarser than the masks'
             return order
-        edges = boxes(found.logits[order, : frame.low[0], : frame.low[1]].float(), self.sam.mask_threshold)
-        lower, upper = (bound.cpu().numpy() for bound in overlaps(edges, slack=scale**-0.5))
-        possible = not_surely_suppressed(lower, upper, self.box_nms_thresh)
+        edges = mask_filters.boxes(found.logits[order, : frame.low[0], : frame.low[1]].float(), self.sam.mask_threshold)
+        lower, upper = (bound.cpu().numpy() for bound in mask_filters.overlaps(edges, slack=scale**-0.5))
+        possible = mask_filters.not_surely_suppressed(lower, upper, self.box_nms_thresh)
         return order[torch.from_numpy(possible).to(self.device)]
 
-    def _explained(self, found: Candidates, frame: Frame) -> Tensor:
-        """Whether the masks so far make a click superfluous, bool (G,) of the grid."""
-        side = self.points_per_side
+    def _explained(self, found: Candidates, frame: Frame, state: ImageState, tried: Tensor) -> Tensor:
+        """Where a click is superfluous, bool (G,) of the grid: the inside of a mask that looks like what was clicked.
+
+        A point belongs to the smallest mask that holds it. It is inside when its neighbours belong to the same. It
+        looks like what was clicked when the embedding there is no stranger to the mask's clicked points than these are
+        to each other: a small thing in a field is inside the field's mask, but looks different.
+        """
         if not len(found.clicks):
-            return torch.zeros(side * side, dtype=torch.bool, device=self.device)
+            return torch.zeros_like(tried)
         x, y = torch.from_numpy((self.grid * frame.low[::-1]).astype(np.int64)).to(self.device).T
         inside = found.logits[:, y, x] > self.sam.mask_threshold  # (n, G)
-        areas = inside.sum(dim=1)
-        order = areas.argsort(stable=True)
-        held = inside[order]
-        label = torch.where(held.any(dim=0), held.to(torch.uint8).argmax(dim=0), -1).view(side, side)
-        return surrounded(label).flatten()
+        inside = inside[inside.sum(dim=1).argsort(stable=True)]
+        label = torch.where(inside.any(dim=0), inside.to(torch.uint8).argmax(dim=0), -1)
+        features = state.positions[(y // 4) * self.decoder.grid[1] + x // 4].float()
+        side = self.points_per_side
+        return mask_filters.surrounded(label.view(side, side)).flatten() & mask_filters.familiar(features, label, tried)
 
     def _stability(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Stability under a moved threshold and the area above the lower one in pixels, float32 (n,) both."""
@@ -283,7 +290,7 @@ class MaskGenerator:
 
     def _finished(self, segments: Segments) -> Segments:
         """Without masks whose box a better one fills, best first; small holes and islands mended if asked."""
-        segments = segments.take(without_duplicates(segments, segments.predicted_iou, self.box_nms_thresh))
+        segments = segments.take(mask_filters.without_duplicates(segments, segments.predicted_iou, self.box_nms_thresh))
         if self.min_mask_region_area <= 0 or not len(segments):
             return segments
-        return mended(segments, self.min_mask_region_area, self.box_nms_thresh)
+        return mask_filters.mended(segments, self.min_mask_region_area, self.box_nms_thresh)
