@@ -76,6 +76,27 @@ def test_the_series_runs_on_simulated_data_and_calls_it_so(tmp_path, monkeypatch
     assert "https://cdn" not in html
 
 
+def test_segments_and_captions_run_on_simulated_data_and_keep_the_leak_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    simulate_dataset("tiles", SimulationConfig(tiles=24, seed=0), workers=1, progress=False)
+    parameters = {"dataset": "tiles", "scale": "tiny", "generator": "felzenszwalb"}
+    reproduce(parameters, ["02_segments", "03_captions"], "notebooks", progress=False)
+    reports = [load_report(path) for path in sorted(tmp_path.glob("reports/*/metrics.json"))]
+    assert [report["name"] for report in reports] == [
+        "02_segments-felzenszwalb-tiny-simulated",
+        "03_captions-micro-tiny-simulated",
+    ]
+    assert all(report["simulated"] for report in reports)
+    leaked = [row for row in reports[0]["metrics"] if "(leak)" in row["label"]]
+    assert leaked
+    assert all(row["metric"].startswith("leaked_") for row in leaked)
+    assert "leak" not in markdown_table(reports)
+    labels = {row["label"] for row in reports[1]["metrics"]}
+    assert {"finland: original captions", "spain: micro", "germany: tags", "micro"} <= labels
+    for name in ("02_segments/segments.png", "03_captions/captions.png"):
+        assert (tmp_path / "runs" / name).read_bytes().startswith(b"\x89PNG")
+
+
 def test_training_on_real_images_beats_chance_tenfold(tmp_path):
     if not os.environ.get("UCORE_DATA"):
         pytest.skip("UCORE_DATA is not set: the notebook was not tried on real images")
