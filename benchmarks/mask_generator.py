@@ -47,7 +47,7 @@ def pictures(count: int) -> tuple[list[np.ndarray], str]:
     except DataError:
         with tempfile.TemporaryDirectory() as folder:
             config = SimulationConfig(countries=("finland",), tiles=count, seed=5)
-            manifest = subset(simulate_dataset(config, Path(folder) / "set"), count)
+            manifest = subset(simulate_dataset(Path(folder) / "set", config), count)
             return [np.asarray(load_image(path)) for path in manifest.image_paths], "simulated tiles"
 
 

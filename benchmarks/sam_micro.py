@@ -85,8 +85,9 @@ def buildings_of(manifest: Manifest, row: int, folder: Path, shape: tuple[int, i
     if not path.is_file():
         return Segments.none(shape)
     polygons = geopandas.read_file(path).to_crs(4326).geometry
-    place = from_bounds(*manifest.frame["footprint"].iloc[row].bounds, shape[1], shape[0])
-    masks = [rasterize([polygon], out_shape=shape, transform=place).astype(bool) for polygon in polygons]
+    west, south, east, north = manifest.frame["footprint"].iloc[row].bounds
+    place = from_bounds(west, south, east, north, shape[1], shape[0])
+    masks = [np.asarray(rasterize([polygon], out_shape=shape, transform=place), bool) for polygon in polygons]
     masks = [mask for mask in masks if mask.sum() >= SMALLEST_BUILDING]
     return Segments.from_masks(np.array(masks).reshape(-1, *shape))
 

@@ -110,8 +110,8 @@ class SegmentExplorer(ipw.VBox):
                 raise ConfigError(f"There is no slider {name!r}{did_you_mean(name, SLIDERS)}.")
             if not SLIDERS[name].low <= value <= SLIDERS[name].high:
                 raise ConfigError(f"{name} is {value}; it must be from {SLIDERS[name].low} to {SLIDERS[name].high}.")
-        self.tile.options = tuple(dict.fromkeys([*self.tile.options, (printable(tile), tile)]))
-        values = {name: sliders.get(name, slider.value) for name, slider in SLIDERS.items()}
+        self.tile.options = tuple(dict.fromkeys([*self.tile.options, (printable(str(tile)), tile)]))
+        values: dict[str, Any] = {name: sliders.get(name, slider.value) for name, slider in SLIDERS.items()}
         values |= {"tile": tile, "words": words, "background": background}
         for name, box in self._boxes.items():
             box.unobserve(self._on_change, "value")
@@ -212,7 +212,7 @@ class SegmentExplorer(ipw.VBox):
         return np.array([known[mask] @ text for mask in rows.tolist()], np.float32)
 
     def _plot(self, figure: Picture | None) -> Picture:
-        name = printable(self.tile.value) + simulated_note(self.manifest)
+        name = printable(str(self.tile.value)) + simulated_note(self.manifest)
         measure = "similarity" if self.words.value.strip() else "quality"
         return plot_view(self._pixels, self._kept, self._clicked, self._crops, self._scores, name, measure, figure)
 
@@ -241,7 +241,7 @@ def plot_view(
     told = f"one click: {best.predicted_iou[0]:.2f} predicted IoU" if len(best) else "the click finds nothing"
     draw_overlay(right, image, best, told, numbered=False)
     if len(best):
-        scale = right.images[0].get_array().shape[1] / image.shape[1]
+        scale = right.images[0].get_size()[1] / image.shape[1]
         right.plot(*(best.points[0] * scale), "P", color="white", mec="black", ms=11)
     if not len(crops):
         figure.text(0.5, 0.15 / high, "No mask is left: widen the filters.", ha="center", color=FAINT)
