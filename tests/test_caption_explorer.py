@@ -153,10 +153,10 @@ def test_a_card_shows_strangers_text_as_text(tiles, runs):
 
 def test_tags_with_markup_and_control_characters_stay_data(tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "0.png")
-    row = dict(sample_id='"><img onerror=x>', image="0.png", captions=[], tags=["name=<b>\x1b[31m", "amenity=school"],
+    name = '"><img onerror=x>'
+    row = dict(sample_id=name, image="0.png", captions=[], tags=["name=<b>\x1b[31m", "amenity=school"],
                domain="x", split="train")  # fmt: skip
     tiles = Manifest.from_rows([row], tmp_path)
-    name = row["sample_id"]
     run: Any = SimpleNamespace(texts={name: "A school."}, prompts={}, manifest=tiles, report={})
     card = CaptionExplorer(tiles, {"<u>": run}).card.value
     for bad in ("<img onerror", "<b>\x1b", "\x1b", "<u>"):
