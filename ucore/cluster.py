@@ -100,7 +100,8 @@ class _Actor:
         try:
             answer: Any = ray.get(self.future)
         except RayError as error:  # of any kind: process, machine or network gone, memory used up
-            self.cause = " ".join(str(error).split())[:300]
+            text = " ".join(str(error).split())  # a page, in which what matters follows "exit detail"
+            self.cause = (text.partition("Worker exit detail: ")[2] or text).partition(". ")[0][:300]
             return Died()
         if isinstance(answer, Exception):
             raise answer
