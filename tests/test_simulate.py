@@ -89,6 +89,17 @@ def test_a_killed_run_goes_on_to_the_same_files(small, tmp_path):
     assert {n: h for n, h in cut.items() if "parts" not in n} == {n: h for n, h in whole.items() if "parts" not in n}
 
 
+def test_tiles_are_made_after_opencv_has_worked_in_threads(tmp_path):
+    code = (
+        "import cv2, numpy as np; cv2.setNumThreads(4);"
+        "cv2.GaussianBlur(np.zeros((3000, 3000, 3), np.uint8), (0, 0), 5);"
+        "from ucore.simulate import *;"
+        f"simulate_dataset({str(tmp_path / 'set')!r}, SimulationConfig(countries=('spain',), tiles=2), workers=2);"
+        "assert cv2.getNumThreads() == 4"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_two_runs_do_not_write_into_one_folder(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()

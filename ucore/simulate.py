@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,10 +193,26 @@ def make_tiles(out: Path, name: str, city: "City", spots: list[Spot], camera: Ca
             kind = "fork" if sys.platform == "linux" else "spawn"
             pool = ProcessPoolExecutor(min(workers, len(missing)), multiprocessing.get_context(kind), _start_worker,
                                        (city, camera, config, out))  # fmt: skip
-            with pool:
+            with _without_opencv_threads(), pool:
                 for done in pool.map(_make_part, missing):
                     bar.update(done)
     return [row for path, _ in parts for row in json.loads(path.read_text("utf-8"))]
+
+
+@contextmanager
+def _without_opencv_threads() -> Iterator[None]:
+    """Within, OpenCV has one thread, in forked workers too: one process a core is enough.
+
+    Set before the fork: a worker would wait for ever for the threads that its parent's OpenCV had started.
+    """
+    import cv2
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 _worker: tuple[Any, ...] = ()
@@ -207,13 +224,10 @@ def _start_worker(city: "City", camera: Camera, config: SimulationConfig, out: P
     import signal
     import threading
 
-    import cv2
-
     gc.freeze()  # the city's objects are never freed here: no collection should walk, and so copy, their pages
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then lets its workers finish
     threading.Thread(target=end_with_parent, daemon=True).start()
-    cv2.setNumThreads(1)  # one process a core already
     _worker = (city, camera, config, out)
 
 
