@@ -1,20 +1,20 @@
 """Masks of an image: the original's very masks when exact, nearly all of them when fast, at any size of image."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
+from makers import draw, scenes
 from makers_sam import tiny_sam
 from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator
 from torchvision.ops import box_iou, nms
 
-from ucore import mask_filters, mosaic
+from ucore import mask_filters
 from ucore.errors import ConfigError, UserError
 from ucore.mask_decoder import PointDecoder
 from ucore.mask_generator import Frame, MaskGenerator
 from ucore.masks import Segments
+from ucore.sam import load_sam
 
 # Random weights make ragged masks of any quality that all fill the image: low thresholds, and no box is suppressed.
 # Their sharp attention magnifies rounding to some 1e-4.
@@ -107,6 +107,22 @@ def test_the_fast_way_obeys_the_thresholds(model):
     assert (np.diff(found.predicted_iou) <= 0).all()
 
 
+def test_the_shipped_weights_give_the_same_masks_in_every_way():
+    noise, four = np.random.default_rng(0), scenes(4, seed=3)
+    rows = [np.hstack([np.asarray(draw(one, 112, noise)) for one in pair]) for pair in (four[:2], four[2:])]
+    image = np.vstack(rows)
+    settings = {"points_per_side": 12, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.5,
+                "stability_score_offset": 0.5}  # fmt: skip
+    small = load_sam("sam-micro", "cpu")
+    records = SamAutomaticMaskGenerator(small, **settings).generate(image)
+    wanted = Segments.from_masks(np.array([record["segmentation"] for record in records]))
+    exact = MaskGenerator(small, exact=True, **settings).generate([image])[0]
+    assert len(exact) == len(wanted) > 3
+    assert wanted.iou(exact).max(axis=1).min() > 0.98
+    fast = MaskGenerator(small, **settings).generate([image])[0]
+    assert (wanted.iou(fast).max(axis=1) >= 0.9).mean() >= 0.95
+
+
 def test_batches_do_not_matter(model):
     images = [picture(64, 64), picture(30, 50), np.full((20, 20, 3), 90, np.uint8)]
     one = MaskGenerator(model, exact=True, images_per_batch=1, points_per_batch=1, **LOOSE).generate(images)
@@ -182,6 +198,17 @@ def test_levels_are_the_grid():
         assert sorted(np.concatenate(mask_filters.levels(side)).tolist()) == list(range(side * side))
 
 
+def test_masks_that_another_click_repeats_and_labels_that_tell_nothing_new():
+    masks = torch.zeros(4, 100, dtype=torch.bool)
+    masks[0, :50] = masks[1, :46] = masks[2, 60:] = masks[3, 60:] = True
+    repeats = mask_filters.repeated(masks, torch.tensor([0, 1, 2, 2]), 0.9)
+    assert repeats.tolist() == [True, True, False, False]  # 46 of 50 pixels; the last two are of one click
+    label = torch.tensor([0, 0, 0, 1, 1, 2, -1])
+    tried = torch.tensor([True, True, False, True, True, True, True])
+    told = torch.tensor([False, False, False, True, False, False, False])
+    assert mask_filters.settled(label, tried, told).tolist() == [True, True, True, False, False, False, False]
+
+
 def test_the_inside_of_a_mask_that_looks_like_what_was_clicked():
     label = torch.tensor([[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1], [-1, -1, -1, -1]])
     inside = torch.zeros(4, 4, dtype=torch.bool)
@@ -222,90 +249,3 @@ def test_only_sure_duplicates_are_dropped_early():
 def test_the_frame_of_an_image_is_the_part_that_is_not_padding():
     assert Frame.of((50, 100), 64, (32, 32)) == Frame((50, 100), (32, 64), (16, 32))
     assert Frame.of((8, 5000), 64, (32, 32)) == Frame((8, 5000), (1, 64), (1, 32))
-
-
-class Painted:
-    """A generator that knows the colours: every connected region of one colour but black is a mask."""
-
-    name, window = "painted", 40
-    largest = 0
-
-    def key(self) -> str:
-        return "painted"
-
-    def generate(self, images):
-        results = []
-        for image in images:
-            self.largest = max(self.largest, *image.shape[:2])
-            colours = [colour for colour in np.unique(image[..., 0]) if colour]
-            masks = np.array([image[..., 0] == colour for colour in colours]).reshape(-1, *image.shape[:2])
-            points = [np.argwhere(mask)[0][::-1] for mask in masks]
-            results.append(Segments.from_masks(masks, np.float32([colour / 255 for colour in colours]), None, points))
-        return results
-
-
-def scene(height: int = 90, width: int = 130) -> np.ndarray:
-    """A road through everything, a house where windows meet, one in a corner, a field larger than a window."""
-    image = np.zeros((height, width, 3), np.uint8)
-    image[10:80, 60:120] = 200
-    image[44:50] = 100
-    image[20:26, 28:38] = 150
-    image[80:, 120:] = 50
-    return image
-
-
-def test_windows_give_the_masks_of_the_whole():
-    generator = Painted()
-    whole = generator.generate([scene()])[0]
-    generator.largest = 0
-    small, found = mosaic.Mosaic(generator).generate([scene()[:30, :40], scene()])
-    assert generator.largest == 40 and small.size == (30, 40)
-    assert found.size == whole.size and len(found) == len(whole) == 4
-    assert sorted(found.rles) == sorted(whole.rles)
-    rows = [whole.rles.index(code) for code in found.rles]
-    np.testing.assert_allclose(found.predicted_iou, whole.predicted_iou[rows], rtol=1e-6)
-    for row in range(4):
-        x, y = found.points[row].astype(int)
-        assert found.masks([row])[0, y, x]
-
-
-def test_a_narrow_image_and_one_without_masks():
-    narrow = np.zeros((5, 300, 3), np.uint8)
-    narrow[2:4, 100:200] = 90
-    found = mosaic.Mosaic(Painted()).generate([narrow])[0]
-    assert found.areas.tolist() == [200]
-    assert len(mosaic.Mosaic(Painted()).generate([np.zeros((100, 100, 3), np.uint8)])[0]) == 0
-
-
-def test_a_mask_moves_without_the_image_being_laid_out():
-    rng = np.random.default_rng(0)
-    for corner, size in (((0, 0), (6, 7)), ((3, 4), (9, 11)), ((0, 2), (6, 9)), ((4, 0), (10, 7))):
-        mask = rng.random((6, 7)) < 0.6
-        mask[:, 2] = True
-        whole = np.zeros(size, bool)
-        whole[corner[0] : corner[0] + 6, corner[1] : corner[1] + 7] = mask
-        code = mosaic.moved(mask, corner, size)
-        assert code["counts"] == Segments.from_masks(whole[None]).rles[0]
-    assert (
-        mosaic.moved(np.zeros((6, 7), bool), (1, 1), (9, 9))["counts"]
-        == Segments.from_masks(np.zeros((1, 9, 9), bool)).rles[0]
-    )
-    huge = mosaic.moved(np.ones((100, 100), bool), (9_000, 9_000), (10_000, 10_000))
-    assert len(huge["counts"]) < 1000
-
-
-def test_windows_cover_every_pixel_and_overlap():
-    for side in (8, 40, 41, 100, 1000):
-        first = mosaic.starts(side, 40, 0.25)
-        assert first[0] == 0 and first[-1] + 40 >= side
-        assert all(before + 40 - after >= 8 for before, after in pairwise(first))
-    with pytest.raises(ConfigError, match="overlap"):
-        mosaic.Mosaic(Painted(), overlap=0.9)
-    assert mosaic.Mosaic(Painted()).key() != mosaic.Mosaic(Painted(), window=50).key()
-
-
-def test_the_real_generator_works_in_windows(model):
-    generator = MaskGenerator(model, **LOOSE)
-    assert generator.window == 128
-    found = mosaic.Mosaic(generator).generate([picture(100, 200)])[0]
-    assert found.size == (100, 200) and len(found) > 0

@@ -53,6 +53,27 @@ def familiar(features: Tensor, label: Tensor, tried: Tensor) -> Tensor:
     return (label >= 0) & (distance <= radius[place])
 
 
+def repeated(masks: Tensor, clicks: Tensor, least: float) -> Tensor:
+    """Which masks, bool (n, P), have a partner of another click with an intersection over union of at least `least`."""
+    flat = masks.float()
+    shared = flat @ flat.T
+    areas = flat.sum(dim=1)
+    alike = shared >= least * (areas[:, None] + areas[None, :] - shared)
+    return (alike & (clicks[:, None] != clicks[None, :])).any(dim=1)
+
+
+def settled(label: Tensor, tried: Tensor, told: Tensor) -> Tensor:
+    """Where nearly all tried points of the same label told nothing new, bool (G,): nine in ten, of at least two.
+
+    label: int64 (G,), -1 for none. tried, told: bool (G,).
+    """
+    known, place = tried & (label >= 0), label.clamp(min=0)
+    size = int(place.max()) + 1
+    counts = torch.bincount(label[known], minlength=size)
+    new = torch.bincount(label[known & told], minlength=size)
+    return (label >= 0) & ((counts >= 2) & (10 * new <= counts))[place]
+
+
 def boxes(logits: Tensor, threshold: float) -> Tensor:
     """First and last column and row above `threshold` of logits (n, h, w): x0, y0, x1, y1, float32 (n, 4), or 0."""
     sides = []

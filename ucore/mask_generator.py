@@ -8,7 +8,8 @@ their boxes. `exact=True` gives its masks; the default gives nearly all of them 
 - filters run on the decoder's small masks, with a margin for what the image's own size could change; only what is left
   is brought to that size and decided there;
 - clicks go from coarse to fine: a click is left out where accepted masks already explain the ground around it;
-- large products run in bfloat16 where the processor or GPU multiplies it natively.
+- the decoder's large products run in bfloat16 where the processor or GPU multiplies it natively; on a GPU the image
+  encoder's, too.
 """
 
 import sys
@@ -23,6 +24,7 @@ from PIL import Image
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
+from torch.nn import functional as F
 
 from ucore import mask_filters
 from ucore.device import cpu_has_bf16
@@ -39,6 +41,7 @@ PUBLISHED = {  # the defaults of SamAutomaticMaskGenerator
     "box_nms_thresh": 0.7,
 }
 CPU_BYTES, GPU_BYTES = 2**22, 2**29  # of one batch's positions: on a processor they should stay in its cache
+REPEATED = 0.9  # least intersection over union of two masks that say the same
 PIXELS_AT_ONCE = 2**22  # of masks brought to the image's size
 VERSION = 1  # of the way masks are found, for `key`
 
@@ -161,7 +164,9 @@ class MaskGenerator:
             height, width = Frame.of((image.shape[0], image.shape[1]), self.input, self.decoder.size).input
             pixels = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
             batch.append(self.sam.preprocess(torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        # Rounding here moves masks more than in the decoder, so it must pay: on a processor the decoder is the work.
+        rounded = self.dtype == torch.bfloat16 and self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=rounded):
             return self._encode(torch.stack(batch)).float()
 
     def _segments(self, embedding: Tensor, size: tuple[int, int]) -> Segments:
@@ -222,16 +227,18 @@ class MaskGenerator:
         return None
 
     def _promising(self, found: Candidates, frame: Frame) -> Tensor:
-        """Rows, bool (n,), stable enough: judged on the small masks, or at the image's size where that is close."""
-        logits = found.logits[:, : frame.low[0], : frame.low[1]].float()
-        scores, areas = self._stability(logits)
-        margin = 0.01 + 0.2 * areas.clamp(min=1).rsqrt()  # measured: the scores differ by less for 99 % of masks
-        good = scores >= self.stability_score_thresh
-        close = ((scores - self.stability_score_thresh).abs() < margin).nonzero()[:, 0]
-        for rows in close.split(self._at_once(frame)):
+        """Rows, bool (n,), that are stable at the image's size; the small mask decides where it is clear.
+
+        The small mask's score errs with the pixels along its outline: by less than the margin for 99 % of sharp masks.
+        """
+        scores, areas = self._stability(found.logits[:, : frame.low[0], : frame.low[1]].float())
+        if self.stability_score_thresh <= 0:
+            return torch.ones_like(scores, dtype=torch.bool)
+        good = scores >= self.stability_score_thresh - 3 * areas.clamp(min=1).rsqrt()
+        for rows in good.nonzero()[:, 0].split(self._at_once(frame)):
             exact, _ = self._stability(self._at_image_size(found.logits[rows], frame))
             good[rows] = exact >= self.stability_score_thresh
-        return good if self.stability_score_thresh > 0 else torch.ones_like(good)
+        return good
 
     def _distinct(self, found: Candidates, frame: Frame) -> Tensor:
         """Rows, best first, without those that a better one will surely suppress at the image's size."""
@@ -245,11 +252,11 @@ class MaskGenerator:
         return order[torch.from_numpy(possible).to(self.device)]
 
     def _explained(self, found: Candidates, frame: Frame, state: ImageState, tried: Tensor) -> Tensor:
-        """Where a click is superfluous, bool (G,) of the grid: the inside of a mask that looks like what was clicked.
+        """Where a click is superfluous, bool (G,) of the grid: inside a mask whose clicks repeat each other.
 
-        A point belongs to the smallest mask that holds it. It is inside when its neighbours belong to the same. It
-        looks like what was clicked when the embedding there is no stranger to the mask's clicked points than these are
-        to each other: a small thing in a field is inside the field's mask, but looks different.
+        A point belongs to the smallest mask that holds it. A click there is left out when its neighbours belong to the
+        same mask, when the clicks tried in that mask gave nothing that others had not given too, and when the embedding
+        there is no stranger to theirs than they are to each other: a small thing in a field looks different.
         """
         if not len(found.clicks):
             return torch.zeros_like(tried)
@@ -257,9 +264,13 @@ class MaskGenerator:
         inside = found.logits[:, y, x] > self.sam.mask_threshold  # (n, G)
         inside = inside[inside.sum(dim=1).argsort(stable=True)]
         label = torch.where(inside.any(dim=0), inside.to(torch.uint8).argmax(dim=0), -1)
+        coarse = found.logits[:, : frame.low[0] : 2, : frame.low[1] : 2].flatten(1) > self.sam.mask_threshold
+        told = torch.zeros_like(tried)
+        told[found.clicks[~mask_filters.repeated(coarse, found.clicks, REPEATED)]] = True
         features = state.positions[(y // 4) * self.decoder.grid[1] + x // 4].float()
         side = self.points_per_side
-        return mask_filters.surrounded(label.view(side, side)).flatten() & mask_filters.familiar(features, label, tried)
+        around = mask_filters.surrounded(label.view(side, side)).flatten()
+        return around & mask_filters.settled(label, tried, told) & mask_filters.familiar(features, label, tried)
 
     def _stability(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Stability under a moved threshold and the area above the lower one in pixels, float32 (n,) both."""
@@ -269,7 +280,12 @@ class MaskGenerator:
         return inner / outer, outer.float()
 
     def _at_image_size(self, logits: Tensor, frame: Frame) -> Tensor:
-        return self.sam.postprocess_masks(logits[:, None].float(), frame.input, frame.image)[:, 0]
+        """Logits float32 (n, H, W) as `Sam.postprocess_masks` makes them, less what leaves them as they are."""
+        larger = F.interpolate(logits[:, None].float(), (self.input, self.input), mode="bilinear", align_corners=False)
+        larger = larger[..., : frame.input[0], : frame.input[1]]
+        if frame.image != frame.input:
+            larger = F.interpolate(larger, frame.image, mode="bilinear", align_corners=False)
+        return larger[:, 0]
 
     def _at_once(self, frame: Frame) -> int:
         return max(1, PIXELS_AT_ONCE // max(self.input**2, frame.image[0] * frame.image[1]))
