@@ -2,8 +2,9 @@
 
     python benchmarks/stage.py [--data DIR] [--images N] [--steps STEP ...] [--engines local ray]
 
-Each step is run from nothing on one image, a quarter of them, and all. The difference of the last two is what an image
-costs (reading it, the model, the store); the first is what a start costs: libraries, processes, models, a cluster.
+Each step is run from nothing on one image, on half of them, and on all. The difference of the last two is what an image
+costs (reading it, the model, the store); the first is what a start costs: libraries, processes, models, a cluster. Half
+of the images must keep every worker busy: give at least 16 for each.
 Core seconds are what all processes of the step computed, whatever else the machine was doing; of a cluster's processes
 they are not known.
 """
@@ -31,7 +32,7 @@ MILLION = 1_000_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="dataset folder; by default simulated tiles are made")
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--steps", nargs="+", default=["felzenszwalb", "sam-micro", "tags", "micro"],
                         help="generators and captioners, as `ucore segment` and `ucore caption` name them")  # fmt: skip
     parser.add_argument("--captioners", nargs="*", default=[], help="further ones: folders, hub names, addresses")
@@ -53,7 +54,7 @@ def main() -> None:
         captioners = {*CAPTIONERS, *arguments.captioners}
         for step in [*arguments.steps, *arguments.captioners]:
             for engine in arguments.engines:
-                sizes = (1, len(images) // 4, len(images))
+                sizes = (1, len(images) // 2, len(images))
                 start, few, many = (
                     run(step, subset(images, size), step in captioners, engine, arguments) for size in sizes
                 )
