@@ -47,7 +47,8 @@ def familiar(features: Tensor, label: Tensor, tried: Tensor) -> Tensor:
     known, place = tried & (label >= 0), label.clamp(min=0)
     size = int(place.max()) + 1
     counts = torch.bincount(label[known], minlength=size).clamp(min=1)
-    means = features.new_zeros(size, features.shape[1]).index_add_(0, label[known], features[known]) / counts[:, None]
+    members = F.one_hot(label[known], size).to(features.dtype)  # a product, because its sums have one order everywhere
+    means = members.T @ features[known] / counts[:, None]
     distance = (features - means[place]).norm(dim=1)
     radius = features.new_full((size,), -1.0).scatter_reduce_(0, label[known], distance[known], "amax")
     return (label >= 0) & (distance <= radius[place])

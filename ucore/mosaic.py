@@ -18,7 +18,6 @@ from ucore.masks import Segments
 
 coco: Any = _coco  # its type stubs do not know compressed codes
 AGREEMENT = 0.6  # least intersection over union in the strip of two masks of one thing
-LEAST_SEEN = 4  # pixels in the strip: fewer say nothing
 WINDOW = 1024  # pixels, for generators that do not say what they see well
 EDGE = 2  # pixels: a mask that comes so near to a window's border is cut by it
 VERSION = 1  # of the way masks are united, for `key`
@@ -198,14 +197,14 @@ def _agreeing(one: Seen, other: Seen) -> Iterator[tuple[int, int]]:
 def _inside(
     corner: tuple[int, int], segments: Segments, start: np.ndarray, stop: np.ndarray
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Rows of the masks with enough pixels from `start` to `stop` (row, column of the image), and their codes there."""
+    """Rows of the masks with pixels from `start` to `stop` (row, column of the image), and their codes there."""
     (top, left), (bottom, right) = start - corner, stop - corner
     boxes = segments.boxes
     near = (boxes[:, 0] < right) & (boxes[:, 2] > left) & (boxes[:, 1] < bottom) & (boxes[:, 3] > top)
     rows, codes = [], []
     for row in np.flatnonzero(near).tolist():
         part = segments.masks([row])[0, top:bottom, left:right]
-        if part.sum() >= LEAST_SEEN:
+        if part.any():
             rows.append(row)
             codes.append(coco.encode(np.asfortranarray(part.astype(np.uint8))))
     return np.array(rows, np.int64), codes
