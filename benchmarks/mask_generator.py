@@ -114,6 +114,15 @@ def measure(sam: Sam, images: list[np.ndarray], rounds: int, device: str, meanin
         speed = f"{statistics.median(seconds[name]):9.3f}{statistics.median(ratios):8.2f}"
         print(f"{name:18}{speed}{count:8.1f}{quality}   {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
 
+    if meaningless:
+        started = clock(device)
+        exact._embed(images[:1])
+        encoding = clock(device) - started
+        clicks = len(exact.grid)
+        each = ", ".join(f"{name} {1000 * (statistics.median(seconds[name]) - encoding) / clicks:.0f}" for name in ways)
+        print(f"Encoding takes {encoding:.1f} s of an image; what remains is, in ms a click: {each}.")
+        print("Random weights give masks without meaning: agreement says nothing here and is not shown.")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -144,8 +153,6 @@ def main() -> None:
         f"{facts['cpu']}, {facts['cores']} cores, GPU {facts['gpu']}, torch {facts['torch']}"
     )
     measure(sam, images, options.rounds, device, options.vit_b, **settings)
-    if options.vit_b:
-        print("Random weights give masks without meaning: agreement says nothing here and is not shown.")
 
 
 if __name__ == "__main__":
