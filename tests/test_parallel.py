@@ -170,6 +170,13 @@ def ray_cluster():
     assert not ray.is_initialized()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:no"])
+def test_an_address_where_nobody_answers_is_told_at_once(address):  # before the fixture: that one would be used
+    pytest.importorskip("ray")
+    with pytest.raises(ConfigError, match=f"No Ray cluster can be used at {address}: "):
+        results(squares, [1], engine="ray", address=address)
+
+
 def test_a_cluster_gives_what_one_process_gives_though_a_worker_is_killed(ray_cluster, tmp_path):
     items = [*range(20), "kill once", "raise", *range(20)]
     expected = results(

@@ -10,9 +10,11 @@ own: finding room, pinning GPUs (an actor sees only its own), moving items and r
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from ucore.errors import ConfigError
 from ucore.workers import Died, Function, Job, apply, build, limit_threads, packed, share_out
@@ -146,19 +148,37 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     place = address or os.environ.get("RAY_ADDRESS", "local")  # `ray job submit` sets the variable
+    _require_answer(place)
     settings: dict[str, Any] = {} if place.startswith("ray://") else {"include_dashboard": False}
-    tries = STARTS if place == "local" else 1
     try:
-        for left in reversed(range(tries)):
+        for left in reversed(range(STARTS if place == "local" else 1)):
             try:
                 ray.init(place, log_to_driver=False, logging_level=logging.CRITICAL, **settings)
                 break
             except Exception as error:  # Ray raises nearly anything here
                 ray.shutdown()
                 if left == 0:
-                    reason = " ".join(str(error).split()).rstrip(".")[:300]
-                    what = "Ray could not be started here" if place == "local" else f"No Ray cluster answers at {place}"
-                    raise ConfigError(f"{what}: {reason}. A cluster is started by: ray start --head") from error
+                    raise ConfigError(_refusal(place, " ".join(str(error).split()).rstrip(".")[:300])) from error
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(place: str) -> None:
+    """Raise ConfigError where nobody listens at HOST:PORT: Ray itself would try for two minutes."""
+    url = urlsplit(place if "://" in place else f"//{place}")
+    try:
+        host, port = url.hostname, url.port
+        if host and port:
+            socket.create_connection((host, port), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(_refusal(place, str(error))) from error
+
+
+def _refusal(place: str, reason: str) -> str:
+    if place == "local":
+        return f"Ray could not be started here: {reason}. Use --engine local, or the address of a running cluster."
+    return (
+        f"No Ray cluster can be used at {place}: {reason}. Start one with `ray start --head`, correct --address, or "
+        "set RAY_AUTH_MODE=token where the cluster asks for a token."
+    )
