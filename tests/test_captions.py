@@ -149,9 +149,10 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_captions import Colours, captions, make_manifest
+from ucore import store
 from ucore.manifest import Manifest
 out, most = Path({out!r}), int(sys.argv[1])
-captions.ROWS, asked = 2, []
+store.ROWS, asked = 2, []
 class Mortal(Colours):
     def caption(self, images, prompts):
         asked.extend(prompts)

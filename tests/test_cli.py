@@ -1,7 +1,5 @@
 """The commands as a user types them: what they write, and one clear sentence for everything that is wrong."""
 
-import contextlib
-import io
 import itertools
 import json
 import os
@@ -16,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from command import Outcome, ucore
 from makers import edit_index, make_rsicd
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ucore import cli
 from ucore.checkpoint import load_bank, load_checkpoint
 from ucore.data import read_dataset
 from ucore.features import embed_images, embed_texts
@@ -31,28 +29,6 @@ from ucore.train import Trainer
 INDEX = "dataset_rsicd.json"
 SETTINGS = ("-s", "head_epochs=2", "-s", "head_batch_size=8", "-s", "tune_epochs=0")  # three steps an epoch
 STEPS = 6
-
-
-class Outcome(NamedTuple):
-    """How a command ended: exit status and all it printed."""
-
-    status: int | str | None
-    out: str
-    err: str
-
-
-def ucore(*arguments: Any) -> Outcome:
-    """Run a command in this process, which has the heavy libraries already."""
-    out, err, before, status = io.StringIO(), io.StringIO(), sys.argv, 0
-    sys.argv = ["ucore", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as stop:
-        status = stop.code
-    finally:
-        sys.argv = before
-    return Outcome(status, out.getvalue(), err.getvalue())
 
 
 def done(*arguments: Any) -> str:

@@ -1,41 +1,16 @@
 """The commands of the augmentation stage as a user types them, on pictures of three grounds with a shape on each."""
 
-import contextlib
-import io
 import json
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from command import ucore
 from makers import make_rsicd
 
-from ucore import cli
 from ucore.data import read_dataset
 from ucore.manifest import subset
 from ucore.segment_store import SegmentStore
-
-
-class Outcome(NamedTuple):
-    """How a command ended: exit status and what it printed."""
-
-    status: int | str | None
-    out: str
-    err: str
-
-
-def ucore(*arguments: Any) -> Outcome:
-    """Run a command in this process, which has the heavy libraries already."""
-    out, err, before, status = io.StringIO(), io.StringIO(), sys.argv, 0
-    sys.argv = ["ucore", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as stop:
-        status = stop.code
-    finally:
-        sys.argv = before
-    return Outcome(status, out.getvalue(), err.getvalue())
 
 
 def refusal(*arguments: Any) -> str:
@@ -154,3 +129,10 @@ def test_training_commands_pass_their_settings_on(tiny_rsicd, tmp_path, monkeypa
     assert outcome.status == 0 and outcome.out.startswith("Model: model")
     assert calls["captioner"][:2] == (out, ()) and calls["captioner"][2].steps == 3 and calls["captioner"][4]
     assert ucore("segments", "train-mikro").status == 2
+
+
+def test_an_address_where_nobody_answers_leaves_nothing_behind(tiny_rsicd, tmp_path):
+    out = tmp_path / "out"
+    message = refusal("caption", "--data", tiny_rsicd, "--captioner", "http://127.0.0.1:9/v1:llava", "--out", out)
+    assert "No captioner answers at http://127.0.0.1:9/v1" in message
+    assert not list(out.glob("*"))

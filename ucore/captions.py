@@ -11,7 +11,6 @@ read_dataset(result.folder)  # the same images and captions, with descriptions
 """
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from ucore.files import content_hash, file_hash, write_json
 from ucore.grounding import grounding
 from ucore.images import load_image, map_files
 from ucore.likeness import filter_by_similarity, filter_captions
-from ucore.manifest import Manifest, few
+from ucore.manifest import Manifest, few, warn_of
 from ucore.parallel import Failed, map_stage
 from ucore.prompts import PAPER
 from ucore.refining import Into, refine_captions
@@ -50,7 +49,6 @@ __all__ = [
 ]
 
 MANIFEST_FILE = "manifest.parquet"  # as `data.read_dataset` expects it
-ROWS, SECONDS = 256, 20.0  # a part is written when it has so many rows, or is so old
 MOST_SIGNS = 20_000  # of a text that is stored
 VERSION = 1  # of what a row holds
 GIVE_UP = 100  # failures in a row, with nothing between them, after which no more is asked
@@ -110,6 +108,8 @@ def caption_dataset(
     make = _MakeWorker(captioner, device, prompt, max_new_tokens, batch_size)
     writer = make.load("cpu" if engine == "ray" else device)
     folder = Path(out) / f"{writer.name}-{writer.key()}"
+    if is_address(captioner) and not folder.exists():
+        writer.load()  # where no server answers, not even an empty folder is left
     store = PartStore(folder, {"captioner": writer.name, "key": writer.key(), "version": VERSION})
     started = time.monotonic()
     samples: list[str] = list(manifest.frame["sample_id"])
@@ -138,10 +138,8 @@ def caption_dataset(
             **{"simulated": manifest.simulated, "quarantined": bad, "failed": failed, "this_call": asked},
         }
         run = _written(manifest, folder, rows, bad, into, about)
-    for names, what in ((bad, "cannot be read and were left out"), (failed, "failed; repeat the command to retry")):
-        if names:
-            told = few([f"{name} ({reason})" for name, reason in names.items()])
-            warnings.warn(f"{len(names):,} image(s) {what}: {told}", stacklevel=2)
+    warn_of(bad, "cannot be read and were left out")
+    warn_of(failed, "failed; repeat the command to retry")
     return run
 
 
@@ -272,10 +270,9 @@ def _keep(store: PartStore, todo: Sequence[tuple[str, str]], results: Iterator[t
 
     Raises UserError after `GIVE_UP` failures in a row: a server that is down would take hours to fail for each item.
     """
-    rows: list[dict[str, str]] = []
     failures: dict[str, str] = {}
-    since, in_a_row = time.monotonic(), 0
-    try:
+    in_a_row = 0
+    with store.in_parts() as add:
         for position, answer in results:
             key, sample = todo[position]
             if isinstance(answer, Failed):
@@ -292,10 +289,5 @@ def _keep(store: PartStore, todo: Sequence[tuple[str, str]], results: Iterator[t
                 store.quarantine(key, sample, answer.reason)
             else:
                 # Half of a surrogate pair, as a broken server may send, cannot be stored.
-                rows.append({"key": key, "text": answer[:MOST_SIGNS].encode("utf-8", "replace").decode()})
-            if len(rows) >= ROWS or time.monotonic() - since > SECONDS:
-                store.append(rows)
-                rows, since = [], time.monotonic()
-    finally:
-        store.append(rows)
+                add({"key": key, "text": answer[:MOST_SIGNS].encode("utf-8", "replace").decode()})
     return failures

@@ -39,7 +39,7 @@ def segment(
         generator: sam-micro (bundled, no download), vit_h:CHECKPOINT, vit_l:CHECKPOINT or vit_b:CHECKPOINT (Segment
             Anything; a file or an address), felzenszwalb or slic (classical).
         out: Folder under which the masks go, each generator and its settings in a folder of their own.
-        exact: The masks of segment_anything's own generator, several times slower than the default.
+        exact: The very masks of segment_anything's own generator, large images in one piece; somewhat slower.
         engine: local: processes of this machine. ray: a Ray cluster.
         address: Of a running Ray cluster (auto, HOST:6379); without it, Ray is started here for the time.
         workers: Processes; by default one a GPU, or one a core.

@@ -16,7 +16,6 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from email.utils import parsedate_to_datetime
 from io import BytesIO
 from multiprocessing.pool import ThreadPool
 from typing import Any
@@ -29,6 +28,7 @@ from ucore.errors import ConfigError, UserError
 from ucore.files import content_hash
 from ucore.manifest import few
 from ucore.prompts import Prompt
+from ucore.servers import retry_after
 from ucore.workers import Failed, reason_of
 
 VERSION = 1  # of the request; part of the key under which captions are stored
@@ -219,7 +219,7 @@ class Endpoint:
                         raise _NoCaptionError(f"the answer is longer than {MOST_BYTES:,} bytes")
                     if time.monotonic() > deadline:
                         raise _TryAgainError("it takes too long")
-                return answer.status_code, bytes(data), _retry_after(answer.headers.get("Retry-After", ""))
+                return answer.status_code, bytes(data), retry_after(answer.headers.get("Retry-After", ""))
         except requests.Timeout as error:
             raise _TryAgainError("it takes too long") from error
         except requests.ConnectionError as error:
@@ -286,13 +286,3 @@ def _text_of(data: bytes) -> str:
         raise _NoCaptionError("the text is empty")
     # JSON may hold halves of a character, which no file can.
     return content[:MOST_SIGNS].encode("utf-8", "replace").decode("utf-8").strip()
-
-
-def _retry_after(text: str) -> float:
-    """Seconds that a Retry-After header (a number, or a date) asks for; 0 without one."""
-    if text.strip().isdecimal():
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return 0.0

@@ -1,8 +1,9 @@
 """The one table every stage reads: image-text pairs with domain, split, place and licence."""
 
 import os
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,6 +235,13 @@ def few(items: Sequence[str], most: int = 3) -> str:
     items = [item if item.isprintable() else ascii(item) for item in items]
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
+
+
+def warn_of(reasons: Mapping[str, str], what: str, level: int = 3) -> None:
+    """Warn that the images named (sample -> reason) `what`, where there are any; `level` as in warnings.warn."""
+    if reasons:
+        told = few([f"{name} ({reason})" for name, reason in reasons.items()])
+        warnings.warn(f"{len(reasons):,} image(s) {what}: {told}", stacklevel=level)
 
 
 def _counts(manifest: Manifest) -> dict[str, int]:

@@ -4,6 +4,7 @@ Simulated tiles have the true mask of every object. Real tiles get the regions o
 scales: coarse and without names, but of real edges, real light and real cameras.
 """
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ def distilled_source(manifest: Manifest, cache: str | Path, most: int | None = N
     path = Path(cache) / f"regions-{content_hash(manifest.content_key(), SCALES)}.npz"
     if not path.is_file():
         quiet = not someone_looks()
-        with ProcessPoolExecutor(workers) as pool:
+        # Not forked: a thread of OpenCV or torch may hold a lock at that moment.
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
             labels = list(tqdm(pool.map(regions, images, chunksize=8), total=len(images), desc="Classical regions",
                                unit="img", disable=quiet))  # fmt: skip
         with atomic_path(path) as temporary, open(temporary, "wb") as stream:

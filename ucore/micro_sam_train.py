@@ -28,6 +28,7 @@ from ucore.device import cpu_has_bf16, keep_freed_memory, pick_device
 from ucore.errors import ConfigError
 from ucore.files import atomic_path, only_writer, write_json
 from ucore.images import someone_looks
+from ucore.mask_decoder import MASKS, PointDecoder
 from ucore.micro_sam import IMAGE_SIZE, NAME, STRIDE, build_micro_sam
 from ucore.micro_sam_data import Source, Window, centre_clicks, windows
 from ucore.micro_sam_loss import Rule, guide_loss, mask_loss
@@ -274,7 +275,7 @@ def one_click_iou(sam: Sam, source: Source, layer: int = 0, most: int | None = N
     Returns iou float32 (N,), of the mask of highest predicted IoU; best float32 (N,), of the best of the three;
     predicted float32 (N,); area int64 (N,), pixels; picture int64 (N,), the position of the picture.
     """
-    transform = ResizeLongestSide(sam.image_encoder.img_size)
+    transform, decoder = ResizeLongestSide(sam.image_encoder.img_size), PointDecoder(sam)
     found: dict[str, list[np.ndarray]] = {name: [] for name in ("iou", "best", "predicted", "area", "picture")}
     for number, (image, labels) in enumerate(zip(source.images[:most], source.labels, strict=False)):
         numbers, clicks, areas = centre_clicks(labels[layer])
@@ -282,12 +283,13 @@ def one_click_iou(sam: Sam, source: Source, layer: int = 0, most: int | None = N
             continue
         pixels = torch.from_numpy(transform.apply_image(image)).permute(2, 0, 1)[None].to(sam.device)
         size = (pixels.shape[2], pixels.shape[3])
-        embedding = sam.image_encoder(sam.preprocess(pixels.float()))
-        points = torch.from_numpy(transform.apply_coords(clicks, image.shape[:2])).float()[:, None].to(sam.device)
+        state = decoder.prepare(sam.image_encoder(sam.preprocess(pixels.float()))[0])
+        points = torch.from_numpy(transform.apply_coords(clicks, image.shape[:2])).float().to(sam.device)
         for start in range(0, len(numbers), 64):
             rows = slice(start, start + 64)
-            sparse, dense = sam.prompt_encoder((points[rows], torch.ones(len(points[rows]), 1)), None, None)
-            low, scores = sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
+            clicked = decoder.attend(state, points[rows])
+            scores = clicked.quality
+            low = decoder.masks(clicked, torch.ones_like(scores, dtype=torch.bool)).unflatten(0, (-1, MASKS))
             masks = (sam.postprocess_masks(low, size, image.shape[:2]) > 0).cpu().numpy()  # type: ignore[reportArgumentType]
             truth = (labels[layer][None] == numbers[rows, None, None])[:, None]
             iou = (masks & truth).sum((2, 3)) / (masks | truth).sum((2, 3))

@@ -6,7 +6,6 @@ features, counts = segment_features(encoder, manifest, store, k=10)
 
 import re
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from ucore.crop_features import ImageFile, distinct_images, image_keys, segment_
 from ucore.errors import ConfigError, DataError
 from ucore.files import content_hash
 from ucore.images import load_image
-from ucore.manifest import Manifest, few
+from ucore.manifest import Manifest, warn_of
 from ucore.masks import Segments
 from ucore.parallel import Failed, map_stage
 from ucore.segment_store import SegmentStore, row_of
@@ -31,7 +30,6 @@ CLASSICAL = ("felzenszwalb", "slic")
 SAM_TYPES = ("sam-micro", "vit_h", "vit_l", "vit_b")
 VERSION = 1  # of what a row holds
 PIXELS_AT_ONCE = 2**25  # of the images that a worker holds: large ones go one by one
-ROWS, SECONDS = 256, 30.0  # a part is written when it has so many rows, or is so old
 
 
 class Generator(Protocol):
@@ -112,10 +110,8 @@ def segment_dataset(
         failed = _keep(store.parts, todo, results if todo else iter(()))
         store.write_summary()
     bad = {name: reason for name, reason in store.quarantined().items() if name in keys}
-    for names, what in ((bad, "cannot be read and have no segments"), (failed, "failed; repeat the command to retry")):
-        if names:
-            told = few([f"{name} ({reason})" for name, reason in names.items()])
-            warnings.warn(f"{len(names):,} image(s) {what}: {told}", stacklevel=2)
+    warn_of(bad, "cannot be read and have no segments")
+    warn_of(failed, "failed; repeat the command to retry")
     return store
 
 
@@ -186,10 +182,8 @@ def _short(error: DataError, path: str) -> str:
 
 def _keep(store: PartStore, todo: Sequence[ImageFile], results: Iterator[tuple[int, Any]]) -> dict[str, str]:
     """Store results as they come, in parts, whatever ends the stage; return sample -> reason of those that failed."""
-    rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
-    since = time.monotonic()
-    try:
+    with store.in_parts() as add:
         for position, result in results:
             item = todo[position]
             if isinstance(result, Failed):
@@ -197,10 +191,5 @@ def _keep(store: PartStore, todo: Sequence[ImageFile], results: Iterator[tuple[i
             elif isinstance(result, str):
                 store.quarantine(item.key, item.sample_id, result)
             else:
-                rows.append({**result, "key": item.key})
-            if len(rows) >= ROWS or time.monotonic() - since > SECONDS:
-                store.append(rows)
-                rows, since = [], time.monotonic()
-    finally:
-        store.append(rows)
+                add({**result, "key": item.key})
     return failed

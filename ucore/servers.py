@@ -136,7 +136,7 @@ class TileServer(Tiles):
         self._last = time.monotonic()
         try:
             with self._session.get(address, timeout=TIMEOUT, stream=True) as answer:
-                status, wait = answer.status_code, _retry_after(answer.headers.get("Retry-After", ""))
+                status, wait = answer.status_code, retry_after(answer.headers.get("Retry-After", ""))
                 data = answer.raw.read(MOST_BYTES + 1, decode_content=True) if status == 200 else b""
         except (requests.ConnectionError, requests.Timeout) as error:
             slow = isinstance(error, requests.Timeout)
@@ -179,7 +179,7 @@ def _checked(template: str) -> str:
     return template
 
 
-def _retry_after(text: str) -> float:
+def retry_after(text: str) -> float:
     """Seconds that a Retry-After header (a number, or a date) asks for; 0 without one."""
     if text.strip().isdecimal():
         return float(text)

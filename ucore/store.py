@@ -10,9 +10,10 @@ key and is done again, an unchanged one is found.
 
 import json
 import os
+import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from ucore.errors import ConfigError, DataError
 from ucore.files import atomic_path, only_writer, require_writable, write_json
 
+ROWS, SECONDS = 256, 30.0  # a part is written when it has so many rows, or is so old
 PARTS_IN_MEMORY = 8  # of those read last, for looking rows up by key
 
 
@@ -84,6 +86,25 @@ class PartStore:
         with atomic_path(self.folder / name) as temporary:
             pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
         self._add(name, table["key"].to_pylist())
+
+    @contextmanager
+    def in_parts(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Within, a function that stores one row after another, in parts; whatever ends it, all given are stored."""
+        waiting: list[Mapping[str, Any]] = []
+        since = time.monotonic()
+
+        def add(row: Mapping[str, Any]) -> None:
+            nonlocal since
+            waiting.append(row)
+            if len(waiting) >= ROWS or time.monotonic() - since > SECONDS:
+                self.append(waiting)
+                waiting.clear()
+                since = time.monotonic()
+
+        try:
+            yield add
+        finally:
+            self.append(waiting)
 
     def quarantine(self, key: str, sample_id: str, reason: str) -> None:
         """Note that the item `key` cannot be done, and why; it counts as done."""
