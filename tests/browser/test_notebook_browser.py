@@ -1,4 +1,4 @@
-"""The widgets of notebooks 01 and 04 in a real JupyterLab: what a click does reaches the page."""
+"""The widgets of notebooks 01 to 04 in a real JupyterLab: what a click does reaches the page."""
 
 import json
 import os
@@ -116,4 +116,39 @@ def test_step_and_run_move_the_training_on(lab, browser, tiny_rsicd):
     said(page, "Step 1 of")
     button.filter(has_text=re.compile("^Run$")).click()
     said(page, r"(Step [2-9]|Step \d\d+|Finished after)")
+    page.close()
+
+
+def test_sliders_of_the_segments_act_at_once(lab, browser, tiny_rsicd):
+    folder, address = lab
+    name = excerpt("02_segments", folder, ["read_dataset(", "SegmentExplorer("], dataset=str(tiny_rsicd))
+    source = json.loads((folder / name).read_text())
+    source["cells"][-1]["source"] = ["model = None  # no words to compare with\n", *source["cells"][-1]["source"]]
+    (folder / name).write_text(json.dumps(source))
+    page = run_all(browser, address, name)
+    said(page, r"\d+ masks → .* kept; the click means")
+    picture = page.locator(".jupyter-widgets img")
+    before = picture.get_attribute("src")
+    slider = page.locator(".widget-slider", has_text="masks kept")
+    slider.locator(".widget-readout").click()
+    slider.locator(".widget-readout").press("Control+a")
+    page.keyboard.type("1")
+    page.keyboard.press("Enter")
+    said(page, "→ 1 kept")
+    assert picture.get_attribute("src") != before
+    page.close()
+
+
+def test_the_captions_of_another_image_are_shown(lab, browser, tiny_rsicd):
+    folder, address = lab
+    cells = ["read_dataset(", "caption_dataset(", "CaptionExplorer("]
+    name = excerpt("03_captions", folder, cells, dataset=str(tiny_rsicd), captioner="tags", out=str(folder / "runs"))
+    page = run_all(browser, address, name)
+    said(page, "32 tiles")
+    tiles = page.locator(".jp-OutputArea select").nth(2)
+    first, second = (tiles.locator("option").nth(number).inner_text() for number in (0, 1))
+    page.locator(f"img[alt='Image of {first}']").wait_for(timeout=PATIENCE)
+    tiles.select_option(label=second)
+    page.locator(f"img[alt='Image of {second}']").wait_for(timeout=PATIENCE)
+    assert page.locator(f"img[alt='Image of {first}']").count() == 0
     page.close()
