@@ -1,5 +1,6 @@
 """The segment stage: generators by name, every image once, resumable, bad images by name; features of crops."""
 
+import pickle
 import shutil
 from contextlib import nullcontext
 
@@ -12,6 +13,7 @@ from ucore import crop_features, segments
 from ucore.classical import Felzenszwalb, Slic, contrast, mean_width
 from ucore.data import read_dataset
 from ucore.errors import ConfigError, DataError
+from ucore.manifest import subset
 from ucore.masks import Segments
 from ucore.segment_store import SegmentStore
 from ucore.segments import load_generator, segment_dataset, segment_features
@@ -181,6 +183,28 @@ def test_stopping_keeps_what_was_done(manifest, tmp_path, halves):
         whole = run(manifest, tmp_path / "whole")
     columns = ["key", "rles", "predicted_iou", "stability", "count", "covered"]
     assert resumed.parts.table(columns).equals(whole.parts.table(columns))
+
+
+def test_gpus_of_the_cluster_alone_are_asked_for(manifest, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(segments, "map_stage", lambda *arguments: asked.append(arguments) or iter(()))
+    segment_dataset(subset(manifest, 2), "sam-micro", tmp_path / "out", engine="ray", device="cuda")
+    make, gpus = asked[0][0], asked[0][5]
+    assert gpus == 1.0
+    sent = pickle.loads(pickle.dumps(make))
+    assert (sent.device, sent.away, sent.loaded) == ("cuda", False, None)
+    like_a_gpu = load_generator("sam-micro", device="cpu", bfloat16=True)
+    assert make.key == like_a_gpu.key() != load_generator("sam-micro", device="cpu", bfloat16=False).key()
+    with pytest.raises(ConfigError, match="--device cuda was asked for"):
+        segment_dataset(manifest, "sam-micro", tmp_path / "out", device="cuda")
+
+
+def test_a_worker_that_would_make_other_masks_is_refused(manifest, tmp_path, monkeypatch):
+    make = segments._MakeWorker("felzenszwalb", False, "cpu", key=load_generator("felzenszwalb").key())
+    make()
+    make.key = "of another checkpoint"
+    with pytest.raises(ConfigError, match="would be others than those of this command"):
+        make()
 
 
 def test_what_fails_is_tried_again_and_not_quarantined(manifest, tmp_path, halves, monkeypatch):

@@ -85,6 +85,7 @@ class MaskGenerator:
     fewer pixels are filled or removed. exact: the very masks of `SamAutomaticMaskGenerator`, in float32.
     points_per_batch, images_per_batch: None chooses by the device; both halve by themselves when memory runs out.
     compile: let torch.compile fuse the image encoder, which pays for thousands of images on a GPU.
+    bfloat16: of the decoder's large products unless `exact`; None: where the device multiplies it natively.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class MaskGenerator:
         images_per_batch: int = 8,
         compile: bool = False,
         name: str = "sam",
+        bfloat16: bool | None = None,
     ):
         if points_per_side < 1:
             raise ConfigError(f"points_per_side is {points_per_side}; it must be at least 1")
@@ -116,7 +118,7 @@ class MaskGenerator:
         self.points_per_side, self.min_mask_region_area = points_per_side, min_mask_region_area
         self.sam, self.exact, self.name, self.device = sam, exact, name, torch.device(sam.device)
         native = torch.cuda.is_bf16_supported() if self.device.type == "cuda" else cpu_has_bf16()
-        self.dtype = torch.bfloat16 if native and not exact else torch.float32
+        self.dtype = torch.bfloat16 if (native if bfloat16 is None else bfloat16) and not exact else torch.float32
         self.decoder = PointDecoder(sam, self.dtype)
         self.input = int(sam.image_encoder.img_size)
         self.window = 2 * self.input  # pixels: in a larger image small things would vanish, so `mosaic` cuts it

@@ -5,6 +5,7 @@ features, counts = segment_features(encoder, manifest, store, k=10)
 """
 
 import re
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import numpy as np
 
 from ucore.config import did_you_mean
 from ucore.crop_features import ImageFile, distinct_images, image_keys, segment_features
+from ucore.device import pick_device
 from ucore.errors import ConfigError, DataError
 from ucore.files import content_hash
 from ucore.images import load_image
@@ -47,10 +49,11 @@ class Generator(Protocol):
         ...
 
 
-def load_generator(spec: str, exact: bool = False, device: str = "auto") -> Generator:
+def load_generator(spec: str, exact: bool = False, device: str = "auto", bfloat16: bool | None = None) -> Generator:
     """The generator that `spec` names: sam-micro, vit_h:CHECKPOINT (vit_l, vit_b; file or address), felzenszwalb, slic.
 
     exact: the mask set of segment_anything's own generator; without it large images are cut into windows.
+    bfloat16: as of `MaskGenerator`.
     Raises ConfigError for another name, CheckpointError for weights that are absent, damaged or of another type.
     """
     kind = spec.partition(":")[0]
@@ -72,7 +75,7 @@ def load_generator(spec: str, exact: bool = False, device: str = "auto") -> Gene
     from ucore.mosaic import Mosaic
     from ucore.sam import load_sam
 
-    sam = MaskGenerator(load_sam(spec, device), exact=exact, name=kind)
+    sam = MaskGenerator(load_sam(spec, device), exact=exact, name=kind, bfloat16=bfloat16)
     return sam if exact else Mosaic(sam)
 
 
@@ -91,12 +94,16 @@ def segment_dataset(
     """Segments of every image of `manifest`, in OUT/<generator>-<settings>/; a repeated call does what is missing.
 
     generator: as of `load_generator`. engine, address, workers, batch_size: as of `parallel.map_stage`.
+    device: "cuda" also where only the cluster has GPUs. A worker whose masks would be others, because of its hardware
+    or its checkpoint, is refused.
     An image is known by its bytes: a changed one is done again, equal ones once. One that cannot be read is quarantined
     by name; one that failed otherwise is tried again by the next call. A warning at the end names both.
     Raises ConfigError, CheckpointError as `load_generator`, UserError where another process writes there.
     """
-    make = _MakeWorker(generator, exact, device)
+    away = engine == "ray" and device.startswith("cuda") and pick_device("auto") == "cpu"
+    make = _MakeWorker(generator, exact, device, away)
     settings = {"generator": make.generator.name, "exact": exact, "key": make.generator.key(), "version": VERSION}
+    make.key = settings["key"]
     name = re.sub(r"[^\w.-]+", "-", make.generator.name)
     store = SegmentStore(Path(out) / f"{name}-{content_hash(settings)}", settings)
     keys = dict(zip(manifest.frame["sample_id"], image_keys(manifest), strict=True))
@@ -120,28 +127,37 @@ class _MakeWorker:
     """Makes a worker: from paths to rows of the store without key, or the reason (str) why an image cannot be read.
 
     In this process it lends the generator that was loaded to name the folder; it is pickled without it.
+    away: the GPUs are the cluster's, so that here the processor only names the folder, as a GPU would.
     """
 
     spec: str
     exact: bool
     device: str
+    away: bool = False
+    key: str = ""
     loaded: Generator | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"spec": self.spec, "exact": self.exact, "device": self.device, "loaded": None}
+        return {**self.__dict__, "away": False, "loaded": None}
 
     @property
     def generator(self) -> Generator:
         if self.loaded is None:
-            self.loaded = load_generator(self.spec, self.exact, self.device)
+            here = ("cpu", True) if self.away else (self.device, None)
+            self.loaded = load_generator(self.spec, self.exact, *here)
         return self.loaded
 
     @property
     def on_gpu(self) -> bool:
-        inner = getattr(self.generator, "generator", self.generator)
-        return "cuda" in str(getattr(inner, "device", "cpu"))
+        inner: Any = getattr(self.generator, "generator", self.generator)
+        return hasattr(inner, "device") and (self.away or "cuda" in str(inner.device))
 
     def __call__(self) -> "_Work":
+        if self.key and self.generator.key() != self.key:
+            raise ConfigError(
+                f"The masks made on {socket.gethostname()} would be others than those of this command: it has another "
+                f"{self.spec}, or hardware with or without bfloat16. Use equal machines, or --exact"
+            )
         return _Work(self.generator)
 
 
