@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def pictures(count: int) -> tuple[list[np.ndarray], str]:
             return [np.asarray(load_image(path)) for path in manifest.image_paths], "simulated tiles"
 
 
-def theirs(sam: Sam, ours: MaskGenerator) -> Callable[[Sequence[np.ndarray]], list[Segments]]:
+def theirs(sam: Sam, ours: MaskGenerator) -> Callable[[Sequence[np.ndarray]], list[list[dict[str, Any]]]]:
     """The original with the thresholds of `ours`."""
     generator = SamAutomaticMaskGenerator(
         sam,
@@ -62,14 +63,12 @@ def theirs(sam: Sam, ours: MaskGenerator) -> Callable[[Sequence[np.ndarray]], li
         box_nms_thresh=ours.box_nms_thresh,
     )
 
-    def generate(images: Sequence[np.ndarray]) -> list[Segments]:
-        results = []
-        for image in images:
-            masks = np.array([record["segmentation"] for record in generator.generate(image)], bool)
-            results.append(Segments.from_masks(masks.reshape(-1, *image.shape[:2])))
-        return results
+    return lambda images: [generator.generate(image) for image in images]
 
-    return generate
+
+def as_segments(records: list[dict[str, Any]], size: tuple[int, ...]) -> Segments:
+    """What the original gives for one image, outside the clock."""
+    return Segments.from_masks(np.array([record["segmentation"] for record in records], bool).reshape(-1, *size))
 
 
 def clock(device: str) -> float:
@@ -94,9 +93,12 @@ def agreement(wanted: Sequence[Segments], found: Sequence[Segments]) -> tuple[fl
 
 def measure(sam: Sam, images: list[np.ndarray], rounds: int, device: str, meaningless: bool, **settings: float) -> None:
     exact, fast = MaskGenerator(sam, exact=True, **settings), MaskGenerator(sam, **settings)  # type: ignore[arg-type]
-    ways = {"segment_anything": theirs(sam, exact), "ucore exact": exact.generate, "ucore": fast.generate}
+    ways: dict[str, Callable[[Sequence[np.ndarray]], list[Any]]]
+    ways = {"segment_anything": theirs(sam, exact), "ucore exact": exact.generate}
+    if not meaningless:  # which clicks it leaves out depends on the masks
+        ways["ucore"] = fast.generate
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    results: dict[str, list[Segments]] = {}
+    results: dict[str, list[Any]] = {}
     for way in ways.values() if not meaningless else ():  # a first call is slower; beside vit_b's minutes nothing
         way(images[:1])
     for _ in range(rounds):
@@ -104,7 +106,8 @@ def measure(sam: Sam, images: list[np.ndarray], rounds: int, device: str, meanin
             started = clock(device)
             results[name] = way(images)
             seconds[name].append((clock(device) - started) / len(images))
-    baseline = results["segment_anything"]
+    originals = zip(results["segment_anything"], images, strict=True)
+    baseline = results["segment_anything"] = [as_segments(records, image.shape[:2]) for records, image in originals]
     print(f"{'':18}{'s/image':>9}{'ratio':>8}{'masks':>8}{'kept %':>9}{'extra %':>9}   ratios by round")
     for name in ways:
         ratios = [a / b for a, b in zip(seconds["segment_anything"], seconds[name], strict=True)]

@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="dataset folder; by default simulated tiles are made")
     parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--steps", nargs="+", default=["felzenszwalb", "sam-micro", "tags", "micro"],
+    parser.add_argument("--steps", nargs="+", default=["tags", "micro", "slic", "felzenszwalb", "sam-micro"],
                         help="generators and captioners, as `ucore segment` and `ucore caption` name them")  # fmt: skip
     parser.add_argument("--captioners", nargs="*", default=[], help="further ones: folders, hub names, addresses")
     parser.add_argument("--engines", nargs="+", default=["local", "ray"])

@@ -16,7 +16,8 @@ from PIL import Image
 from ucore import captions
 from ucore.captions import caption_dataset
 from ucore.data import read_dataset, read_urbancross
-from ucore.errors import DataError, UserError
+from ucore.errors import ConfigError, DataError, UserError
+from ucore.images import Unreadable, load_image
 from ucore.manifest import Manifest
 from ucore.parallel import Failed
 from ucore.urbancross import write_urbancross
@@ -112,6 +113,23 @@ def test_images_that_cannot_be_read_are_named_and_left_out(tmp_path, colours):
         path.write_bytes(b"no picture")
     with pytest.raises(DataError, match="None of the 6"):
         caption_dataset(manifest, "any", tmp_path / "out")
+
+
+def test_a_worker_with_another_model_or_without_the_images_is_told_apart(tmp_path, colours, monkeypatch):
+    make = captions._MakeWorker("any", "cpu", "short", 8, 1, key="of another model")
+    with pytest.raises(ConfigError, match="another model"):
+        make()
+    manifest = make_manifest(tmp_path / "data")
+    away = Unreadable("absent", lasting=False)
+    monkeypatch.setattr(captions, "try_image", lambda path: away if path.endswith("1.png") else load_image(path))
+    with pytest.warns(UserWarning, match="1 image.s. failed"):
+        run = caption_dataset(manifest, "any", tmp_path / "out")
+    assert run.report["failed"] == {"s1": "absent"} and run.report["quarantined"] == {}
+
+
+def test_a_large_model_on_a_clusters_processors_asks_how_many(tmp_path, colours):
+    with pytest.raises(ConfigError, match="say with --workers how many"):
+        caption_dataset(make_manifest(tmp_path / "data", 2), "any", tmp_path / "out", engine="ray", device="cpu")
 
 
 def test_what_failed_is_done_by_the_next_call(tmp_path, colours):

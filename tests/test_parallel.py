@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from makers_workers import broken, dies, refuses, squares, too_few
 
-from ucore.cluster import connected
+from ucore.cluster import connected, room
 from ucore.errors import ConfigError, DataError, UserError
 from ucore.parallel import Failed, map_stage
 from ucore.processes import local_workers
@@ -204,3 +204,24 @@ def test_ray_is_asked_for_where_it_is_absent(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'pip install "ucore\[ray\]"'):
         map_stage(squares, [1], engine="ray")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "found"),
+    [
+        ([{"CPU": 96}, {"CPU": 16, "GPU": 4}], (4, 4)),  # processors of a machine without GPUs are not theirs
+        ([{"CPU": 64}, {"CPU": 8, "GPU": 8}], (8, 1)),
+        ([{"CPU": 16}, {"CPU": 32, "GPU": 8}], (8, 4)),
+        ([{"CPU": 4, "GPU": 8}], (8, 1)),
+        ([{"CPU": 8, "GPU": 1}, {"CPU": 64, "GPU": 2}], (3, 8)),
+    ],
+)
+def test_workers_with_gpus_fit_on_the_machines_that_have_them(nodes, found):
+    assert room(nodes, None, 1.0) == found
+
+
+def test_workers_without_gpus_share_all_processors():
+    assert room([{"CPU": 4}, {"CPU": 2, "GPU": 1}], None, 0.0) == (6, 1)
+    assert room([{"CPU": 4}, {"CPU": 2}], 2, 0.0) == (2, 2)
+    with pytest.raises(ConfigError, match=r"0\.5 GPUs"):
+        room([{"CPU": 4}], None, 0.5)

@@ -12,7 +12,8 @@ from PIL import Image
 from ucore import crop_features, segments
 from ucore.classical import Felzenszwalb, Slic, contrast, mean_width
 from ucore.data import read_dataset
-from ucore.errors import ConfigError, DataError
+from ucore.errors import ConfigError, DataError, UserError
+from ucore.images import Unreadable
 from ucore.manifest import subset
 from ucore.masks import Segments
 from ucore.segment_store import SegmentStore
@@ -193,10 +194,31 @@ def test_gpus_of_the_cluster_alone_are_asked_for(manifest, tmp_path, monkeypatch
     assert gpus == 1.0
     sent = pickle.loads(pickle.dumps(make))
     assert (sent.device, sent.away, sent.loaded) == ("cuda", False, None)
-    like_a_gpu = load_generator("sam-micro", device="cpu", bfloat16=True)
-    assert make.key == like_a_gpu.key() != load_generator("sam-micro", device="cpu", bfloat16=False).key()
+    like_a_gpu = load_generator("sam-micro", device="cpu", like_gpu=True)
+    assert make.key == like_a_gpu.key() != load_generator("sam-micro", device="cpu", like_gpu=False).key()
     with pytest.raises(ConfigError, match="--device cuda was asked for"):
         segment_dataset(manifest, "sam-micro", tmp_path / "out", device="cuda")
+
+
+def test_images_out_of_reach_fail_and_are_tried_again(manifest, tmp_path, halves, monkeypatch):
+    absent, read = manifest.image_path(0), segments.try_image
+    gone = Unreadable("absent", lasting=False)
+    monkeypatch.setattr(segments, "try_image", lambda path: gone if path == str(absent) else read(path))
+    with pytest.warns(UserWarning, match="00001"), pytest.warns(UserWarning, match=r"00000 .absent.*"):
+        store = run(manifest, tmp_path / "out")
+    assert list(store.quarantined()) == ["00001"] and "00000" not in store
+    monkeypatch.setattr(segments, "try_image", read)
+    with pytest.warns(UserWarning, match="00001"):
+        assert "00000" in run(manifest, tmp_path / "out")
+
+
+def test_nothing_but_failures_is_an_error(manifest, tmp_path, halves, monkeypatch):
+    def fails(*_: object) -> None:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(Halves, "generate", fails)
+    with pytest.warns(UserWarning, match="failed"), pytest.raises(UserError, match=r"All 2 images failed.*broken"):
+        run(subset(manifest, 2), tmp_path / "out")
 
 
 def test_a_worker_that_would_make_other_masks_is_refused(manifest, tmp_path, monkeypatch):
@@ -319,9 +341,10 @@ def test_features_without_segments_say_what_to_run(tiny_rsicd, tmp_path, halves)
         segment_features(Means(), read_dataset(tiny_rsicd, split="val"), store, background="sky")
 
 
-def test_an_image_replaced_by_one_of_another_size_is_noticed(manifest, tmp_path, halves):
+@pytest.mark.parametrize("size", [(10, 10), (64, 64)])  # the second is what it had
+def test_an_image_that_was_replaced_is_noticed(manifest, tmp_path, halves, size):
     with pytest.warns(UserWarning, match="00001"):
         store = run(manifest, tmp_path / "out")
-    Image.effect_noise((10, 10), 50).save(manifest.image_path(0))
-    with pytest.raises(DataError, match="was changed"):
+    Image.effect_noise(size, 50).save(manifest.image_path(0))
+    with pytest.raises(DataError, match="has changed"):
         segment_features(Means(), manifest, store, progress=False)

@@ -10,6 +10,7 @@ read_dataset(result.folder)  # the same images and captions, with descriptions
                           urbancross/<Country>/instructblip_generation_<country>_refine.csv
 """
 
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +23,13 @@ from PIL import Image
 
 from ucore.captioner import Captioner, load_captioner
 from ucore.cleaning import clean_caption
+from ucore.crop_features import UNHASHED
 from ucore.device import pick_device
 from ucore.endpoint import is_address
-from ucore.errors import DataError, UserError
+from ucore.errors import ConfigError, DataError, UserError
 from ucore.files import content_hash, file_hash, write_json
 from ucore.grounding import grounding
-from ucore.images import load_image, map_files
+from ucore.images import Unreadable, map_files, try_image
 from ucore.likeness import filter_by_similarity, filter_captions
 from ucore.manifest import Manifest, few, warn_of
 from ucore.parallel import Failed, map_stage
@@ -72,12 +74,6 @@ class _Item(NamedTuple):
     prompt: str
 
 
-class _Unreadable(NamedTuple):
-    """A worker's answer about an image that cannot be decoded."""
-
-    reason: str
-
-
 def caption_dataset(
     manifest: Manifest,
     captioner: str,
@@ -107,10 +103,11 @@ def caption_dataset(
     # On a cluster this machine may have no GPU; here the captioner only names the folder then.
     make = _MakeWorker(captioner, device, prompt, max_new_tokens, batch_size)
     writer = make.load("cpu" if engine == "ray" else device)
-    folder = Path(out) / f"{writer.name}-{writer.key()}"
+    make.key = writer.key()
+    folder = Path(out) / f"{writer.name}-{make.key}"
     if is_address(captioner) and not folder.exists():
         writer.load()  # where no server answers, not even an empty folder is left
-    store = PartStore(folder, {"captioner": writer.name, "key": writer.key(), "version": VERSION})
+    store = PartStore(folder, {"captioner": writer.name, "key": make.key, "version": VERSION})
     started = time.monotonic()
     samples: list[str] = list(manifest.frame["sample_id"])
     items = _items(manifest, writer)
@@ -134,12 +131,14 @@ def caption_dataset(
             if key in texts
         }
         about = {
-            **{"captioner": writer.name, "key": writer.key(), "prompt": prompt if writer.needs_images else ""},
+            **{"captioner": writer.name, "key": make.key, "prompt": prompt if writer.needs_images else ""},
             **{"simulated": manifest.simulated, "quarantined": bad, "failed": failed, "this_call": asked},
         }
         run = _written(manifest, folder, rows, bad, into, about)
     warn_of(bad, "cannot be read and were left out")
     warn_of(failed, "failed; repeat the command to retry")
+    if failed and not rows:
+        raise UserError(f"All {len(failed):,} images failed, the first one: {next(iter(failed.values()))}.")
     return run
 
 
@@ -170,17 +169,18 @@ def _written(
 
 @dataclass
 class _MakeWorker:
-    """Makes a worker: from items to texts, `_Unreadable` or `Failed`. It is pickled without the captioner."""
+    """Makes a worker: from items to texts, `Unreadable` or `Failed`. It is pickled without the captioner."""
 
     spec: str
     device: str
     prompt: str
     max_new_tokens: int
     batch_size: int
+    key: str = ""
     loaded: Captioner | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "loaded": None}
+        return {**self.__dict__, "device": self.device.partition(":")[0], "loaded": None}
 
     def load(self, device: str) -> Captioner:
         self.loaded = load_captioner(self.spec, device, self.prompt, self.max_new_tokens, self.batch_size)
@@ -188,6 +188,11 @@ class _MakeWorker:
 
     def __call__(self) -> Callable[[list[_Item]], list[Any]]:
         writer = self.loaded or self.load(self.device)
+        if self.key and writer.key() != self.key:
+            raise ConfigError(
+                f"{self.spec} is another model on {socket.gethostname()} than where this command runs; give all "
+                "machines the same"
+            )
         writer.load()
         return partial(_answers, writer)
 
@@ -195,7 +200,7 @@ class _MakeWorker:
 def _answers(writer: Captioner, items: list[_Item]) -> list[Any]:
     """One answer an item; images are decoded in threads. What a captioner raises is the stage's to try again."""
     images = _images(items)
-    good = [place for place, image in enumerate(images) if not isinstance(image, _Unreadable)]
+    good = [place for place, image in enumerate(images) if not isinstance(image, Unreadable)]
     answers: list[Any] = list(images)
     texts = writer.caption([images[place] for place in good], [items[place].prompt for place in good]) if good else []
     for place, text in zip(good, texts, strict=True):
@@ -210,14 +215,9 @@ def _images(items: list[_Item]) -> list[Any]:
         return list(pool.map(_image, [item.path for item in items]))
 
 
-def _image(path: str) -> Image.Image | _Unreadable | None:
+def _image(path: str) -> Image.Image | Unreadable | None:
     """The picture; None where the captioner looks at none."""
-    if not path:
-        return None
-    try:
-        return load_image(path)
-    except DataError as error:  # in load_image's sentence, the reason stands between the path and what to do
-        return _Unreadable(str(error).partition(f"{path}: ")[2].partition(". Replace the file")[0] or str(error))
+    return try_image(path) if path else None
 
 
 def _items(manifest: Manifest, writer: Captioner) -> list[_Item]:
@@ -239,7 +239,7 @@ def _keys(items: Sequence[_Item], samples: Sequence[str]) -> list[str]:
     seen = [Path(item.path) for item in items if item.path]
     hashes = map_files(image_hash, seen, "Hashing images") if seen else ["-"] * len(items)
     return [
-        content_hash(image or ["unreadable", sample], item.prompt)
+        content_hash(image, item.prompt) if image else UNHASHED + content_hash(sample, item.prompt)
         for image, item, sample in zip(hashes, items, samples, strict=True)
     ]
 
@@ -256,6 +256,11 @@ def _asked(
     elif engine == "ray":
         make.loaded = None  # it was loaded for this machine's device
         gpus = 1.0 if pick_device("auto") == "cuda" or make.device.startswith("cuda") else 0.0
+        if workers is None and make.spec != "micro" and (not gpus or make.device == "cpu"):
+            raise ConfigError(
+                f"Every worker holds {make.spec} in memory: say with --workers how many the cluster has room for, or "
+                "--device cuda for one on each of its GPUs"
+            )
     else:
         on_gpu = pick_device(make.device) == "cuda"  # cuda:1 is one GPU for one process
         gpus = 1.0 if on_gpu and items else 0.0
@@ -275,7 +280,10 @@ def _keep(store: PartStore, todo: Sequence[tuple[str, str]], results: Iterator[t
     with store.in_parts() as add:
         for position, answer in results:
             key, sample = todo[position]
-            if isinstance(answer, Failed):
+            if isinstance(answer, Unreadable) and (answer.lasting or key.startswith(UNHASHED)):
+                store.quarantine(key, sample, answer.reason)
+                in_a_row = 0
+            elif isinstance(answer, Failed | Unreadable):
                 failures[key] = answer.reason
                 in_a_row += 1
                 if in_a_row >= GIVE_UP:
@@ -283,11 +291,8 @@ def _keep(store: PartStore, todo: Sequence[tuple[str, str]], results: Iterator[t
                         f"{in_a_row} images in a row failed, the last one: {answer.reason}. What was finished is kept "
                         f"in {store.folder}: put that right and repeat the command."
                     )
-                continue
-            in_a_row = 0
-            if isinstance(answer, _Unreadable):
-                store.quarantine(key, sample, answer.reason)
             else:
+                in_a_row = 0
                 # Half of a surrogate pair, as a broken server may send, cannot be stored.
                 add({"key": key, "text": answer[:MOST_SIGNS].encode("utf-8", "replace").decode()})
     return failures

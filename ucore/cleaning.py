@@ -40,7 +40,8 @@ EMPHASIS = re.compile(r"(\*\*\*|\*\*|__|(?<!\w)[*_`](?=\S)|(?<=\S)[*_`](?!\w))")
 LABEL = re.compile(r"^(?:(?:short |detailed |image |final )?(?:caption|description|answer|response|output|summary))"
                    r"\s*:\s*", re.IGNORECASE)  # fmt: skip
 LEAD = re.compile(
-    r"^(?:\w+ ?\w*[,!.] *)?(?:here(?:'s| is| are)|this is|the following is)\b[^:]{0,120}:\s*(?=\w)", re.IGNORECASE
+    r"^(?:\w{1,30} ?\w{0,30}[,!.] {0,9})?(?:here(?:'s| is| are)|this is|the following is)\b[^:]{0,120}:\s*(?=\w)",
+    re.IGNORECASE,
 )
 RAW_TAGS = re.compile(r"\b[a-z_:]{2,}=[\w:;-]+")
 
@@ -55,7 +56,7 @@ REFUSAL = re.compile(
 )
 CHATTER = re.compile(
     r"^(?:sure|certainly|of course|absolutely|okay|ok|great|alright|got it|understood|hello|hi|thank you|thanks)\b"
-    r"[^.!?]{0,80}$|^(?:\w+ ?\w*[,!. ]+)?here(?:'s| is| are)\b.{0,120}"
+    r"[^.!?]{0,80}$|^(?:\w{1,30} ?\w{0,30}[,!. ]{1,9})?here(?:'s| is| are)\b.{0,120}"
     r"(?:description|caption|sentence|summary|answer|response)s?\b"
     r"|\b(?:let me know|feel free to|happy to help|would you like|is there anything|if you (?:need|have|would|want))\b"
     r"|^(?:please )?note(?: that|:)|^disclaimer\b|^i (?:can|will|would|have|hope)\b"

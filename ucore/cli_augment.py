@@ -63,6 +63,8 @@ def segment(
         f"{found['seconds_per_image']:.2f} s."
     )
     print(f"Masks: {store.folder}")
+    bad = store.quarantined()
+    _all_done(sum(name not in store and name not in bad for name in manifest.frame["sample_id"]))
 
 
 def caption(
@@ -113,6 +115,7 @@ def caption(
     each = f", {seconds / asked:.2f} s each" if asked else ""
     print(f"{report['images']:,} images: {counts}; {asked:,} were written in this call{each}.")
     print(f"Dataset with these descriptions, and report.json: {run.folder}")
+    _all_done(len(report["failed"]))
 
 
 def _images(
@@ -126,6 +129,12 @@ def _images(
     from ucore.manifest import subset
 
     return subset(read_dataset(data, split=split, domain=domain, skip_bad=skip_bad), limit)
+
+
+def _all_done(failed: int) -> None:
+    """Scripts should not take a part for the whole: images that failed give the command a status of its own."""
+    if failed:
+        raise UserError(f"{failed:,} image(s) failed, as warned above: repeat the command to try them again.")
 
 
 @contextmanager
@@ -171,7 +180,7 @@ def segments(
         sets = []
         for number, sensor in enumerate(("shared", "per-country")):
             sets.append(out / f"simulated-{sensor}")
-            simulate_dataset(sets[-1], SimulationConfig(tiles=tiles, sensor=sensor, seed=11 + 2 * seed + number))
+            simulate_dataset(sets[-1], SimulationConfig(tiles=tiles, sensor=sensor, seed=11 + 100 * seed + number))
         sources = training_sources(sets, data, out / "regions")
         path = train_micro(sources, out, MicroSamConfig(steps=steps, seed=seed), device)
     print(f"Weights: {path}")

@@ -47,7 +47,8 @@ def _on_ray(
     with connected(address):
         # Taken apart once, here: every actor gets the same bytes, and a function of a notebook may be sent, too.
         payload = cloudpickle.dumps(make_worker)
-        count, threads = _room(workers, gpus_per_worker)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        count, threads = room(nodes, workers, gpus_per_worker)
         remote = ray.remote(num_cpus=threads, num_gpus=gpus_per_worker, max_restarts=0)(_Remote)
 
         def start(number: int) -> _Actor:
@@ -117,20 +118,23 @@ class _Actor:
         return self.cause
 
 
-def _room(workers: int | None, gpus_per_worker: float) -> tuple[int, int]:
-    """How many workers, and how many processors each gets so that all fit on the machines there are."""
-    import ray
+def room(nodes: list[dict[str, float]], workers: int | None, gpus_per_worker: float) -> tuple[int, int]:
+    """How many workers, and how many processors each gets so that all fit on the machines there are.
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [int(node.get("CPU", 0)) for node in nodes]
-    if workers is None:
-        gpus = sum(int(node.get("GPU", 0) / gpus_per_worker) for node in nodes) if gpus_per_worker else 0
-        if gpus_per_worker and not gpus:
+    nodes: CPU and GPU of every machine; those without a GPU to give are no use to workers that need one.
+    """
+    if gpus_per_worker:
+        fitting = [(int(node.get("GPU", 0) / gpus_per_worker), int(node.get("CPU", 0))) for node in nodes]
+        fitting = [(count, cpus) for count, cpus in fitting if count]
+        if not fitting and workers is None:
             raise ConfigError(
                 f"No machine of this Ray cluster has {gpus_per_worker:g} GPUs for a worker: use --device cpu, or give "
                 "--workers where machines are added on demand"
             )
-        workers = max(1, gpus if gpus_per_worker else sum(cpus))
+        threads = min((cpus // count for count, cpus in fitting), default=1)
+        return workers or sum(count for count, _ in fitting), max(1, threads)
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    workers = workers or max(1, sum(cpus))
     threads = max(1, sum(cpus) // workers)
     while threads > 1 and sum(count // threads for count in cpus) < workers:
         threads -= 1

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ucore.model import DualEncoder
 
 GROUP, BATCH = 64, 32  # images whose crops are embedded together, and crops a batch
+UNHASHED = "unreadable-"  # begins the key of an image whose bytes cannot be had
 VERSION = 1  # of the way crops are chosen and cut
 
 Cut = tuple[np.ndarray, np.ndarray]  # rows int64 (n,) of an image's segments, and their crops uint8 (n, S, S, 3)
@@ -44,14 +45,14 @@ def distinct_images(keys: Mapping[str, str], manifest: Manifest) -> list[ImageFi
 
 def image_keys(manifest: Manifest) -> list[str]:
     """Key of every image, made of its bytes; of its name where there is no file."""
+    return map_files(_key, manifest.image_paths, "Hashing images")
 
-    def key(path: Path) -> str:
-        try:
-            return content_hash(file_hash(path))
-        except OSError:
-            return content_hash("unreadable", path.name)
 
-    return map_files(key, manifest.image_paths, "Hashing images")
+def _key(path: Path) -> str:
+    try:
+        return content_hash(file_hash(path))
+    except OSError:
+        return UNHASHED + content_hash(path.name)
 
 
 def segment_features(
@@ -88,9 +89,11 @@ def segment_features(
     done = parts.done()
     todo = [image for image in distinct_images(keys, manifest) if image.sample_id in store and image.key not in done]
 
-    def cut(path: Path, segments: Segments) -> Cut:
+    def cut(image: ImageFile, segments: Segments) -> Cut:
+        if _key(image.path) != image.key:
+            raise DataError(f"{image.path} has changed since it was segmented. Run ucore segment on this data again.")
         rows = select_segments(segments, **chosen)
-        return rows, crop_segments(np.asarray(load_image(path)), segments.take(rows), **crops)
+        return rows, crop_segments(np.asarray(load_image(image.path)), segments.take(rows), **crops)
 
     if todo:
         bar = tqdm(total=len(todo), desc="Segment features", unit="img", disable=not progress or not someone_looks())
@@ -110,14 +113,14 @@ def segment_features(
 
 
 def _cut_ahead(
-    store: SegmentStore, todo: list[ImageFile], cut: Callable[[Path, Segments], Cut]
+    store: SegmentStore, todo: list[ImageFile], cut: Callable[[ImageFile, Segments], Cut]
 ) -> Iterator[tuple[list[ImageFile], list[Cut]]]:
     """Groups of images with their crops, cut in threads while the group before is embedded."""
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         waiting: deque[tuple[list[ImageFile], list[Future[Cut]]]] = deque()
         for start in range(0, len(todo), GROUP):
             group = todo[start : start + GROUP]
-            waiting.append((group, [pool.submit(cut, image.path, store.load(image.sample_id)) for image in group]))
+            waiting.append((group, [pool.submit(cut, image, store.load(image.sample_id)) for image in group]))
             while len(waiting) > 1 or (waiting and start + GROUP >= len(todo)):
                 images, futures = waiting.popleft()
                 yield images, [future.result() for future in futures]

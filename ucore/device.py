@@ -13,6 +13,11 @@ def cpu_has_bf16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def has_bf16(device: str) -> bool:
+    """Whether the device ("cpu" or "cuda") multiplies bfloat16 natively; older GPUs emulate it, slowly."""
+    return torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else cpu_has_bf16()
+
+
 def pick_device(name: str = "auto") -> str:
     """`auto` becomes cuda where there is a GPU, else cpu; other names are checked. Raises ConfigError."""
     if name == "auto":

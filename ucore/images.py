@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -21,6 +21,19 @@ BAR_ABOVE = 500  # a shorter job ends before a progress bar is worth reading
 Result = TypeVar("Result")
 
 
+class Unreadable(NamedTuple):
+    """Why an image cannot be read. lasting: its content is at fault, not the way to it (a mount, a disk, memory)."""
+
+    reason: str
+    lasting: bool
+
+
+class ImageError(DataError):
+    """An image that cannot be read."""
+
+    why = Unreadable("unknown", True)
+
+
 def load_image(path: str | Path) -> Image.Image:
     """Read a picture as PIL RGB, uint8 in [0, 255].
 
@@ -28,14 +41,23 @@ def load_image(path: str | Path) -> Image.Image:
     segment crops). Integers of more than 8 bits are taken to span 0..65535 and scaled by 1/257, the
     same for every image, so brightness stays comparable; floats span 0..1, or 0..255 when any exceeds
     1. The first frame is used; EXIF rotation is ignored, as aerial pictures have no upright.
-    Raises DataError naming the file when it is absent, damaged or not an image.
+    Raises ImageError, a DataError, naming the file when it is absent, damaged or not an image.
     """
     try:
         return _read(Path(path))
     except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise DataError(
-            f"Cannot read the image {path}: {_reason(error)}. Replace the file, or repeat with --skip-bad."
-        ) from error
+        reason = _reason(error)
+        refusal = ImageError(f"Cannot read the image {path}: {reason}. Replace the file, or repeat with --skip-bad.")
+        refusal.why = Unreadable(reason, not _passing(error))
+        raise refusal from error
+
+
+def try_image(path: str | Path) -> Image.Image | Unreadable:
+    """As `load_image`, but what it would raise is said."""
+    try:
+        return load_image(path)
+    except ImageError as error:
+        return error.why
 
 
 def find_bad_images(paths: Sequence[Path]) -> dict[int, str]:
@@ -83,11 +105,18 @@ def _reason(error: Exception) -> str:
         return "absent"
     if isinstance(error, PermissionError):
         return "not readable with your permissions"
+    if _passing(error):
+        return " ".join(str(error).split()) or "out of memory"
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     if isinstance(error, Image.DecompressionBombError):
         return "more pixels than Pillow accepts"
     return "truncated or damaged"
+
+
+def _passing(error: Exception) -> bool:
+    """Whether the system failed, not a decoder: another time, or on another machine, it may go well."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

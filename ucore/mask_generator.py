@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ucore import mask_filters
-from ucore.device import cpu_has_bf16
+from ucore.device import has_bf16
 from ucore.errors import ConfigError, UserError
 from ucore.files import content_hash
 from ucore.mask_decoder import ImageState, PointDecoder
@@ -85,7 +85,7 @@ class MaskGenerator:
     fewer pixels are filled or removed. exact: the very masks of `SamAutomaticMaskGenerator`, in float32.
     points_per_batch, images_per_batch: None chooses by the device; both halve by themselves when memory runs out.
     compile: let torch.compile fuse the image encoder, which pays for thousands of images on a GPU.
-    bfloat16: of the decoder's large products unless `exact`; None: where the device multiplies it natively.
+    like_gpu: have the key and the bfloat16 of a GPU on a processor, which names a folder for GPUs that are elsewhere.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class MaskGenerator:
         images_per_batch: int = 8,
         compile: bool = False,
         name: str = "sam",
-        bfloat16: bool | None = None,
+        like_gpu: bool = False,
     ):
         if points_per_side < 1:
             raise ConfigError(f"points_per_side is {points_per_side}; it must be at least 1")
@@ -117,8 +117,10 @@ class MaskGenerator:
         self.box_nms_thresh = setting("box_nms_thresh", box_nms_thresh)
         self.points_per_side, self.min_mask_region_area = points_per_side, min_mask_region_area
         self.sam, self.exact, self.name, self.device = sam, exact, name, torch.device(sam.device)
-        native = torch.cuda.is_bf16_supported() if self.device.type == "cuda" else cpu_has_bf16()
-        self.dtype = torch.bfloat16 if (native if bfloat16 is None else bfloat16) and not exact else torch.float32
+        native = like_gpu or has_bf16(self.device.type)
+        self.dtype = torch.bfloat16 if native and not exact else torch.float32
+        # Rounding here moves masks more than in the decoder, so it must pay: on a processor the decoder is the work.
+        self.rounded = self.dtype == torch.bfloat16 and (like_gpu or self.device.type == "cuda")
         self.decoder = PointDecoder(sam, self.dtype)
         self.input = int(sam.image_encoder.img_size)
         self.window = 2 * self.input  # pixels: in a larger image small things would vanish, so `mosaic` cuts it
@@ -135,6 +137,7 @@ class MaskGenerator:
         """16 hexadecimal digits that change with the weights, the settings and the arithmetic."""
         thresholds = [self.pred_iou_thresh, self.stability_score_thresh, self.stability_score_offset]
         rest = [self.box_nms_thresh, self.points_per_side, self.min_mask_region_area, self.exact, str(self.dtype)]
+        rest += ["rounded"] * self.rounded
         return content_hash(VERSION, self._weights, thresholds, rest)
 
     @cached_property
@@ -166,9 +169,7 @@ class MaskGenerator:
             height, width = Frame.of((image.shape[0], image.shape[1]), self.input, self.decoder.size).input
             pixels = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
             batch.append(self.sam.preprocess(torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)))
-        # Rounding here moves masks more than in the decoder, so it must pay: on a processor the decoder is the work.
-        rounded = self.dtype == torch.bfloat16 and self.device.type == "cuda"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=rounded):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.rounded):
             return self._encode(torch.stack(batch)).float()
 
     def _segments(self, embedding: Tensor, size: tuple[int, int]) -> Segments:

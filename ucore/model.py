@@ -26,7 +26,7 @@ from torchvision.transforms import Normalize, ToTensor, v2
 
 from ucore import bundled
 from ucore.config import ModelConfig, did_you_mean
-from ucore.device import cpu_has_bf16
+from ucore.device import has_bf16
 from ucore.errors import CheckpointError, ConfigError
 from ucore.weights import fill, quiet, read_weights
 
@@ -137,9 +137,7 @@ class DualEncoder(nn.Module):
     @property
     def precision(self) -> str:
         """What the towers compute in: bfloat16 where the hardware has it, else float32. Heads use float32."""
-        kind = self.device.type
-        fast = torch.cuda.is_bf16_supported() if kind == "cuda" else kind == "cpu" and cpu_has_bf16()
-        return "bfloat16" if fast else "float32"
+        return "bfloat16" if has_bf16(self.device.type) else "float32"
 
     def autocast(self) -> torch.autocast:
         """Context in which the towers run in `precision`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ucore.device import cpu_has_bf16
+from ucore.device import has_bf16
 from ucore.errors import CheckpointError, UserError
 from ucore.files import content_hash, file_hash
 from ucore.weights import quiet
@@ -96,7 +96,7 @@ def read_model(source: str, device: str) -> Any:
             source, dtype=dtype, trust_remote_code=False, weights_only=True, output_loading_info=True
         )
 
-    native = torch.cuda.is_bf16_supported() if device.startswith("cuda") else cpu_has_bf16()
+    native = has_bf16(torch.device(device).type)
     try:
         with quiet():
             model, loaded = read(torch.bfloat16 if native else torch.float32)

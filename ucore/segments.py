@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from ucore.config import did_you_mean
-from ucore.crop_features import ImageFile, distinct_images, image_keys, segment_features
+from ucore.crop_features import UNHASHED, ImageFile, distinct_images, image_keys, segment_features
 from ucore.device import pick_device
-from ucore.errors import ConfigError, DataError
+from ucore.errors import ConfigError, UserError
 from ucore.files import content_hash
-from ucore.images import load_image
+from ucore.images import Unreadable, try_image
 from ucore.manifest import Manifest, warn_of
 from ucore.masks import Segments
 from ucore.parallel import Failed, map_stage
@@ -49,11 +49,11 @@ class Generator(Protocol):
         ...
 
 
-def load_generator(spec: str, exact: bool = False, device: str = "auto", bfloat16: bool | None = None) -> Generator:
+def load_generator(spec: str, exact: bool = False, device: str = "auto", like_gpu: bool = False) -> Generator:
     """The generator that `spec` names: sam-micro, vit_h:CHECKPOINT (vit_l, vit_b; file or address), felzenszwalb, slic.
 
     exact: the mask set of segment_anything's own generator; without it large images are cut into windows.
-    bfloat16: as of `MaskGenerator`.
+    like_gpu: as of `MaskGenerator`.
     Raises ConfigError for another name, CheckpointError for weights that are absent, damaged or of another type.
     """
     kind = spec.partition(":")[0]
@@ -75,7 +75,7 @@ def load_generator(spec: str, exact: bool = False, device: str = "auto", bfloat1
     from ucore.mosaic import Mosaic
     from ucore.sam import load_sam
 
-    sam = MaskGenerator(load_sam(spec, device), exact=exact, name=kind, bfloat16=bfloat16)
+    sam = MaskGenerator(load_sam(spec, device), exact=exact, name=kind, like_gpu=like_gpu)
     return sam if exact else Mosaic(sam)
 
 
@@ -96,12 +96,16 @@ def segment_dataset(
     generator: as of `load_generator`. engine, address, workers, batch_size: as of `parallel.map_stage`.
     device: "cuda" also where only the cluster has GPUs. A worker whose masks would be others, because of its hardware
     or its checkpoint, is refused.
-    An image is known by its bytes: a changed one is done again, equal ones once. One that cannot be read is quarantined
-    by name; one that failed otherwise is tried again by the next call. A warning at the end names both.
-    Raises ConfigError, CheckpointError as `load_generator`, UserError where another process writes there.
+    An image is known by its bytes: a changed one is done again, equal ones once. One that cannot be decoded is
+    quarantined by name; one that failed otherwise is tried again by the next call. A warning at the end names both.
+    Raises ConfigError, CheckpointError as `load_generator`, UserError where another process writes there, or
+    every image failed.
     """
     away = engine == "ray" and device.startswith("cuda") and pick_device("auto") == "cpu"
     make = _MakeWorker(generator, exact, device, away)
+    gpus = 1.0 if make.on_gpu else 0.0
+    if gpus and device.startswith("cuda:"):  # that very one, by this process; on a cluster every worker sees one
+        gpus, workers = (1.0, workers) if engine == "ray" else (0.0, 1)
     settings = {"generator": make.generator.name, "exact": exact, "key": make.generator.key(), "version": VERSION}
     make.key = settings["key"]
     name = re.sub(r"[^\w.-]+", "-", make.generator.name)
@@ -112,19 +116,20 @@ def segment_dataset(
         done = store.parts.done()
         todo = [item for item in distinct_images(keys, manifest) if item.key not in done]
         paths = [str(item.path) for item in todo]
-        gpus = 1.0 if make.on_gpu else 0.0
         results = map_stage(make, paths, engine, workers, batch_size, gpus, address, "Segmenting", progress)
         failed = _keep(store.parts, todo, results if todo else iter(()))
         store.write_summary()
     bad = {name: reason for name, reason in store.quarantined().items() if name in keys}
     warn_of(bad, "cannot be read and have no segments")
     warn_of(failed, "failed; repeat the command to retry")
+    if failed and len(failed) == len(todo):
+        raise UserError(f"All {len(failed):,} images failed, the first one: {next(iter(failed.values()))}.")
     return store
 
 
 @dataclass
 class _MakeWorker:
-    """Makes a worker: from paths to rows of the store without key, or the reason (str) why an image cannot be read.
+    """Makes a worker: from paths to rows of the store without key, or `Unreadable`.
 
     In this process it lends the generator that was loaded to name the folder; it is pickled without it.
     away: the GPUs are the cluster's, so that here the processor only names the folder, as a GPU would.
@@ -138,12 +143,12 @@ class _MakeWorker:
     loaded: Generator | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "away": False, "loaded": None}
+        return {**self.__dict__, "device": self.device.partition(":")[0], "away": False, "loaded": None}
 
     @property
     def generator(self) -> Generator:
         if self.loaded is None:
-            here = ("cpu", True) if self.away else (self.device, None)
+            here = ("cpu", True) if self.away else (self.device, False)
             self.loaded = load_generator(self.spec, self.exact, *here)
         return self.loaded
 
@@ -165,22 +170,22 @@ class _MakeWorker:
 class _Work:
     generator: Generator
 
-    def __call__(self, paths: list[str]) -> list[dict[str, Any] | str]:
-        results: list[dict[str, Any] | str] = [""] * len(paths)
+    def __call__(self, paths: list[str]) -> list[dict[str, Any] | Unreadable]:
+        results: list[Any] = [None] * len(paths)
         waiting: dict[int, np.ndarray] = {}
         for number, path in enumerate(paths):
-            try:
-                image = np.asarray(load_image(path))
-            except DataError as error:
-                results[number] = _short(error, path)
+            picture = try_image(path)
+            if isinstance(picture, Unreadable):
+                results[number] = picture
                 continue
+            image = np.asarray(picture)
             if sum(other.size for other in waiting.values()) + image.size > 3 * PIXELS_AT_ONCE:
                 self._segment(waiting, results)
             waiting[number] = image
         self._segment(waiting, results)
         return results
 
-    def _segment(self, waiting: dict[int, np.ndarray], results: list[dict[str, Any] | str]) -> None:
+    def _segment(self, waiting: dict[int, np.ndarray], results: list[Any]) -> None:
         if not waiting:
             return
         start = time.perf_counter()
@@ -191,21 +196,16 @@ class _Work:
         waiting.clear()
 
 
-def _short(error: DataError, path: str) -> str:
-    """The reason in load_image's sentence, without the path, which the quarantine names already."""
-    return str(error).partition(f"{path}: ")[2].partition(". Replace the file")[0] or str(error)
-
-
 def _keep(store: PartStore, todo: Sequence[ImageFile], results: Iterator[tuple[int, Any]]) -> dict[str, str]:
     """Store results as they come, in parts, whatever ends the stage; return sample -> reason of those that failed."""
     failed: dict[str, str] = {}
     with store.in_parts() as add:
         for position, result in results:
             item = todo[position]
-            if isinstance(result, Failed):
+            if isinstance(result, Unreadable) and (result.lasting or item.key.startswith(UNHASHED)):
+                store.quarantine(item.key, item.sample_id, result.reason)
+            elif isinstance(result, Failed | Unreadable):
                 failed[item.sample_id] = result.reason
-            elif isinstance(result, str):
-                store.quarantine(item.key, item.sample_id, result)
             else:
                 add({**result, "key": item.key})
     return failed
