@@ -231,6 +231,21 @@ def test_training_learns_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch)
     assert all(torch.equal(one[name], two[name]) for name in one)
     with pytest.raises(ConfigError, match="other settings"):
         train_micro(sources, tmp_path / "parts", MicroSamConfig(steps=7), "cpu")
+    with pytest.raises(ConfigError, match="other settings or data"):
+        train_micro([squares(3)], tmp_path / "parts", config, "cpu")
+
+
+def test_the_rate_rises_again_for_whole_pictures():
+    trainer = MicroSamTrainer([squares()], MicroSamConfig(steps=1000), "cpu")
+    rates, sides = {}, {}
+    for step in (0, 149, 500, 999, 1000, 1149, 1399):
+        trainer.step_number = step
+        trainer._set_rates()
+        rates[step], sides[step] = trainer.optimizer.param_groups[1]["lr"] / trainer.config.lr, trainer.side(step)
+    assert trainer.last == 1400
+    assert rates[0] < 0.01 and rates[149] > 0.9 and 0.4 < rates[500] < 0.6 and rates[999] < 0.02
+    assert rates[1000] < 0.01 and 0.25 < rates[1149] < 0.5 and rates[1399] < 0.01
+    assert sides == {0: 128, 149: 128, 500: 128, 999: 256, 1000: 256, 1149: 256, 1399: 256}
 
 
 def test_a_step_lowers_the_loss_of_its_own_batch():

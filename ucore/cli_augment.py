@@ -167,7 +167,7 @@ def segments(
         out: Folder for the weights, the simulated sets and the training's state.
         data: Dataset folders, of whose splits "train" the images are used.
         tiles: Simulated, of each country and camera.
-        steps: Of the training.
+        steps: Of the training, without the 40 % more on whole pictures that follow.
         seed: Of every random choice.
         device: auto, cpu, cuda or cuda:N.
     """

@@ -5,6 +5,7 @@ scales: coarse and without names, but of real edges, real light and real cameras
 """
 
 import multiprocessing
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ucore.micro_sam import IMAGE_SIZE, STRIDE
 
 SCALES = (60.0, 250.0)  # of felzenszwalb: single roofs and trees; fields and blocks
 SMALLEST = 24  # pixels of a mask in a window: below, there is nothing to learn from a click
+ZOOM = 2.4  # at most, of a window
 LARGEST = 0.6  # share of the window
 CELLS = 64  # of a window, whose likeness to the cells around them is learned
 MASK_STRIDE = STRIDE // 4  # pixels of the window a pixel of the decoder's masks
@@ -109,8 +111,20 @@ def regions(image: np.ndarray) -> np.ndarray:
     )
 
 
+def fingerprint(sources: Sequence[Source]) -> str:
+    """16 hex digits that change with any pixel or label."""
+    return content_hash(
+        [[source.name, [zlib.crc32(part.tobytes()) for part in [*source.images, *source.labels]]] for source in sources]
+    )
+
+
 def windows(
-    sources: Sequence[Source], shares: Sequence[float], side: int, prompts: int, rng: np.random.Generator
+    sources: Sequence[Source],
+    shares: Sequence[float],
+    side: int,
+    prompts: int,
+    rng: np.random.Generator,
+    zoom: float = ZOOM,
 ) -> Iterator[Window]:
     """Endless training windows of `side` pixels with `prompts` clicks each, drawn from the sources by `shares`."""
     chances = np.asarray(shares) / np.sum(shares)
@@ -118,17 +132,17 @@ def windows(
         source = sources[int(rng.choice(len(sources), p=chances))]
         number = int(rng.integers(len(source.images)))
         layer = int(rng.integers(len(source.labels[number])))
-        window = make_window(source.images[number], source.labels[number][layer], side, prompts, rng)
+        window = make_window(source.images[number], source.labels[number][layer], side, prompts, rng, zoom)
         if window is not None:
             yield window
 
 
 def make_window(
-    image: np.ndarray, label: np.ndarray, side: int, prompts: int, rng: np.random.Generator
+    image: np.ndarray, label: np.ndarray, side: int, prompts: int, rng: np.random.Generator, most_zoom: float = ZOOM
 ) -> Window | None:
     """A random cut, zoomed, flipped, turned and re-coloured; None where it shows no object to click on."""
     height, width = label.shape
-    zoom = float(np.exp(rng.uniform(0, np.log(2.4))))
+    zoom = float(np.exp(rng.uniform(0, np.log(most_zoom))))
     cut = max(8, min(round(min(height, width) * side / IMAGE_SIZE / zoom), height, width))
     top, left = int(rng.integers(height - cut + 1)), int(rng.integers(width - cut + 1))
     place = (slice(top, top + cut), slice(left, left + cut))

@@ -30,7 +30,7 @@ from ucore.files import atomic_path, only_writer, write_json
 from ucore.images import someone_looks
 from ucore.mask_decoder import MASKS, PointDecoder
 from ucore.micro_sam import IMAGE_SIZE, NAME, STRIDE, build_micro_sam
-from ucore.micro_sam_data import Source, Window, centre_clicks, windows
+from ucore.micro_sam_data import ZOOM, Source, Window, centre_clicks, fingerprint, windows
 from ucore.micro_sam_loss import Rule, guide_loss, mask_loss
 from ucore.weights import write_weights
 
@@ -42,10 +42,12 @@ class MicroSamConfig:
     """Settings of `train_micro`: first the encoder alone, then everything, on ever larger windows.
 
     A step sees `batch` windows of a quarter of the frame's side, or half or a quarter as many of twice or four times
-    that, with `prompts` clicks each; alone, the encoder sees `batch` windows of half the side.
+    that, with `prompts` clicks each; alone, the encoder sees `batch` windows of half the side. What lies far from a
+    click is learned from whole pictures: when the rate is nearly 0, and once more from half of its peak on (`whole`).
     """
 
     steps: int = 10_000
+    whole: float = 0.4  # of as many steps again, with warm-up and cosine of their own, on pictures hardly zoomed
     seed: int = 0
     batch: int = 16
     prompts: int = 10
@@ -78,6 +80,7 @@ class MicroSamTrainer:
         groups = [{"params": trunk, "peak": config.trunk_lr}, {"params": rest, "peak": config.lr}]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98))
         self.step_number = 0
+        self.data = fingerprint(sources)
 
     def side(self, step: int) -> int:
         """Pixels of the windows of a step: small windows first, whole pictures in the end."""
@@ -85,6 +88,11 @@ class MicroSamTrainer:
         if config.alone <= done < config.alone + config.quarter:
             return IMAGE_SIZE // 4
         return IMAGE_SIZE // 2 if done < config.alone + config.quarter + config.half else IMAGE_SIZE
+
+    @property
+    def last(self) -> int:
+        """Number of all steps."""
+        return round(self.config.steps * (1 + self.config.whole))
 
     def is_alone(self, step: int) -> bool:
         """Whether only the encoder learns in a step."""
@@ -100,7 +108,8 @@ class MicroSamTrainer:
         alone = self.is_alone(step)
         count = self.config.batch if alone else max(1, self.config.batch * IMAGE_SIZE // 4 // side)
         prompts = 1 if alone else self.config.prompts
-        made = list(islice(windows(self.sources, shares, side, prompts, rng), count))
+        zoom = ZOOM if step < self.config.steps else 1.4  # pictures in use are not zoomed
+        made = list(islice(windows(self.sources, shares, side, prompts, rng, zoom), count))
         kind = str(rng.choice(["click", "box", "two"], p=[0.8, 0.1, 0.1]))
         offsets = rng.integers(0, (IMAGE_SIZE - side) // STRIDE + 1, (count, 2)) * STRIDE
         return made, kind, offsets
@@ -140,9 +149,11 @@ class MicroSamTrainer:
         return mask_loss(logits.float(), scores.float(), targets, rule)
 
     def _set_rates(self) -> None:
-        step, steps = self.step_number, self.config.steps
+        step, steps, peak = self.step_number, self.config.steps, 1.0
+        if step >= steps:
+            step, steps, peak = step - steps, self.last - steps, 0.5
         warm = min(1.0, (step + 1) / 150)
-        share = warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        share = peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
 
@@ -158,12 +169,14 @@ class MicroSamTrainer:
     def state(self) -> dict[str, Any]:
         return {"sam": self.sam.state_dict(), "likeness": self.likeness.detach(), "average": self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "step": self.step_number,
-                "config": asdict(self.config)}  # fmt: skip
+                "config": asdict(self.config), "data": self.data}  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave. Raises ConfigError when it is of other settings."""
-        if state["config"] != asdict(self.config):
-            raise ConfigError("The unfinished training there has other settings; repeat them, or choose another --out")
+        if state["config"] != asdict(self.config) or state["data"] != self.data:
+            raise ConfigError(
+                "The unfinished training there has other settings or data; repeat them, or choose another --out"
+            )
         self.sam.load_state_dict(state["sam"])
         self.likeness.data.copy_(state["likeness"])
         self.average.load_state_dict(state["average"])
@@ -247,15 +260,15 @@ def _fit(trainer: MicroSamTrainer, out: Path, log: list[dict[str, float]]) -> No
     config = trainer.config
     started, seconds = time.perf_counter(), log[-1]["seconds"] if log else 0.0
     recent: list[dict[str, float]] = []
-    bar = tqdm(total=config.steps, initial=trainer.step_number, desc=NAME, unit="step", disable=not someone_looks())
+    bar = tqdm(total=trainer.last, initial=trainer.step_number, desc=NAME, unit="step", disable=not someone_looks())
     with bar, ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(trainer.batch, trainer.step_number)
-        while trainer.step_number < config.steps:
+        while trainer.step_number < trainer.last:
             batch = ahead.result()
             ahead = pool.submit(trainer.batch, trainer.step_number + 1)
             recent.append(trainer.step(batch))
             bar.update()
-            if trainer.step_number % config.save_every == 0 or trainer.step_number == config.steps:
+            if trainer.step_number % config.save_every == 0 or trainer.step_number == trainer.last:
                 means = {name: round(float(np.mean([entry[name] for entry in recent if name in entry])), 4)
                          for name in recent[-1]}  # fmt: skip
                 log.append({"step": trainer.step_number, **means,
