@@ -55,6 +55,7 @@ ORDER = [
         "micro_captioner_data",
         "micro_captioner_train",
         "losses",
+        "alignment",
         "hubness",
         "checkpoint",
         "evaluate",

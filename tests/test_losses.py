@@ -6,7 +6,7 @@ import torch
 from open_clip.loss import ClipLoss
 from torch.nn import functional as F
 
-from ucore.losses import clip_loss, triplet_loss
+from ucore.losses import clip_loss, contrastive_loss, hinge_loss, sigmoid_loss, triplet_loss
 
 SCALE = torch.tensor(math.log(10.0))
 
@@ -177,3 +177,36 @@ def test_as_many_images_as_texts_are_needed_where_no_positives_are_given():
     for loss in (lambda i, t: clip_loss(i, t, SCALE), triplet_loss):
         with pytest.raises(ValueError, match="as many images as texts"):
             loss(features(3, 4, 1), features(2, 4, 2))
+
+
+# --- losses of similarities ---------------------------------------------------------------------------------
+
+
+def test_the_sigmoid_loss_is_that_of_open_clip():
+    from open_clip.loss import SigLipLoss
+
+    image, text, bias = features(6, 16, 1), features(6, 16, 2), torch.tensor(-3.0)
+    expected = SigLipLoss()(image, text, SCALE.exp(), bias)
+    torch.testing.assert_close(sigmoid_loss(image @ text.T, SCALE, bias), expected)
+
+
+def test_soft_positives_by_hand():
+    similarity, weights = torch.tensor([[0.5, 0.1], [0.0, 0.4]]), torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+    # Hinge, margin 0.2: pair (0, 0): its row has the half negative 0.1, no violation; its column 0.0, none.
+    # Pair (0, 1), weight 0.5: in its row a full positive, no negative; in its column another full positive.
+    # Pair (1, 1): row 0.0, none; column: a half negative with 0.1, none. With the margin 0.4:
+    # (0, 0): row (0.4 + 0.1 - 0.5) = 0; (1, 1): row 0.4 + 0.0 - 0.4 = 0, column 0.5 * (0.4 + 0.1 - 0.4) = 0.05.
+    assert hinge_loss(similarity, weights, 0.2).item() == 0
+    assert hinge_loss(similarity, weights, 0.4).item() == pytest.approx(0.05 / 2)
+    logits = similarity.numpy().astype(float)
+    expected = (cross_entropy(logits, weights.numpy(), 0.0) + cross_entropy(logits.T, weights.numpy().T, 0.0)) / 2
+    loss = contrastive_loss(similarity, torch.tensor(0.0), weights)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [lambda s, p: contrastive_loss(s, SCALE, p), hinge_loss])
+def test_nothing_that_belongs_together_costs_nothing(loss):
+    similarity = torch.rand(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    value = loss(similarity, torch.zeros(3, 4, dtype=torch.bool))
+    value.backward()
+    assert value.item() == 0 and (similarity.grad == 0).all()

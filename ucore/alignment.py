@@ -1,0 +1,82 @@
+"""Images as sets of segments: how well a set fits a text, whatever the number of segments.
+
+    scores = SegmentPool("late")(segments, present, text_features)   # (N, M)
+
+segments: float (N, K, D), L2-normalised where `present`, bool (N, K); the rest is padding and counts nowhere. An image
+without segments has the score 0 with every text, and `has_segments` tells it from others.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ucore.errors import ConfigError
+
+Pooling = Literal["mean", "attention", "late"]
+SCORES_AT_ONCE = 2**26  # of single segments with texts: 256 MB
+
+
+def present_of(counts: Tensor, most: int) -> Tensor:
+    """bool (N, most): which of an image's places hold one of its `counts`, int (N,), segments."""
+    return torch.arange(most, device=counts.device) < counts[:, None]
+
+
+def has_segments(present: Tensor) -> Tensor:
+    return present.any(dim=1)
+
+
+class SegmentPool(nn.Module):
+    """Cosine-like scores float32 (N, M) of N sets of segments with M texts.
+
+    "mean": the text's cosine with the mean of the segments (UrbanCross, arXiv 2404.14241, stage 2). "attention": with a
+    mean whose weights are learned from each segment's own features. "late": every segment's cosine with the text,
+    weighted by a softmax of the same cosines at a learned temperature: near 0 that is the best segment's cosine alone
+    (MaxSim, Khattab and Zaharia 2020), far above it the mean of all.
+    """
+
+    def __init__(self, kind: Pooling = "mean", width: int = 0, temperature: float = 0.1) -> None:
+        super().__init__()
+        if kind not in get_args(Pooling):
+            raise ConfigError(f"segment_pooling is {kind!r}; choose one of {', '.join(get_args(Pooling))}")
+        self.kind: Pooling = kind
+        if kind == "attention":
+            last = nn.Linear(64, 1)
+            nn.init.zeros_(last.weight)  # it starts as the mean
+            self.attend = nn.Sequential(nn.Linear(width, 64), nn.Tanh(), last)
+        if kind == "late":
+            self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
+
+    def pool(self, segments: Tensor, present: Tensor) -> Tensor:
+        """One vector for each set, float32 (N, D), L2-normalised or 0; not for "late", which needs a text."""
+        return F.normalize(torch.einsum("nk,nkd->nd", self._weights(segments, present), segments), dim=1)
+
+    def forward(self, segments: Tensor, present: Tensor, text_features: Tensor) -> Tensor:
+        """text_features: float (M, D), L2-normalised."""
+        segments = torch.where(present[..., None], segments, 0.0)  # whatever padding holds, NaN too
+        if self.kind != "late":
+            return self.pool(segments, present) @ text_features.T
+        at_once = max(1, SCORES_AT_ONCE // max(segments.shape[0] * segments.shape[1], 1))
+        parts = [
+            (self.attention(segments, present, some) * (segments @ some.T)).sum(dim=1)
+            for some in text_features.split(at_once)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def attention(self, segments: Tensor, present: Tensor, text_features: Tensor) -> Tensor:
+        """What share each segment has in the score with each text, float32 (N, K, M); adds up to 1 or, for none, 0."""
+        if self.kind == "late":
+            return _softmax(segments @ text_features.T / self.log_temperature.exp(), present[..., None])
+        return self._weights(segments, present)[..., None].expand(-1, -1, len(text_features))
+
+    def _weights(self, segments: Tensor, present: Tensor) -> Tensor:
+        if self.kind == "attention":
+            return _softmax(self.attend(segments)[..., 0], present)
+        return (present / present.sum(dim=1, keepdim=True).clamp(min=1)).to(segments.dtype)
+
+
+def _softmax(logits: Tensor, present: Tensor) -> Tensor:
+    """Over the second axis, among what is present; 0 elsewhere, and everywhere for an image without segments."""
+    logits = logits.masked_fill(~present, -torch.inf)
+    return torch.where(present.any(dim=1, keepdim=True), logits, 0.0).softmax(dim=1) * present
