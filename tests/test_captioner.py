@@ -241,7 +241,7 @@ def test_short_memory_halves_the_batch_and_says_so_once(models, pictures, capsys
 
 @pytest.mark.parametrize("name", SAVERS)
 def test_large_models_compute_in_bfloat16_where_the_hardware_does(models, pictures, monkeypatch, name):
-    monkeypatch.setattr("ucore.pretrained.cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("ucore.pretrained.has_bf16", lambda _: True)
     small = captioner(models[name])
     assert small.load().dtype == torch.float32
     monkeypatch.setattr("ucore.pretrained.SMALL", 0)

@@ -284,7 +284,7 @@ class Means:
     def evaluating(self):
         return nullcontext()
 
-    def image_tower(self, images):
+    def segment_tower(self, images):
         self.batches.append(len(images))
         return images.float().mean((2, 3))
 
@@ -319,9 +319,9 @@ def test_features_resume_and_follow_the_weights(manifest, tmp_path, halves, monk
     def stop_at_the_fourth(images):
         if len(stops.batches) == 3:
             raise KeyboardInterrupt
-        return Means.image_tower(stops, images)
+        return Means.segment_tower(stops, images)
 
-    stops.image_tower = stop_at_the_fourth
+    stops.segment_tower = stop_at_the_fourth
     with pytest.raises(KeyboardInterrupt):
         segment_features(stops, manifest, store, k=2, progress=False)
     rest = Means()

@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from ucore.alignment import fused
 from ucore.checkpoint import load_checkpoint
 from ucore.config import TrainConfig
+from ucore.crop_features import image_keys
 from ucore.data import read_dataset
-from ucore.errors import CheckpointError, ConfigError, UserError
+from ucore.errors import CheckpointError, ConfigError, DataError, UserError
+from ucore.images import load_image
 from ucore.manifest import subset
+from ucore.masks import Segments
 from ucore.model import load_encoder
 from ucore.phases import augment
+from ucore.segment_store import SegmentStore, row_of
 from ucore.train import Trainer
 
 SMALL = dict(head_epochs=2, tune_epochs=1, head_batch_size=8, tune_batch_size=8, train_views=2, test_views=1)
@@ -247,3 +252,90 @@ def test_history_is_plain_json(new_trainer):
     trainer = new_trainer(tune_epochs=0)
     trainer.fit()
     assert json.loads(json.dumps(trainer.history)) == trainer.history
+
+
+# --- segments -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(parts, tmp_path_factory):
+    """Halves of every picture; one picture of each split has none."""
+    folder = SegmentStore(tmp_path_factory.mktemp("segments") / "halves", {"generator": "halves"})
+    with folder.parts.writing():
+        for part in parts:
+            keys = image_keys(part)
+            folder.note(dict(zip(part.frame["sample_id"], keys, strict=True)))
+            for number, (key, path) in enumerate(zip(keys, part.image_paths, strict=True)):
+                height, width = np.asarray(load_image(path)).shape[:2]
+                masks = np.zeros((2, height, width), bool)
+                masks[0, :, : width // 2] = masks[1, : height // 2] = True
+                folder.parts.append([row_of(key, Segments.from_masks(masks[: 0 if number == 1 else 2]), 0.1)])
+    return folder
+
+
+@pytest.fixture
+def segment_trainer(parts, cache, encoder_factory, store):
+    def make(out=None, **changes):
+        config = TrainConfig.at("small", **{**SMALL, "segments": "late", "segment_count": 3, **changes})
+        return Trainer(encoder_factory(), *parts, config, out, cache, progress=False, segments=store)
+
+    return make
+
+
+def test_training_with_segments_goes_on_as_if_it_had_not_stopped(segment_trainer, tmp_path):
+    whole = segment_trainer(tmp_path / "whole")
+    tower = {name: value.clone() for name, value in whole.encoder.clip.visual.state_dict().items()}
+    whole.fit()
+    broken = segment_trainer(tmp_path / "broken")
+    for _ in range(7):  # into the second phase
+        broken.step()
+    broken.save()
+    broken = segment_trainer(tmp_path / "broken")
+    assert broken.resume()
+    broken.fit()
+    same(whole, broken)
+    branch = whole.encoder.segments
+    assert branch is not None
+    assert all(torch.equal(value, tower[name]) for name, value in branch.tower.state_dict().items())  # frozen
+    loaded, _ = load_checkpoint(tmp_path / "whole")
+    assert loaded.segments is not None and loaded.segments.pool.kind == "late"
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), whole.best_state.values(), strict=True))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention", "late"])
+@pytest.mark.parametrize("loss", ["clip", "triplet"])
+def test_segments_add_a_part_to_the_loss_and_learn(segment_trainer, pooling, loss):
+    trainer = segment_trainer(segments=pooling, loss=loss, tune_epochs=0, head_epochs=8)
+    phase = trainer.phase
+    rows, texts = phase.next_batch()
+    image, text = phase.forward(rows, texts)
+    positives = torch.from_numpy(trainer.positives(rows, texts))
+    parts = trainer.losses(rows, image, text, positives)
+    assert set(parts) == {"image_text", "segment_text"} and all(part > 0 for part in parts.values())
+    double = segment_trainer(segments=pooling, loss=loss, tune_epochs=0, segment_weight=2.0)
+    torch.testing.assert_close(double.segment_sets("train").features, trainer.segment_sets("train").features)
+    before = parts["segment_text"].item()
+    trainer.fit()
+    trainer.encoder.eval()
+    rows = np.arange(8)
+    image, text = phase.forward(rows, trainer.first_text[:-1][rows])
+    after = trainer.losses(rows, image, text, torch.eye(8, dtype=torch.bool))["segment_text"].item()
+    assert after < before
+
+
+def test_an_image_without_segments_is_scored_by_itself(segment_trainer):
+    trainer = segment_trainer(tune_epochs=0)
+    present = trainer.segment_sets("val").present.numpy()
+    assert present.sum(1).tolist() == [2, 0, *[2] * (len(present) - 2)]
+    images, segments = np.full((len(present), 3), 0.2, np.float32), np.full((len(present), 3), 0.6, np.float32)
+    scores = fused(images, segments, present, 0.25)
+    assert scores[1] == pytest.approx([0.2] * 3) and scores[0] == pytest.approx([0.3] * 3)
+
+
+def test_segments_that_are_lacking_are_asked_for(parts, cache, encoder_factory, store, tmp_path):
+    config = TrainConfig.at("small", **{**SMALL, "segments": "mean"})
+    with pytest.raises(ConfigError, match="run ucore segment"):
+        Trainer(encoder_factory(), *parts, config, cache=cache, progress=False)
+    empty = SegmentStore(tmp_path / "empty", {"generator": "none"})
+    with pytest.raises(DataError, match="Run ucore segment on this data"):
+        Trainer(encoder_factory(), *parts, config, cache=cache, progress=False, segments=empty).step()

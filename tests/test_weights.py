@@ -206,7 +206,7 @@ def test_a_mismatch_of_many_layers_is_counted():
 @pytest.fixture
 def float32(monkeypatch):
     """Towers in float32 on every machine, so that features can be compared exactly."""
-    monkeypatch.setattr(model_module, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(model_module, "has_bf16", lambda _: False)
 
 
 def check_features(name: str, reference: Any, path: Path, prefix: str = "") -> None:

@@ -6,15 +6,18 @@ segments: float (N, K, D), L2-normalised where `present`, bool (N, K); the rest 
 without segments has the score 0 with every text, and `has_segments` tells it from others.
 """
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ucore.errors import ConfigError
+from ucore.heads import Head
 
-Pooling = Literal["mean", "attention", "late"]
+Pooling = Literal["mean", "attention", "late"]  # of config.Segments, those that are any
 SCORES_AT_ONCE = 2**26  # of single segments with texts: 256 MB
 
 
@@ -25,6 +28,31 @@ def present_of(counts: Tensor, most: int) -> Tensor:
 
 def has_segments(present: Tensor) -> Tensor:
     return present.any(dim=1)
+
+
+@dataclass(frozen=True)
+class SegmentSets:
+    """Tower features of the segments of N images: features float16 (N, K, W); present bool (N, K)."""
+
+    features: Tensor
+    present: Tensor
+
+    def take(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Features and presence of some images, on `device`."""
+        return self.features[rows].to(device), self.present[rows].to(device)
+
+    def flat(self) -> Tensor:
+        """Features (P, W) of all segments there are."""
+        return self.features[self.present]
+
+
+def fused(image_scores: np.ndarray, segment_scores: np.ndarray, present: np.ndarray, share: float) -> np.ndarray:
+    """Scores float32 (N, M) of images and of their segments in one, the segments' with `share`.
+
+    present: bool (N, K); an image without segments keeps its own score.
+    """
+    shares = np.float32(share) * present.any(axis=1, keepdims=True)
+    return (1 - shares) * image_scores + shares * segment_scores
 
 
 class SegmentPool(nn.Module):
@@ -80,3 +108,45 @@ def _softmax(logits: Tensor, present: Tensor) -> Tensor:
     """Over the second axis, among what is present; 0 elsewhere, and everywhere for an image without segments."""
     logits = logits.masked_fill(~present, -torch.inf)
     return torch.where(present.any(dim=1, keepdim=True), logits, 0.0).softmax(dim=1) * present
+
+
+class SegmentBranch(nn.Module):
+    """What an encoder needs for segments: a frozen copy of its image tower, a head of their own, and a `SegmentPool`.
+
+    The tower stays as it was copied and in evaluation mode, whatever is done to the encoder, so that features of
+    segments are computed once (UrbanCross, stage 2).
+    """
+
+    def __init__(self, tower: nn.Module, head: Head, pool: SegmentPool) -> None:
+        super().__init__()
+        self.tower = tower.eval().requires_grad_(False)
+        self.head: Head = head
+        self.pool: SegmentPool = pool
+
+    def train(self, mode: bool = True) -> "SegmentBranch":
+        super().train(mode)
+        self.tower.eval()
+        return self
+
+    @property
+    def learned(self) -> list[nn.Parameter]:
+        """Parameters of head and pool."""
+        return [*self.head.parameters(), *self.pool.parameters()]
+
+    def features(self, tower_features: Tensor, present: Tensor) -> Tensor:
+        """From tower features float (N, K, W) to L2-normalised features float32 (N, K, D); 0 where none is present."""
+        known = torch.where(present[..., None], tower_features.float(), 0.0)
+        return F.normalize(self.head(known.flatten(0, 1)).unflatten(0, present.shape), dim=2) * present[..., None]
+
+
+@torch.inference_mode()
+def segment_scores(
+    branch: SegmentBranch, sets: SegmentSets, text_features: np.ndarray, device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """Scores float32 (N, M) of every image's segments with every text, float32 (M, D), some images at a time."""
+    texts = torch.from_numpy(text_features).to(device)
+    result = np.empty((len(sets.present), len(texts)), np.float32)
+    for start in range(0, len(result), 256):
+        tower, present = sets.take(np.arange(start, min(start + 256, len(result))), device)
+        result[start : start + 256] = branch.pool(branch.features(tower, present), present, texts).cpu().numpy()
+    return result

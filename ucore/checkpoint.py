@@ -74,6 +74,8 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
     try:
         preprocess = card["encoder"].get("preprocess")
         encoder = load_encoder(name, None, heads, device, load_weights=False, preprocess=preprocess)
+        if card["train"].get("segments", "none") != "none":
+            encoder.add_segments(card["train"]["segments"])
     except ConfigError as error:
         raise CheckpointError(f"{card_path} names an encoder this ucore does not have: {error}") from error
     fill(encoder, read_weights(folder / WEIGHTS), f"{folder / WEIGHTS} as {name}")

@@ -10,6 +10,8 @@ from ucore.errors import ConfigError
 
 Scale = Literal["tiny", "small", "full"]
 Loss = Literal["clip", "triplet"]
+Segments = Literal["none", "mean", "attention", "late"]
+Background = Literal["white", "mean", "blur", "box"]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -45,6 +47,11 @@ class TrainConfig:
     loss: Loss = "clip"  # "clip": symmetric multi-positive InfoNCE; "triplet": the paper's sum-hinge
     margin: float = 0.2  # of the sum-hinge (paper: 0.2)
     label_smoothing: float = 0.1  # of InfoNCE
+    segments: Segments = "none"  # how an image's segments are pooled (`alignment.SegmentPool`); "none" leaves them out
+    segment_count: int = 5  # best segments of an image, chosen without any text
+    segment_background: Background = "box"  # what surrounds a segment's crop; the paper's is "white"
+    segment_weight: float = 1.0  # of the loss between segments and texts, beside that between images and texts
+    segment_share: float = 0.5  # of the segments in the score of an image and a text
     head_epochs: int = 12  # phase 1, towers frozen; 0 skips it
     head_batch_size: int = 512
     head_lr: float = 1e-3
@@ -99,7 +106,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raise ConfigError for a value out of its range, naming the setting."""
         hints = get_type_hints(type(self))
-        for name in ("scale", "loss"):
+        for name in ("scale", "loss", "segments", "segment_background"):
             allowed = get_args(hints[name])
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
@@ -108,7 +115,8 @@ class TrainConfig:
             "tune_batch_size": (2, 1_000_000), "head_lr": (0, 1), "tune_head_lr": (0, 1), "image_lr": (0, 1),
             "text_lr": (0, 1), "label_smoothing": (0, 0.99), "margin": (0, 10), "warmup": (0, 1), "ema": (0, 0.99999),
             "clip_norm": (1e-6, 1e6), "patience": (1, 10_000), "min_crop": (0.05, 1), "frozen_image_stages": (0, 100),
-            "weight_decay": (0, 10), "seed": (0, 2**31 - 1),
+            "weight_decay": (0, 10), "seed": (0, 2**31 - 1), "segment_count": (1, 100), "segment_weight": (0, 100),
+            "segment_share": (0, 1),
         }  # fmt: skip
         _check_ranges(self, ranges)
         for name in ("train_views", "test_views"):

@@ -84,7 +84,7 @@ def segment_features(
         raise DataError(f"{store.folder} lacks the segments of {few(lacking)}. Run ucore segment on this data first.")
     crops: dict[str, Any] = {"background": background, "size": encoder.image_size[0], "margin": margin}
     chosen: dict[str, Any] = {"k": k, "diversity": diversity}
-    parts = store.feature_store({"encoder": encoder.fingerprint("image"), **crops, **chosen, "version": VERSION})
+    parts = store.feature_store({"encoder": encoder.fingerprint("segment"), **crops, **chosen, "version": VERSION})
     keys = {sample_id: store.key(sample_id) for sample_id in samples}
     done = parts.done()
     todo = [image for image in distinct_images(keys, manifest) if image.sample_id in store and image.key not in done]
@@ -140,7 +140,7 @@ def _embed(encoder: "DualEncoder", parts: PartStore, images: list[ImageFile], cu
         batch = crops[start : start + BATCH]
         filled = np.concatenate([batch, np.zeros((BATCH - len(batch), *batch.shape[1:]), np.uint8)])
         with encoder.evaluating():
-            output = encoder.image_tower(torch.from_numpy(filled).permute(0, 3, 1, 2))
+            output = encoder.segment_tower(torch.from_numpy(filled).permute(0, 3, 1, 2))
         features[start : start + BATCH] = output[: len(batch)].float().cpu().numpy()
     ends = np.cumsum([len(rows) for rows, _ in cut])
     own = np.split(features, ends[:-1])

@@ -9,6 +9,7 @@ cached tower features. For a CLIP model the heads start as the identity, so that
 starting point; for the bundled pair, whose towers know nothing of each other, they start at random.
 """
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,48 +26,12 @@ from torch.nn import functional as F
 from torchvision.transforms import Normalize, ToTensor, v2
 
 from ucore import bundled
+from ucore.alignment import Pooling, SegmentBranch, SegmentPool
 from ucore.config import ModelConfig, did_you_mean
 from ucore.device import has_bf16
 from ucore.errors import CheckpointError, ConfigError
+from ucore.heads import Head
 from ucore.weights import fill, quiet, read_weights
-
-
-class Head(nn.Module):
-    """Tower features (N, width), any float dtype -> float32 (N, embed_dim), not normalised: skip plus MLP.
-
-    With `residual=True` (width and embed_dim equal) the skip is the identity and the MLP starts at zero, so
-    that the head starts as x -> x. Otherwise the skip is a linear layer. The trained layers see every feature
-    with the mean 0 and the deviation 1 that it has over the training set, once `standardise` was called.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, width: int, embed_dim: int, hidden: int, dropout: float, residual: bool) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
-        self.drop_in = nn.Dropout(dropout)
-        self.skip = nn.Identity() if residual else nn.Linear(width, embed_dim)
-        self.residual = residual
-        self.expand = nn.Linear(width, hidden)
-        self.drop = nn.Dropout(dropout)
-        self.contract = nn.Linear(hidden, embed_dim)
-        if residual:
-            nn.init.zeros_(self.contract.weight)
-            nn.init.zeros_(self.contract.bias)
-
-    def standardise(self, features: Tensor) -> None:
-        """Take mean and deviation of each feature from `features`, float (N, width)."""
-        deviation, mean = torch.std_mean(features.double(), dim=0)
-        self.mean.copy_(mean)
-        self.scale.copy_(1 / deviation.clamp(min=1e-4))
-
-    def forward(self, features: Tensor) -> Tensor:
-        features = features.float()
-        standard = (features - self.mean) * self.scale
-        update = self.contract(self.drop(F.gelu(self.expand(self.drop_in(standard)))))
-        return self.skip(features if self.residual else standard) + update
 
 
 class DualEncoder(nn.Module):
@@ -103,6 +68,7 @@ class DualEncoder(nn.Module):
         start = clip.logit_scale.detach().float() if residual else torch.tensor(1 / config.temperature).log()
         self.logit_scale = nn.Parameter(start.clone())
         clip.logit_scale.requires_grad_(False)  # replaced by ours
+        self.segments: SegmentBranch | None = None  # see `add_segments`
 
     @property
     def device(self) -> torch.device:
@@ -113,13 +79,25 @@ class DualEncoder(nn.Module):
 
         images: (B, 3, H, W), float32 as from `transform` or uint8 as from `resize`.
         """
+        images = self._normalised(images)
+        with self.autocast():
+            return self.clip.encode_image(images)
+
+    def segment_tower(self, images: Tensor) -> Tensor:
+        """The same for crops of segments: by the frozen copy once there is one (`add_segments`)."""
+        if self.segments is None:
+            return self.image_tower(images)
+        images = self._normalised(images)
+        with self.autocast():
+            return self.segments.tower(images)
+
+    def _normalised(self, images: Tensor) -> Tensor:
         images = images.to(self.device, non_blocking=True)
         if self.device.type == "cpu":  # twice as fast for convolutions there; cheapest while still bytes
             images = images.contiguous(memory_format=torch.channels_last)
         if images.dtype == torch.uint8:
             images = images.float().sub_(self.pixel_mean).div_(self.pixel_std)
-        with self.autocast():
-            return self.clip.encode_image(images)
+        return images
 
     def text_tower(self, tokens: Tensor) -> Tensor:
         """Tower features, float (B, text_width), of token ids int64 (B, L) from `tokenize`."""
@@ -133,6 +111,13 @@ class DualEncoder(nn.Module):
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Text features, float32 (B, D), L2-normalised; input as for `text_tower`."""
         return F.normalize(self.text_head(self.text_tower(tokens)), dim=1)
+
+    def add_segments(self, pooling: Pooling) -> SegmentBranch:
+        """Give the encoder a branch for segments: the image tower and head as they are now, copied."""
+        pool = SegmentPool(pooling, self.embed_dim)
+        self.segments = SegmentBranch(copy.deepcopy(self.clip.visual), copy.deepcopy(self.image_head), pool)
+        self.segments.to(self.device).train(self.training)
+        return self.segments
 
     @property
     def precision(self) -> str:
@@ -182,12 +167,16 @@ class DualEncoder(nn.Module):
                 module.training = training
 
     def fingerprint(self, part: str) -> str:
-        """16 hexadecimal digits that identify the weights of `clip.visual` (part="image") or of the text tower."""
-        vision = part == "image"
+        """16 hexadecimal digits that identify the weights of `clip.visual` (part="image"), its frozen copy ("segment",
+        equal where the weights are), or the text tower ("text")."""
+        vision = part != "text"
         how = str(self.transform) if vision else f"{bundled.CONTEXT_LENGTH}"
         levels = [bundled.IMAGE_LEVELS, bundled.TEXT_LEVELS]
         digest = hashlib.sha256(f"{self.name} {self.precision} {how} {levels}".encode())
-        for key, value in self.clip.state_dict().items():
+        state = self.clip.state_dict()
+        if part == "segment" and self.segments is not None:
+            state = {f"visual.{name}": value for name, value in self.segments.tower.state_dict().items()}
+        for key, value in state.items():
             if key.startswith("visual.") == vision and not key.startswith("logit_"):
                 digest.update(key.encode() + value.detach().float().cpu().reshape(-1).numpy().tobytes())
         return digest.hexdigest()[:16]

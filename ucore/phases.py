@@ -162,6 +162,7 @@ class HeadPhase(Phase):
     def __init__(self, trainer: "Trainer") -> None:
         encoder, config = trainer.encoder, trainer.config
         heads = [*encoder.image_head.parameters(), *encoder.text_head.parameters(), encoder.logit_scale]
+        heads += encoder.segments.learned if encoder.segments is not None else []
         encoder.eval()
         common: dict[str, Any] = {"cache": trainer.cache, "progress": trainer.progress}
         self.image = torch.from_numpy(image_tower_features(encoder, trainer.train, config.train_views, **common))
@@ -170,6 +171,8 @@ class HeadPhase(Phase):
         self.val_text = torch.from_numpy(text_tower_features(encoder, trainer.val.texts[0], **common))
         encoder.image_head.standardise(self.image.flatten(0, 1))
         encoder.text_head.standardise(self.text)
+        if encoder.segments is not None:
+            encoder.segments.head.standardise(trainer.segment_sets("train").flat())
         super().__init__(trainer, {"heads": (heads, config.head_lr)})
 
     @classmethod
@@ -184,6 +187,8 @@ class HeadPhase(Phase):
         self.encoder.eval()
         self.encoder.image_head.train()
         self.encoder.text_head.train()
+        if self.encoder.segments is not None:
+            self.encoder.segments.train()
 
     def forward(self, rows: np.ndarray, texts: np.ndarray) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng(self.seed_of(self.step_count, salt=2))
@@ -209,6 +214,7 @@ class TowerPhase(Phase):
     def __init__(self, trainer: "Trainer") -> None:
         encoder, config = trainer.encoder, trainer.config
         heads = [*encoder.image_head.parameters(), *encoder.text_head.parameters(), encoder.logit_scale]
+        heads += encoder.segments.learned if encoder.segments is not None else []
         first = encoder.image_stages()[: config.frozen_image_stages + 1] if config.frozen_image_stages else []
         frozen = {p for stage in first for p in stage.parameters()}
         frozen |= set(encoder.token_embedding().parameters())  # rare words keep the meaning they came with
@@ -224,6 +230,8 @@ class TowerPhase(Phase):
             encoder.text_head.standardise(
                 torch.from_numpy(text_tower_features(encoder, sample.texts[0], progress=False))
             )
+            if encoder.segments is not None:
+                encoder.segments.head.standardise(trainer.segment_sets("train").flat())
         if encoder.device.type == "cpu":
             keep_freed_memory()
         self.tokens = encoder.tokenize(trainer.texts)

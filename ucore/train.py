@@ -15,24 +15,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ucore.alignment import SegmentSets, fused, has_segments, present_of, segment_scores
 from ucore.checkpoint import load_state, save_encoder, save_state
 from ucore.config import TrainConfig
+from ucore.crop_features import segment_features
 from ucore.data import caption_groups
 from ucore.errors import ConfigError, UserError
-from ucore.evaluate import retrieval_metrics_from_features
+from ucore.evaluate import retrieval_metrics, retrieval_metrics_from_features, similarity_matrix
 from ucore.files import content_hash
-from ucore.losses import clip_loss, triplet_loss
-from ucore.manifest import Manifest, subset
+from ucore.losses import contrastive_loss, hinge_loss
+from ucore.manifest import Manifest, few, subset
 from ucore.model import DualEncoder
 from ucore.phases import HeadPhase, Phase, TowerPhase
 from ucore.report import git_commit
+from ucore.segment_store import SegmentStore
 
 Metrics = dict[str, float]
 
@@ -54,6 +57,7 @@ class StepResult:
 class Trainer:
     """Trains `encoder` in place on `train`, choosing weights by mR on the whole of `val`.
 
+    segments: of all these images, where the configuration uses any; their features are computed once.
     out: folder for the best weights, the state to resume from and TensorBoard curves; None keeps all in memory.
     cache: folder for tower features, shared between runs.
     """
@@ -67,12 +71,20 @@ class Trainer:
         out: str | Path | None = None,
         cache: str | Path | None = None,
         progress: bool = True,
+        segments: SegmentStore | None = None,
     ) -> None:
         self.encoder, self.config, self.progress = encoder, config, progress
         self.train, self.val = subset(train, config.max_train_images), val
         if len(self.train) < 2:
             raise ConfigError(f"The training split has {len(self.train)} image; contrastive training needs at least 2")
         self._start = [encoder.fingerprint("image"), encoder.fingerprint("text")]  # weights before training
+        self._sets: dict[str, SegmentSets] = {}
+        self._store = segments
+        if config.segments != "none":
+            if segments is None:
+                raise ConfigError(f"segments={config.segments} needs those of the images: run ucore segment first")
+            encoder.add_segments(config.segments)
+            self._start += [content_hash(segments.parts.settings)]
         self.out = None if out is None else Path(out)
         self.cache = None if cache is None else Path(cache)
         texts, self.text_image_index = self.train.texts
@@ -132,11 +144,13 @@ class Trainer:
         torch.manual_seed(phase.seed_of(phase.step_count, salt=1))  # dropout
         image_features, text_features = phase.forward(rows, texts)
         positives = torch.from_numpy(self.positives(rows, texts)).to(self.encoder.device)
-        loss = self.loss(image_features, text_features, positives)
+        parts = self.losses(rows, image_features, text_features, positives)
+        loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):
             raise UserError(
                 f"The loss is {loss.item()} at step {self.step_count + 1} ({phase.name} phase); "
-                "the last checkpoint is kept. Lower the learning rates and train into another --out."
+                f"the batch begins with {few([str(name) for name in self.train.frame['sample_id'].iloc[rows]])}. "
+                "The last checkpoint is kept. Lower the learning rates and train into another --out."
             )
         phase.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -159,13 +173,40 @@ class Trainer:
         self._between_steps = True
         return result
 
-    def loss(self, image_features: Tensor, text_features: Tensor, positives: Tensor) -> Tensor:
-        """The configured loss; arguments as for `losses.clip_loss`."""
+    def losses(
+        self, rows: np.ndarray, image_features: Tensor, text_features: Tensor, positives: Tensor
+    ) -> dict[str, Tensor]:
+        """The parts of the loss, weighted: images with texts, and, where there are any, segments with texts.
+
+        rows: int64 (B,), the batch's images; features: float (B, D), L2-normalised; positives: as of `losses`.
+        """
+        parts = {"image_text": self.loss(image_features @ text_features.T, positives)}
+        branch = self.encoder.segments
+        if branch is not None:
+            tower, present = self.segment_sets("train").take(rows, self.encoder.device)
+            scores = branch.pool(branch.features(tower, present), present, text_features)
+            some = has_segments(present)
+            parts["segment_text"] = self.config.segment_weight * self.loss(scores[some], positives[some])
+        return parts
+
+    def loss(self, similarity: Tensor, positives: Tensor) -> Tensor:
+        """The configured loss of cosines (N, M)."""
         if self.config.loss == "triplet":
-            return triplet_loss(image_features, text_features, positives, self.config.margin)
-        return clip_loss(
-            image_features, text_features, self.encoder.logit_scale, positives, self.config.label_smoothing
-        )
+            return hinge_loss(similarity, positives, self.config.margin)
+        return contrastive_loss(similarity, self.encoder.logit_scale, positives, self.config.label_smoothing)
+
+    def segment_sets(self, split: Literal["train", "val"]) -> SegmentSets:
+        """Tower features of the segments of the training or validation images, computed when first needed."""
+        if split not in self._sets:
+            assert self._store is not None
+            config, manifest = self.config, self.train if split == "train" else self.val
+            features, counts = segment_features(
+                self.encoder, manifest, self._store, config.segment_count, config.segment_background,
+                progress=self.progress,
+            )  # fmt: skip
+            present = present_of(torch.from_numpy(counts), config.segment_count)
+            self._sets[split] = SegmentSets(torch.from_numpy(features), present)
+        return self._sets[split]
 
     def positives(self, rows: np.ndarray, texts: np.ndarray) -> np.ndarray:
         """bool (images, texts): True where the image has that very caption, its own or a duplicate's."""
@@ -232,7 +273,13 @@ class Trainer:
     def validate(self) -> Metrics:
         """Metrics on the whole validation gallery with the weights as they are, one view an image."""
         image_features, text_features = self.phase.validation_features()
-        return retrieval_metrics_from_features(image_features, text_features, self.val.texts[1])
+        if self.encoder.segments is None:
+            return retrieval_metrics_from_features(image_features, text_features, self.val.texts[1])
+        sets = self.segment_sets("val")
+        of_segments = segment_scores(self.encoder.segments, sets, text_features, self.encoder.device)
+        of_images = similarity_matrix(image_features, text_features)
+        similarity = fused(of_images, of_segments, sets.present.numpy(), self.config.segment_share)
+        return retrieval_metrics(similarity, self.val.texts[1])
 
     # --- persistence ----------------------------------------------------------------------------------------
 
