@@ -136,3 +136,24 @@ def test_an_address_where_nobody_answers_leaves_nothing_behind(tiny_rsicd, tmp_p
     message = refusal("caption", "--data", tiny_rsicd, "--captioner", "http://127.0.0.1:9/v1:llava", "--out", out)
     assert "No captioner answers at http://127.0.0.1:9/v1" in message
     assert not list(out.glob("*"))
+
+
+def test_segments_are_trained_with_and_scored(tiny_rsicd, tmp_path):
+    out, run = tmp_path / "segments", tmp_path / "run"
+    told = ucore("segment", "--data", tiny_rsicd, "--generator", "felzenszwalb", "--workers", 1, "--out", out)
+    masks = told.out.rpartition("Masks: ")[2].strip()
+    quick = ("--scale", "tiny", "-s", "head_epochs=1", "--out", run, "--cache", tmp_path / "features")
+    trained = ucore("train", "--data", tiny_rsicd, "--segments", masks, *quick)
+    assert trained.status == 0, trained.err
+    card = json.loads((run / "encoder.json").read_text("utf-8"))
+    assert card["train"]["segments"] == "late"
+    scored = ("eval", "--checkpoint", run, "--data", tiny_rsicd, "--split", "val", "--out", tmp_path / "scores.npz")
+    assert "--segments" in refusal(*scored)
+    again = ucore(*scored, "--segments", masks)
+    assert again.status == 0, again.err
+    found = json.loads((tmp_path / "metrics.json").read_text("utf-8"))
+    validation = json.loads((run / "validation.json").read_text("utf-8"))
+    rows = [[(row["metric"], row["value"]) for row in part["metrics"] if row["label"] == label]
+            for part, label in ((found, "checkpoint"), (validation, "hubs corrected"))]  # fmt: skip
+    assert rows[0] == rows[1] and len(rows[0]) > 6
+    assert "--segments" in refusal("train", "--data", tiny_rsicd, "-s", "segments=mean", *quick[:-4], "--out", out)

@@ -334,7 +334,7 @@ def test_an_image_without_segments_is_scored_by_itself(segment_trainer):
 
 def test_segments_that_are_lacking_are_asked_for(parts, cache, encoder_factory, store, tmp_path):
     config = TrainConfig.at("small", **{**SMALL, "segments": "mean"})
-    with pytest.raises(ConfigError, match="run ucore segment"):
+    with pytest.raises(ConfigError, match="run ucore segment, then"):
         Trainer(encoder_factory(), *parts, config, cache=cache, progress=False)
     empty = SegmentStore(tmp_path / "empty", {"generator": "none"})
     with pytest.raises(DataError, match="Run ucore segment on this data"):

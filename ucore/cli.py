@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -15,6 +15,9 @@ from ucore.cli_augment import caption, captions, segment, segments
 from ucore.cli_data import data, simulate
 from ucore.errors import ConfigError, UserError
 from ucore.files import require_writable
+
+if TYPE_CHECKING:
+    from ucore.segment_store import SegmentStore
 
 Settings = Annotated[
     list[str],
@@ -37,6 +40,7 @@ def train(
     out: Path = Path("runs/train"),
     domain: str | None = None,
     settings: Settings = [],  # noqa: B006 - tyro reads the default, nobody changes it
+    segments: Path | None = None,
     cache: Path = Path("runs/features"),
     device: str = "auto",
     skip_bad: bool = False,
@@ -52,6 +56,8 @@ def train(
         seed: Of every random choice.
         out: Folder for the checkpoint, validation.json, split.json and TensorBoard curves.
         domain: Use one domain (country, dataset) only.
+        segments: Folder of masks that `ucore segment` wrote for this data: trains with them, pooled as -s segments=
+            mean, attention or late (the default) says.
         cache: Folder for tower features, shared between runs.
         device: auto, cpu, cuda or cuda:N.
         skip_bad: Leave unreadable images out instead of stopping.
@@ -61,7 +67,8 @@ def train(
     from ucore.notebooks import parse_parameters
 
     started = time.perf_counter()
-    values = {"scale": scale, "seed": seed, **parse_parameters(settings)}
+    values = {"scale": scale, "seed": seed, **({} if segments is None else {"segments": "late"})}
+    values |= parse_parameters(settings)
     config = TrainConfig.at(str(values.pop("scale")), **values)
     seed = config.seed
     with _progress("Loading libraries and data"):
@@ -83,7 +90,9 @@ def train(
     texts = val_part.texts[0]
     print(f"{len(train_part):,} training and {len(val_part):,} validation images; {model.precision} on {model.device}")
     print(f"Validation has {len(texts):,} captions, {len(set(texts)):,} of them distinct.")
-    trainer, plain, corrected = train_checkpoint(model, train_part, val_part, config, out, cache, restart)
+    trainer, plain, corrected = train_checkpoint(
+        model, train_part, val_part, config, out, cache, restart, segments=_store(segments)
+    )  # fmt: skip
     save_split(manifest, out / "split.json")
     seconds = {**trainer.seconds, "evaluation": sum(plain.seconds.values()), "total": time.perf_counter() - started}
     write_metrics(
@@ -104,6 +113,13 @@ def train(
     print(f"Peak memory {peak_memory_gb():.2f} GB. Checkpoint and validation.json: {out}")
 
 
+def _store(folder: Path | None) -> "SegmentStore | None":
+    """The masks in a folder, which must be there."""
+    from ucore.segment_store import SegmentStore
+
+    return None if folder is None else SegmentStore(folder)
+
+
 def evaluate(
     checkpoint: Path,
     data: Path | None = None,
@@ -112,6 +128,7 @@ def evaluate(
     domain: str | None = None,
     views: int | None = None,
     correct_hubs: bool = True,
+    segments: Path | None = None,
     device: str = "auto",
     skip_bad: bool = False,
 ) -> None:
@@ -125,6 +142,7 @@ def evaluate(
         domain: Score one domain (country, dataset) only.
         views: Dihedral views averaged per image (1, 2, 4, 8); default: as the checkpoint was trained to use.
         correct_hubs: Lower the scores of texts and images that fit much of the training data; otherwise plain cosines.
+        segments: Folder of masks that `ucore segment` wrote for these images; wanted by a checkpoint trained with any.
         device: auto, cpu, cuda or cuda:N.
         skip_bad: Leave unreadable images out instead of stopping.
     """
@@ -139,13 +157,17 @@ def evaluate(
         manifest = read_dataset(data, split=split, domain=domain, skip_bad=skip_bad)
 
         from ucore.checkpoint import load_bank, load_checkpoint
+        from ucore.config import TrainConfig
         from ucore.device import pick_device
         from ucore.tasks import metrics_text, score, write_metrics
 
         model, card = load_checkpoint(checkpoint, pick_device(device))
         bank = load_bank(checkpoint) if correct_hubs else None
     views = views or int(card["train"]["test_views"])
-    scores = score(model, manifest, views)
+    if segments is not None and model.segments is None:
+        raise ConfigError(f"{checkpoint} was trained without segments: leave --segments out")
+    store = _store(segments)
+    scores = score(model, manifest, views, segments=store, config=TrainConfig.from_dict(card["train"]))
     started = time.perf_counter()
     scores = scores if bank is None else scores.corrected(model, bank)
     metrics = scores.metrics()

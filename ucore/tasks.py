@@ -13,7 +13,7 @@ import torch
 from ucore.checkpoint import BANK, CARD, STATE, WEIGHTS, load_bank, save_bank
 from ucore.config import TrainConfig
 from ucore.data import caption_groups
-from ucore.errors import DataError
+from ucore.errors import ConfigError, DataError
 from ucore.evaluate import Metrics, bootstrap_ci, metrics_from_ranks, retrieval_ranks, similarity_matrix
 from ucore.features import embed_images, embed_texts
 from ucore.files import atomic_path, require_writable, write_json
@@ -21,7 +21,8 @@ from ucore.hubness import MOST_BANK, Bank, correct_hubs
 from ucore.manifest import Manifest, subset
 from ucore.model import DualEncoder
 from ucore.report import git_commit, machine_facts
-from ucore.train import Trainer
+from ucore.segment_store import SegmentStore
+from ucore.train import Trainer, segment_sets, with_segments
 
 MOST_SCORES = 2 * 10**9  # entries of a similarity matrix: 8 GB
 
@@ -73,11 +74,21 @@ class Scores:
             np.savez(stream, **arrays)
 
 
-def score(encoder: DualEncoder, manifest: Manifest, views: int = 1, progress: bool = True) -> Scores:
+def score(
+    encoder: DualEncoder,
+    manifest: Manifest,
+    views: int = 1,
+    progress: bool = True,
+    segments: SegmentStore | None = None,
+    config: TrainConfig | None = None,
+) -> Scores:
     """Embed every image and text of `manifest` and compare all with all by cosine: nothing is sampled or dropped.
 
-    views: dihedral views averaged per image.
+    views: dihedral views averaged per image. segments: of these images, which an encoder trained with segments
+    needs; config: how many, on what ground and with what share they count, as they did in training.
     """
+    if encoder.segments is not None and (segments is None or config is None):
+        raise ConfigError("This checkpoint was trained with segments: name those of these images with --segments")
     texts, text_image_index = manifest.texts
     if len(manifest) * len(texts) > MOST_SCORES:
         raise DataError(
@@ -90,6 +101,9 @@ def score(encoder: DualEncoder, manifest: Manifest, views: int = 1, progress: bo
     text_features = embed_texts(encoder, texts, progress)
     embedded = time.perf_counter()
     similarity = similarity_matrix(image_features, text_features)
+    if encoder.segments is not None and segments is not None and config is not None:
+        sets = segment_sets(encoder, manifest, segments, config, progress)
+        similarity = with_segments(encoder, similarity, sets, text_features, config.segment_share)
     seconds = {"images": middle - started, "texts": embedded - middle, "scores": time.perf_counter() - embedded}
     return Scores(manifest, similarity, image_features, text_features, text_image_index, caption_groups(texts), seconds)
 
@@ -103,6 +117,7 @@ def train_checkpoint(
     cache: Path,
     restart: bool = False,
     progress: bool = True,
+    segments: SegmentStore | None = None,
 ) -> tuple[Trainer, Scores, Scores]:
     """Train into `out`, going on where an earlier call stopped, and score the whole validation gallery.
 
@@ -113,13 +128,13 @@ def train_checkpoint(
     require_writable(cache)
     if restart:
         forget_run(out)
-    trainer = Trainer(encoder, train, val, config, out, cache, progress)
+    trainer = Trainer(encoder, train, val, config, out, cache, progress, segments)
     if trainer.resume() and progress:
         state = "finished" if trainer.finished else f"at step {trainer.step_count}"
         print(f"Found a run in {out}, {state}: going on from there.")
     trainer.fit()
     bank = training_bank(encoder, trainer.train, out, progress)
-    plain = score(encoder, val, config.test_views, progress=progress)
+    plain = score(encoder, val, config.test_views, progress, segments, config)
     return trainer, plain, plain.corrected(encoder, bank)
 
 

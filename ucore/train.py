@@ -40,6 +40,24 @@ from ucore.segment_store import SegmentStore
 Metrics = dict[str, float]
 
 
+def segment_sets(
+    encoder: DualEncoder, manifest: Manifest, store: SegmentStore, config: TrainConfig, progress: bool = True
+) -> SegmentSets:
+    """Tower features of the images' best segments, as `config` says; computed once and kept beside `store`."""
+    count = config.segment_count
+    features, counts = segment_features(encoder, manifest, store, count, config.segment_background, progress=progress)
+    return SegmentSets(torch.from_numpy(features), present_of(torch.from_numpy(counts), count))
+
+
+def with_segments(
+    encoder: DualEncoder, similarity: np.ndarray, sets: SegmentSets, text_features: np.ndarray, share: float
+) -> np.ndarray:
+    """Scores float32 (N, M) of images, `similarity`, and of their segments in one: `alignment.fused`."""
+    assert encoder.segments is not None
+    of_segments = segment_scores(encoder.segments, sets, text_features, encoder.device)
+    return fused(similarity, of_segments, sets.present.numpy(), share)
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What one optimiser step did; `metrics` (validation, percent) only at the end of an epoch."""
@@ -82,7 +100,9 @@ class Trainer:
         self._store = segments
         if config.segments != "none":
             if segments is None:
-                raise ConfigError(f"segments={config.segments} needs those of the images: run ucore segment first")
+                raise ConfigError(
+                    f"segments={config.segments} needs masks: run ucore segment, then name their folder by --segments"
+                )
             encoder.add_segments(config.segments)
             self._start += [content_hash(segments.parts.settings)]
         self.out = None if out is None else Path(out)
@@ -199,13 +219,8 @@ class Trainer:
         """Tower features of the segments of the training or validation images, computed when first needed."""
         if split not in self._sets:
             assert self._store is not None
-            config, manifest = self.config, self.train if split == "train" else self.val
-            features, counts = segment_features(
-                self.encoder, manifest, self._store, config.segment_count, config.segment_background,
-                progress=self.progress,
-            )  # fmt: skip
-            present = present_of(torch.from_numpy(counts), config.segment_count)
-            self._sets[split] = SegmentSets(torch.from_numpy(features), present)
+            manifest = self.train if split == "train" else self.val
+            self._sets[split] = segment_sets(self.encoder, manifest, self._store, self.config, self.progress)
         return self._sets[split]
 
     def positives(self, rows: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -275,11 +290,9 @@ class Trainer:
         image_features, text_features = self.phase.validation_features()
         if self.encoder.segments is None:
             return retrieval_metrics_from_features(image_features, text_features, self.val.texts[1])
-        sets = self.segment_sets("val")
-        of_segments = segment_scores(self.encoder.segments, sets, text_features, self.encoder.device)
-        of_images = similarity_matrix(image_features, text_features)
-        similarity = fused(of_images, of_segments, sets.present.numpy(), self.config.segment_share)
-        return retrieval_metrics(similarity, self.val.texts[1])
+        similarity = similarity_matrix(image_features, text_features)
+        parts = self.segment_sets("val"), text_features, self.config.segment_share
+        return retrieval_metrics(with_segments(self.encoder, similarity, *parts), self.val.texts[1])
 
     # --- persistence ----------------------------------------------------------------------------------------
 
