@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("UCORE_DATA"))
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--tiles", type=int, default=60, help="simulated tiles of each country")
-    parser.add_argument("--pictures", type=int, default=200, help="real pictures of each dataset, at most")
+    parser.add_argument("--pictures", type=int, default=60, help="real pictures of each dataset, at most")
     parser.add_argument("--generators", default="sam-micro,felzenszwalb,slic")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
