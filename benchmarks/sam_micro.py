@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from segment_anything.modeling import Sam
 
 from ucore.data import read_dataset
 from ucore.files import write_json
@@ -121,18 +122,8 @@ def building_recall(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=os.environ.get("UCORE_DATA"))
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--tiles", type=int, default=60, help="simulated tiles of each country")
-    parser.add_argument("--pictures", type=int, default=60, help="real pictures of each dataset, at most")
-    parser.add_argument("--generators", default="sam-micro,felzenszwalb,slic")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    sam = load_micro_sam(arguments.checkpoint or weights_path())
-    ours = f"sam-micro:{arguments.checkpoint}" if arguments.checkpoint else "sam-micro"
-    generators = [ours if name == "sam-micro" else name for name in arguments.generators.split(",")]
+def clicks(sam: Sam, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Rows of one-click scores by kind of pictures."""
     scores: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         simulate_dataset(folder, SimulationConfig(tiles=arguments.tiles, seed=13))
@@ -148,6 +139,25 @@ def main() -> None:
                 real = distilled_source(subset(manifest, arguments.pictures), folder)
                 for layer, what in enumerate(("fine", "coarse")):
                     scores[f"{name}, {what} pseudo masks"] = click_row(one_click_iou(sam, real, layer))
+    return scores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=os.environ.get("UCORE_DATA"))
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--tiles", type=int, default=60, help="simulated tiles of each country")
+    parser.add_argument("--pictures", type=int, default=60, help="real pictures of each dataset, at most")
+    parser.add_argument("--generators", default="sam-micro,felzenszwalb,slic")
+    parser.add_argument("--buildings-only", action="store_true")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    sam = load_micro_sam(arguments.checkpoint or weights_path())
+    ours = f"sam-micro:{arguments.checkpoint}" if arguments.checkpoint else "sam-micro"
+    generators = [ours if name == "sam-micro" else name for name in arguments.generators.split(",")]
+    scores: dict[str, Any] = {}
+    if not arguments.buildings_only:
+        scores |= clicks(sam, arguments)
     for name, row in scores.items():
         print(f"{name}: {json.dumps(row)}", flush=True)
     if arguments.data is not None:

@@ -57,6 +57,7 @@ ORDER = [
         "micro_captioner_data",
         "micro_captioner_train",
         "losses",
+        "fusion",
         "hubness",
         "checkpoint",
         "evaluate",

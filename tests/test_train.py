@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ucore.alignment import fused
 from ucore.checkpoint import load_checkpoint
 from ucore.config import TrainConfig
 from ucore.crop_features import image_keys
 from ucore.data import read_dataset
 from ucore.errors import CheckpointError, ConfigError, DataError, UserError
+from ucore.fusion import fused
 from ucore.images import load_image
 from ucore.manifest import subset
 from ucore.masks import Segments
@@ -89,7 +89,7 @@ def test_a_step_that_was_not_completed_is_made_again_with_its_own_images(new_tra
     trainer = new_trainer(head_epochs=0)
     trainer.step()
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "loss", lambda *_: 1 / 0)
+        patched.setattr(trainer, "losses", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             trainer.step()
     trainer.fit()
@@ -193,7 +193,7 @@ def test_a_damaged_state_is_named(new_trainer, tmp_path):
 def test_a_loss_that_is_not_finite_stops_with_the_step(new_trainer, monkeypatch):
     trainer = new_trainer(tune_epochs=0)
     trainer.step()
-    monkeypatch.setattr(trainer, "loss", lambda *_: torch.tensor(float("nan")))
+    monkeypatch.setattr(trainer, "losses", lambda *_: {"image_text": torch.tensor(float("nan"))})
     with pytest.raises(UserError, match="nan at step 2"):
         trainer.step()
 

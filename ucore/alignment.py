@@ -46,15 +46,6 @@ class SegmentSets:
         return self.features[self.present]
 
 
-def fused(image_scores: np.ndarray, segment_scores: np.ndarray, present: np.ndarray, share: float) -> np.ndarray:
-    """Scores float32 (N, M) of images and of their segments in one, the segments' with `share`.
-
-    present: bool (N, K); an image without segments keeps its own score.
-    """
-    shares = np.float32(share) * present.any(axis=1, keepdims=True)
-    return (1 - shares) * image_scores + shares * segment_scores
-
-
 class SegmentPool(nn.Module):
     """Cosine-like scores float32 (N, M) of N sets of segments with M texts.
 
@@ -137,16 +128,3 @@ class SegmentBranch(nn.Module):
         """From tower features float (N, K, W) to L2-normalised features float32 (N, K, D); 0 where none is present."""
         known = torch.where(present[..., None], tower_features.float(), 0.0)
         return F.normalize(self.head(known.flatten(0, 1)).unflatten(0, present.shape), dim=2) * present[..., None]
-
-
-@torch.inference_mode()
-def segment_scores(
-    branch: SegmentBranch, sets: SegmentSets, text_features: np.ndarray, device: torch.device | str = "cpu"
-) -> np.ndarray:
-    """Scores float32 (N, M) of every image's segments with every text, float32 (M, D), some images at a time."""
-    texts = torch.from_numpy(text_features).to(device)
-    result = np.empty((len(sets.present), len(texts)), np.float32)
-    for start in range(0, len(result), 256):
-        tower, present = sets.take(np.arange(start, min(start + 256, len(result))), device)
-        result[start : start + 256] = branch.pool(branch.features(tower, present), present, texts).cpu().numpy()
-    return result

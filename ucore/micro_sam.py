@@ -27,7 +27,7 @@ from ucore.weights import fill, read_weights
 NAME = "sam-micro"
 IMAGE_SIZE = 256  # pixels of the longer side
 # What `MaskGenerator` asks of its masks, in place of the published thresholds: this model is less sure of everything.
-THRESHOLDS = {"pred_iou_thresh": 0.45, "stability_score_thresh": 0.5, "stability_score_offset": 0.5}
+THRESHOLDS = {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.5, "stability_score_offset": 0.5}
 STRIDE = 8  # pixels between the positions of the image embedding; twice as fine as SAM's, as roofs are small
 WIDTH = 128  # channels of the embedding and the decoder
 STAGES = {0: 16, 1: 24, 2: 40, 4: 112, 6: 320}  # stages of the backbone that are read out: their channels

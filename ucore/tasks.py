@@ -17,12 +17,13 @@ from ucore.errors import ConfigError, DataError
 from ucore.evaluate import Metrics, bootstrap_ci, metrics_from_ranks, retrieval_ranks, similarity_matrix
 from ucore.features import embed_images, embed_texts
 from ucore.files import atomic_path, require_writable, write_json
+from ucore.fusion import segment_sets, with_segments
 from ucore.hubness import MOST_BANK, Bank, correct_hubs
 from ucore.manifest import Manifest, subset
 from ucore.model import DualEncoder
 from ucore.report import git_commit, machine_facts
 from ucore.segment_store import SegmentStore
-from ucore.train import Trainer, segment_sets, with_segments
+from ucore.train import Trainer
 
 MOST_SCORES = 2 * 10**9  # entries of a similarity matrix: 8 GB
 

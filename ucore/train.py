@@ -22,15 +22,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ucore.alignment import SegmentSets, fused, has_segments, present_of, segment_scores
+from ucore.alignment import SegmentSets
 from ucore.checkpoint import load_state, save_encoder, save_state
 from ucore.config import TrainConfig
-from ucore.crop_features import segment_features
 from ucore.data import caption_groups
 from ucore.errors import ConfigError, UserError
 from ucore.evaluate import retrieval_metrics, retrieval_metrics_from_features, similarity_matrix
 from ucore.files import content_hash
-from ucore.losses import contrastive_loss, hinge_loss
+from ucore.fusion import loss_parts, segment_sets, with_segments
 from ucore.manifest import Manifest, few, subset
 from ucore.model import DualEncoder
 from ucore.phases import HeadPhase, Phase, TowerPhase
@@ -38,24 +37,6 @@ from ucore.report import git_commit
 from ucore.segment_store import SegmentStore
 
 Metrics = dict[str, float]
-
-
-def segment_sets(
-    encoder: DualEncoder, manifest: Manifest, store: SegmentStore, config: TrainConfig, progress: bool = True
-) -> SegmentSets:
-    """Tower features of the images' best segments, as `config` says; computed once and kept beside `store`."""
-    count = config.segment_count
-    features, counts = segment_features(encoder, manifest, store, count, config.segment_background, progress=progress)
-    return SegmentSets(torch.from_numpy(features), present_of(torch.from_numpy(counts), count))
-
-
-def with_segments(
-    encoder: DualEncoder, similarity: np.ndarray, sets: SegmentSets, text_features: np.ndarray, share: float
-) -> np.ndarray:
-    """Scores float32 (N, M) of images, `similarity`, and of their segments in one: `alignment.fused`."""
-    assert encoder.segments is not None
-    of_segments = segment_scores(encoder.segments, sets, text_features, encoder.device)
-    return fused(similarity, of_segments, sets.present.numpy(), share)
 
 
 @dataclass(frozen=True)
@@ -200,20 +181,8 @@ class Trainer:
 
         rows: int64 (B,), the batch's images; features: float (B, D), L2-normalised; positives: as of `losses`.
         """
-        parts = {"image_text": self.loss(image_features @ text_features.T, positives)}
-        branch = self.encoder.segments
-        if branch is not None:
-            tower, present = self.segment_sets("train").take(rows, self.encoder.device)
-            scores = branch.pool(branch.features(tower, present), present, text_features)
-            some = has_segments(present)
-            parts["segment_text"] = self.config.segment_weight * self.loss(scores[some], positives[some])
-        return parts
-
-    def loss(self, similarity: Tensor, positives: Tensor) -> Tensor:
-        """The configured loss of cosines (N, M)."""
-        if self.config.loss == "triplet":
-            return hinge_loss(similarity, positives, self.config.margin)
-        return contrastive_loss(similarity, self.encoder.logit_scale, positives, self.config.label_smoothing)
+        sets = None if self.encoder.segments is None else self.segment_sets("train").take(rows, self.encoder.device)
+        return loss_parts(self.encoder, self.config, image_features, text_features, positives, sets)
 
     def segment_sets(self, split: Literal["train", "val"]) -> SegmentSets:
         """Tower features of the segments of the training or validation images, computed when first needed."""
