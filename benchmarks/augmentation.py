@@ -76,13 +76,14 @@ def train(images: np.ndarray, texts: np.ndarray, owner: np.ndarray, same: np.nda
     heads.image.standardise(torch.from_numpy(images))
     heads.text.standardise(torch.from_numpy(texts))
     optimizer = torch.optim.AdamW(heads.parameters(), lr=LR, weight_decay=0.05)
-    steps = EPOCHS * (len(images) // BATCH)
+    batch = min(BATCH, len(images))
+    steps = EPOCHS * (len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
     of_image = [np.flatnonzero(owner == number) for number in range(len(images))]
     for _ in range(EPOCHS):
         order = rng.permutation(len(images))
-        for start in range(0, len(order) - BATCH + 1, BATCH):
-            rows = order[start : start + BATCH]
+        for start in range(0, len(order) - batch + 1, batch):
+            rows = order[start : start + batch]
             chosen = np.array([rng.choice(of_image[row]) for row in rows])
             positives = torch.from_numpy(same[chosen][:, None] == same[chosen])
             loss = clip_loss(heads.images(images[rows]), heads.texts(texts[chosen]), heads.logit_scale, positives, 0.1)
