@@ -262,8 +262,9 @@ def _asked(
                 "--device cuda for one on each of its GPUs"
             )
     else:
-        on_gpu = pick_device(make.device) == "cuda"  # cuda:1 is one GPU for one process
+        on_gpu = pick_device(make.device) == "cuda"
         gpus = 1.0 if on_gpu and items else 0.0
+        workers = 1 if make.device.startswith("cuda:") else workers  # that very GPU, by this process
         workers = workers or (None if on_gpu or make.spec == "micro" else 1)
     if make.device == "cpu":
         gpus = 0.0
