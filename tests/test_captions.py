@@ -13,7 +13,7 @@ import pytest
 from makers_geo import picture
 from PIL import Image
 
-from ucore import captions
+from ucore import asking, captions
 from ucore.captions import caption_dataset
 from ucore.data import read_dataset, read_urbancross
 from ucore.errors import ConfigError, DataError, UserError
@@ -54,7 +54,7 @@ class Colours:
 @pytest.fixture
 def colours(monkeypatch) -> Colours:
     captioner = Colours()
-    monkeypatch.setattr(captions, "load_captioner", lambda *args, **kwargs: captioner)
+    monkeypatch.setattr(asking, "load_captioner", lambda *args, **kwargs: captioner)
     return captioner
 
 
@@ -88,6 +88,29 @@ def test_the_result_is_a_dataset_with_refined_descriptions(tmp_path, colours):
     assert list(again.manifest.frame["description"]) == list(back.frame["description"])
 
 
+def test_texts_may_go_beside_the_captions_and_must_then_be_like_their_images(tmp_path, colours, monkeypatch):
+    manifest = make_manifest(tmp_path / "data", 6)
+    manifest.frame["split"] = ["train"] * 5 + ["test"]
+    judged: list[list[str]] = []
+
+    def judge(described: Manifest, encoder: Any, column: str, quantile: float, progress: bool) -> Any:
+        judged.append(list(described.frame[column]))
+        frame = described.frame.copy()
+        frame.loc[2, column] = ""
+        return Manifest(frame, described.root), {"dropped": 1, "quantile": quantile}
+
+    monkeypatch.setattr(captions, "filter_captions", judge)
+    before = [list(texts) for texts in manifest.frame["captions"]]
+    settings: dict[str, Any] = {"into": "both", "judge": object(), "unlike": 0.2}
+    run = caption_dataset(manifest, "any", tmp_path / "out", **settings)
+    assert len(judged) == 1 and all("Houses of brightness" in text for text in judged[0])
+    added = [len(list(now)) - len(then) for now, then in zip(run.manifest.frame["captions"], before, strict=True)]
+    assert added == [1, 1, 0, 1, 1, 0]  # neither of the text unlike its image, nor where it would be a query
+    assert run.manifest.frame["description"].iloc[2] == manifest.frame["description"].iloc[2]
+    assert run.report["unlike"] == [manifest.frame["sample_id"].iloc[2]]
+    assert run.report["likeness"] == {"dropped": 1, "quantile": 0.2}
+
+
 def test_equal_images_with_equal_tags_are_asked_once(tmp_path, colours):
     manifest = make_manifest(tmp_path / "data")
     (tmp_path / "data/images/3.png").write_bytes((tmp_path / "data/images/0.png").read_bytes())
@@ -116,12 +139,12 @@ def test_images_that_cannot_be_read_are_named_and_left_out(tmp_path, colours):
 
 
 def test_a_worker_with_another_model_or_without_the_images_is_told_apart(tmp_path, colours, monkeypatch):
-    make = captions._MakeWorker("any", "cpu", "short", 8, 1, key="of another model")
+    make = asking.MakeWorker("any", "cpu", "short", 8, 1, key="of another model")
     with pytest.raises(ConfigError, match="another model"):
         make()
     manifest = make_manifest(tmp_path / "data")
     away = Unreadable("absent", lasting=False)
-    monkeypatch.setattr(captions, "try_image", lambda path: away if path.endswith("1.png") else load_image(path))
+    monkeypatch.setattr(asking, "try_image", lambda path: away if path.endswith("1.png") else load_image(path))
     with pytest.warns(UserWarning, match="1 image.s. failed"):
         run = caption_dataset(manifest, "any", tmp_path / "out")
     assert run.report["failed"] == {"s1": "absent"} and run.report["quarantined"] == {}
@@ -147,7 +170,7 @@ def test_what_failed_is_done_by_the_next_call(tmp_path, colours):
 
 def test_nothing_but_failures_ends_the_stage_and_keeps_what_there_is(tmp_path, colours, monkeypatch):
     manifest = make_manifest(tmp_path / "data", 9)
-    monkeypatch.setattr(captions, "GIVE_UP", 2)
+    monkeypatch.setattr(asking, "GIVE_UP", 2)
     colours.fails = ("highway", '""')  # of three images, the second and the third
     with pytest.raises(UserError, match="2 images in a row failed, the last one: busy"):
         caption_dataset(manifest, "any", tmp_path / "out", batch_size=1)
@@ -166,7 +189,7 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_captions import Colours, captions, make_manifest
+from test_captions import Colours, asking, captions, make_manifest
 from ucore import store
 from ucore.manifest import Manifest
 out, most = Path({out!r}), int(sys.argv[1])
@@ -177,7 +200,7 @@ class Mortal(Colours):
         if len(asked) > most:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().caption(images, prompts)
-captions.load_captioner = lambda *args, **kwargs: Mortal()
+asking.load_captioner = lambda *args, **kwargs: Mortal()
 captions.caption_dataset(make_manifest(Path({data!r}), 12), "any", out, batch_size=1)
 """
 

@@ -71,6 +71,8 @@ def test_mistakes_are_told_in_one_sentence_and_write_nothing(tiny_rsicd, tmp_pat
     assert "sam.pth" in refusal("segment", *data, "--generator", f"vit_h:{tmp_path / 'sam.pth'}")
     assert "--exact" in refusal("segment", *data, "--generator", "slic", "--exact")
     assert str(tmp_path / "model") in refusal("caption", *data, "--captioner", tmp_path / "model")
+    assert "--unlike is 1.0" in refusal("caption", *data, "--like", tmp_path, "--unlike", 1)
+    assert str(tmp_path / "run") in refusal("caption", *data, "--like", tmp_path / "run")
     (tmp_path / "file").touch()
     assert "is not a folder" in refusal("segment", *data, "--out", tmp_path / "file" / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"file"}
@@ -157,3 +159,11 @@ def test_segments_are_trained_with_and_scored(tiny_rsicd, tmp_path):
             for part, label in ((found, "checkpoint"), (validation, "hubs corrected"))]  # fmt: skip
     assert rows[0] == rows[1] and len(rows[0]) > 6
     assert "--segments" in refusal("train", "--data", tiny_rsicd, "-s", "segments=mean", *quick[:-4], "--out", out)
+    judged = ucore("caption", "--data", tiny_rsicd, "--captioner", "micro", "--split", "train", "--like", run,
+                   "--unlike", 0.5, "--workers", 1, "--out", tmp_path / "captions")  # fmt: skip
+    assert judged.status == 0 and "texts were least like their images and were left out." in judged.out, judged.err
+    (folder,) = (tmp_path / "captions").iterdir()
+    left_out = set(json.loads((folder / "report.json").read_text("utf-8"))["unlike"])
+    described = read_dataset(folder).frame
+    assert 0 < len(left_out) < len(described)
+    assert not any(described["description"][described["sample_id"].isin(list(left_out))])

@@ -52,6 +52,7 @@ ORDER = [
         "grounding",
         "cleaning",
         "refining",
+        "asking",
         "likeness",
         "captions",
         "micro_captioner_data",

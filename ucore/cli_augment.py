@@ -82,6 +82,10 @@ def caption(
     limit: int | None = None,
     device: str = "auto",
     skip_bad: bool = False,
+    into: Literal["description", "captions", "both"] = "description",
+    drop: Literal["nothing", "contradicted", "ungrounded"] = "contradicted",
+    like: Path | None = None,
+    unlike: float = 0.1,
 ) -> None:
     """Write a description of every image of a dataset, cleaned and compared with its tags; a repeated call goes on.
 
@@ -101,19 +105,36 @@ def caption(
         limit: Use at most so many images, evenly spread.
         device: auto, cpu, cuda or cuda:N.
         skip_bad: Leave unreadable images out instead of stopping.
+        into: Where texts go: description, which is no query; captions, beside those of training images; or both.
+        drop: Sentences to leave out: those that tags contradict, also those with things that no tag supports
+            (ungrounded), or nothing.
+        like: Checkpoint folder of `ucore train`; of the texts for training images, those least like their image by
+            that model are left out.
+        unlike: Share of those texts that is left out.
     """
+    if like is not None and not 0 <= unlike < 1:
+        raise ConfigError(f"--unlike is {unlike}; it is a share, from 0 to less than 1")
     manifest = _images(data, split, domain, limit, skip_bad, out)
     with _going_on(out):
         from ucore.captions import caption_dataset
 
+        judge = None
+        if like is not None:
+            from ucore.checkpoint import load_checkpoint
+            from ucore.device import pick_device
+
+            judge, _ = load_checkpoint(like, pick_device(device))
         run = caption_dataset(
-            manifest, captioner, out, prompt, engine, address, workers, device, batch_size, max_new_tokens
+            manifest, captioner, out, prompt, engine, address, workers, device, batch_size, max_new_tokens,
+            into, drop=drop, judge=judge, unlike=unlike,
         )  # fmt: skip
     report = run.report
     counts = ", ".join(f"{report[name]:,} {name}" for name in ("kept", "changed", "dropped", "without a text"))
     asked, seconds = report["this_call"]["asked"], report["this_call"]["seconds"]
     each = f", {seconds / asked:.2f} s each" if asked else ""
     print(f"{report['images']:,} images: {counts}; {asked:,} were written in this call{each}.")
+    if "unlike" in report:
+        print(f"{len(report['unlike']):,} texts were least like their images and were left out.")
     print(f"Dataset with these descriptions, and report.json: {run.folder}")
     _all_done(len(report["failed"]))
 
