@@ -289,4 +289,4 @@ def test_the_shipped_weights_segment_a_generated_tile(tmp_path):
     simulate_dataset(tmp_path, SimulationConfig(countries=("germany",), tiles=3, seed=4242), workers=1)
     found = one_click_iou(load_micro_sam(), simulated_source([tmp_path]))
     large = found["iou"][found["area"] >= 200]
-    assert len(large) > 10 and large.mean() > 0.4  # a click of no use has about 0.05
+    assert len(large) > 10 and large.mean() > 0.5  # a click of no use has about 0.05

@@ -35,6 +35,7 @@ from ucore.masks import Segments, join
 from ucore.sam import fingerprint
 
 PUBLISHED = {  # the defaults of SamAutomaticMaskGenerator
+    "points_per_side": 32,
     "pred_iou_thresh": 0.88,
     "stability_score_thresh": 0.95,
     "stability_score_offset": 1.0,
@@ -80,8 +81,8 @@ class Candidates:
 class MaskGenerator:
     """A generator of masks: `name`, `key()` and `generate(images)`.
 
-    sam: any segment_anything model. Thresholds that are None are the model's own (`sam.generator_defaults`) or else the
-    published ones. points_per_side: clicks on a side of the square grid. min_mask_region_area: holes and islands of
+    sam: any segment_anything model. What is None is the model's own (`sam.generator_defaults`) or else as published.
+    points_per_side: clicks on a side of the square grid. min_mask_region_area: holes and islands of
     fewer pixels are filled or removed. exact: the very masks of `SamAutomaticMaskGenerator`, in float32.
     points_per_batch, images_per_batch: None chooses by the device; both halve by themselves when memory runs out.
     compile: let torch.compile fuse the image encoder, which pays for thousands of images on a GPU.
@@ -91,7 +92,7 @@ class MaskGenerator:
     def __init__(
         self,
         sam: Sam,
-        points_per_side: int = 32,
+        points_per_side: int | None = None,
         pred_iou_thresh: float | None = None,
         stability_score_thresh: float | None = None,
         stability_score_offset: float | None = None,
@@ -104,9 +105,10 @@ class MaskGenerator:
         name: str = "sam",
         like_gpu: bool = False,
     ):
+        own = {**PUBLISHED, **getattr(sam, "generator_defaults", {})}
+        points_per_side = int(own["points_per_side"]) if points_per_side is None else points_per_side
         if points_per_side < 1:
             raise ConfigError(f"points_per_side is {points_per_side}; it must be at least 1")
-        own = {**PUBLISHED, **getattr(sam, "generator_defaults", {})}
 
         def setting(name: str, given: float | None) -> float:
             return float(own[name] if given is None else given)
