@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,24 +33,9 @@ from ucore.fusion import loss_parts, segment_sets, with_segments
 from ucore.manifest import Manifest, few, subset
 from ucore.model import DualEncoder
 from ucore.phases import HeadPhase, Phase, TowerPhase
+from ucore.progress import Curves, Metrics, StepResult, refuse_other_run, restore, run_state
 from ucore.report import git_commit
 from ucore.segment_store import SegmentStore
-
-Metrics = dict[str, float]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimiser step did; `metrics` (validation, percent) only at the end of an epoch."""
-
-    step: int  # counts over both phases, from 1
-    phase: str
-    epoch: int  # within the phase, from 0
-    loss: float
-    learning_rate: float  # of the heads
-    grad_norm: float  # before clipping
-    temperature: float
-    metrics: Metrics | None = None
 
 
 class Trainer:
@@ -76,7 +61,7 @@ class Trainer:
         self.train, self.val = subset(train, config.max_train_images), val
         if len(self.train) < 2:
             raise ConfigError(f"The training split has {len(self.train)} image; contrastive training needs at least 2")
-        self._start = [encoder.fingerprint("image"), encoder.fingerprint("text")]  # weights before training
+        self.start = [encoder.fingerprint("image"), encoder.fingerprint("text")]  # weights before training
         self._sets: dict[str, SegmentSets] = {}
         self._store = segments
         if config.segments != "none":
@@ -85,8 +70,9 @@ class Trainer:
                     f"segments={config.segments} needs masks: run ucore segment, then name their folder by --segments"
                 )
             encoder.add_segments(config.segments)
-            self._start += [content_hash(segments.parts.settings)]
+            self.start += [content_hash(segments.parts.settings)]
         self.out = None if out is None else Path(out)
+        self._curves = None if self.out is None else Curves(self.out / "tensorboard")
         self.cache = None if cache is None else Path(cache)
         texts, self.text_image_index = self.train.texts
         self.texts = texts
@@ -106,7 +92,6 @@ class Trainer:
         kinds = [kind for kind in (HeadPhase, TowerPhase) if kind.epochs_of(config) > 0]
         self._kinds, self.phase_number = kinds, 0
         self._phase: Phase | None = None
-        self._writer: Any = None
         self.finished = False
         self.origin = {"commit": git_commit(), "precision": encoder.precision, "device": str(encoder.device)}
         self._between_steps = True  # False while a step is half applied, or its epoch's end half done
@@ -167,7 +152,7 @@ class Trainer:
         temperature = math.exp(-self.encoder.logit_scale.item())
         result = StepResult(self.step_count, phase.name, epoch, loss.item(), rate, norm.item(), temperature)
         if phase.step_count % phase.batches_per_epoch == 0:
-            result = StepResult(**{**asdict(result), "metrics": self._end_epoch()})
+            result = replace(result, metrics=self._end_epoch())
         self._log(result)
         if result.metrics is not None:
             self.save()
@@ -269,46 +254,19 @@ class Trainer:
         """Write all that `resume` needs into `out`, atomically; nothing without `out`."""
         if self.out is None:
             return
-        state: dict[str, Any] = {
-            "config": self.config.to_dict(), "data": self._data_key(), "phase_number": self.phase_number,
-            "step_count": self.step_count, "best": self.best, "history": self.history, "seconds": self.seconds,
-            "finished": self.finished, "origin": self.origin,
-            "phase": None if self._phase is None else self._phase.state(),
-            "encoder": self.encoder.state_dict(), "best_state": self.best_state,
-        }  # fmt: skip
-        save_state(self.out, state)
+        save_state(self.out, run_state(self, None if self._phase is None else self._phase.state()))
 
     def resume(self) -> bool:
         """Go on from `out` if a state lies there; True when one did. Raises ConfigError when it is another run's."""
         state = None if self.out is None else load_state(self.out)
         if state is None:
             return False
-        mine = self.config.to_dict()
-        changed = [
-            f"{name} {state['config'].get(name)!r} -> {mine[name]!r}"
-            for name in mine
-            if state["config"].get(name) != mine[name]
-        ]
-        if state["data"] != self._data_key():
-            changed.append("the dataset or the encoder")
-        if changed:
-            raise ConfigError(
-                f"{self.out} holds a run with other settings ({'; '.join(changed[:4])}); "
-                "choose another --out, or --restart"
-            )
-        self.phase_number, self.step_count = state["phase_number"], state["step_count"]
-        self.best, self.history, self.seconds = state["best"], state["history"], state["seconds"]
-        self.finished, self.best_state, self._phase = state["finished"], state["best_state"], None
-        self.encoder.load_state_dict(state["encoder"])
-        self.encoder.eval()  # a phase made before would have left parts of it in training mode
-        self.origin = state["origin"]
+        refuse_other_run(self, state)
+        restore(self, state)
+        self._phase = None
         if state["phase"] is not None:
             self.phase.restore(state["phase"])
         return True
-
-    def _data_key(self) -> str:
-        parts = [[list(part.frame["sample_id"]), part.texts[0]] for part in (self.train, self.val)]
-        return content_hash(self.encoder.name, *self._start, parts)
 
     # --- bookkeeping ----------------------------------------------------------------------------------------
 
@@ -316,15 +274,6 @@ class Trainer:
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
 
     def _log(self, result: StepResult) -> None:
-        row = asdict(result)
-        self.history.append({key: value for key, value in row.items() if value is not None})
-        if self.out is None:
-            return
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step_count)
-        for name in ("loss", "learning_rate", "grad_norm", "temperature"):
-            self._writer.add_scalar(f"train/{name}", row[name], self.step_count)
-        for name, value in (result.metrics or {}).items():
-            self._writer.add_scalar(f"val/{name}", value, self.step_count)
+        self.history.append(result.row())
+        if self._curves is not None:
+            self._curves.add(result)
