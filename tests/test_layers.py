@@ -23,6 +23,8 @@ ORDER = [
         "bundled",
         "weights",
         "device",
+        "distributed",
+        "gradients",
         "heads",
         "alignment",
         "model",
@@ -66,6 +68,7 @@ ORDER = [
     *(
         "progress",
         "phases",
+        "tower_phase",
         "train",
         "adapt",
         "retrieve",

@@ -16,8 +16,8 @@ from ucore.images import load_image
 from ucore.manifest import subset
 from ucore.masks import Segments
 from ucore.model import load_encoder
-from ucore.phases import augment
 from ucore.segment_store import SegmentStore, row_of
+from ucore.tower_phase import augment
 from ucore.train import Trainer
 
 SMALL = dict(head_epochs=2, tune_epochs=1, head_batch_size=8, tune_batch_size=8, train_views=2, test_views=1)

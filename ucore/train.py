@@ -22,20 +22,23 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ucore import distributed
 from ucore.alignment import SegmentSets
 from ucore.checkpoint import load_state, save_encoder, save_state
 from ucore.config import TrainConfig
 from ucore.data import caption_groups
 from ucore.errors import ConfigError, UserError
 from ucore.evaluate import retrieval_metrics, retrieval_metrics_from_features, similarity_matrix
-from ucore.files import content_hash
+from ucore.files import content_hash, only_writer
 from ucore.fusion import loss_parts, segment_sets, with_segments
+from ucore.gradients import Parts, total
 from ucore.manifest import Manifest, few, subset
 from ucore.model import DualEncoder
-from ucore.phases import HeadPhase, Phase, TowerPhase
+from ucore.phases import HeadPhase, Phase
 from ucore.progress import Curves, Metrics, StepResult, refuse_other_run, restore, run_state
 from ucore.report import git_commit
 from ucore.segment_store import SegmentStore
+from ucore.tower_phase import TowerPhase
 
 
 class Trainer:
@@ -57,7 +60,9 @@ class Trainer:
         progress: bool = True,
         segments: SegmentStore | None = None,
     ) -> None:
-        self.encoder, self.config, self.progress = encoder, config, progress
+        self.encoder, self.config, self.progress = encoder, config, progress and distributed.is_first()
+        encoder.choose_precision(config.precision)
+        distributed.synchronise(encoder)
         self.train, self.val = subset(train, config.max_train_images), val
         if len(self.train) < 2:
             raise ConfigError(f"The training split has {len(self.train)} image; contrastive training needs at least 2")
@@ -72,7 +77,8 @@ class Trainer:
             encoder.add_segments(config.segments)
             self.start += [content_hash(segments.parts.settings)]
         self.out = None if out is None else Path(out)
-        self._curves = None if self.out is None else Curves(self.out / "tensorboard")
+        self._writes = self.out is not None and distributed.is_first()
+        self._curves = Curves(self.out / "tensorboard") if self.out is not None and self._writes else None
         self.cache = None if cache is None else Path(cache)
         texts, self.text_image_index = self.train.texts
         self.texts = texts
@@ -127,19 +133,16 @@ class Trainer:
         epoch = phase.epoch
         rows, texts = phase.next_batch()
         rate = phase.set_learning_rates()
-        torch.manual_seed(phase.seed_of(phase.step_count, salt=1))  # dropout
-        image_features, text_features = phase.forward(rows, texts)
         positives = torch.from_numpy(self.positives(rows, texts)).to(self.encoder.device)
-        parts = self.losses(rows, image_features, text_features, positives)
-        loss = torch.stack(list(parts.values())).sum()
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"The loss is {loss.item()} at step {self.step_count + 1} ({phase.name} phase); "
-                f"the batch begins with {few([str(name) for name in self.train.frame['sample_id'].iloc[rows]])}. "
-                "The last checkpoint is kept. Lower the learning rates and train into another --out."
-            )
         phase.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+
+        def losses(image_features: Tensor, text_features: Tensor) -> Parts:
+            torch.manual_seed(phase.seed_of(phase.step_count, salt=4))  # dropout of the segments' head
+            parts = self.losses(rows, image_features, text_features, positives)
+            self._require_finite(parts, rows)
+            return parts
+
+        loss = total(phase.backward(rows, texts, losses))
         norm = torch.nn.utils.clip_grad_norm_(phase.parameters, self.config.clip_norm)
         self._between_steps = False
         phase.optimizer.step()
@@ -169,12 +172,22 @@ class Trainer:
         sets = None if self.encoder.segments is None else self.segment_sets("train").take(rows, self.encoder.device)
         return loss_parts(self.encoder, self.config, image_features, text_features, positives, sets)
 
+    def _require_finite(self, parts: Parts, rows: np.ndarray) -> None:
+        loss = total(parts).item()
+        if not math.isfinite(loss):
+            raise UserError(
+                f"The loss is {loss} at step {self.step_count + 1} ({self.phase.name} phase); "
+                f"the batch begins with {few([str(name) for name in self.train.frame['sample_id'].iloc[rows]])}. "
+                "The last checkpoint is kept. Lower the learning rates and train into another --out."
+            )
+
     def segment_sets(self, split: Literal["train", "val"]) -> SegmentSets:
         """Tower features of the segments of the training or validation images, computed when first needed."""
         if split not in self._sets:
             assert self._store is not None
             manifest = self.train if split == "train" else self.val
-            self._sets[split] = segment_sets(self.encoder, manifest, self._store, self.config, self.progress)
+            with distributed.first_alone():  # it keeps them in files
+                self._sets[split] = segment_sets(self.encoder, manifest, self._store, self.config, self.progress)
         return self._sets[split]
 
     def positives(self, rows: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -182,7 +195,23 @@ class Trainer:
         return (self.image_groups[rows][:, None, :] == self.text_groups[texts][None, :, None]).any(-1)
 
     def fit(self, on_step: Callable[[StepResult], None] | None = None) -> Metrics:
-        """Step until done; returns the best validation metrics. Ctrl-C saves the state, then raises UserError."""
+        """Step until done; returns the best validation metrics. Ctrl-C saves the state, then raises UserError.
+
+        Raises UserError, too, while another process trains into the same folder.
+        """
+        with self._only_trainer():
+            return self._fit(on_step)
+
+    @contextmanager
+    def _only_trainer(self) -> Iterator[None]:
+        if self.out is None or not self._writes:
+            yield
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        with only_writer(self.out):
+            yield
+
+    def _fit(self, on_step: Callable[[StepResult], None] | None) -> Metrics:
         bar = tqdm(total=self.total_steps, initial=self.step_count, desc="Training", disable=not self.progress)
         try:
             with bar:
@@ -192,6 +221,8 @@ class Trainer:
                     if on_step is not None:
                         on_step(result)
         except KeyboardInterrupt:
+            if distributed.size() > 1:  # the others may be elsewhere in their steps
+                raise UserError("Stopped; repeat the command to go on from the last epoch.") from None
             if self._between_steps:
                 if self._phase is not None:
                     self._phase.close()  # batches decoded ahead belong to steps that were not made
@@ -227,7 +258,7 @@ class Trainer:
         if better:
             self.best = {**metrics, "phase": phase.name, "epoch": phase.epoch, "step": self.step_count}
             self.best_state = {k: v.detach().clone() for k, v in self.encoder.state_dict().items()}
-            if self.out is not None:
+            if self.out is not None and self._writes:
                 save_encoder(self.out, self.encoder, self.best_state, self.config, self.best)
         return metrics, better
 
@@ -241,6 +272,9 @@ class Trainer:
 
     def validate(self) -> Metrics:
         """Metrics on the whole validation gallery with the weights as they are, one view an image."""
+        return distributed.from_first(self._validate())  # so that all decide alike
+
+    def _validate(self) -> Metrics:
         image_features, text_features = self.phase.validation_features()
         if self.encoder.segments is None:
             return retrieval_metrics_from_features(image_features, text_features, self.val.texts[1])
@@ -252,13 +286,18 @@ class Trainer:
 
     def save(self) -> None:
         """Write all that `resume` needs into `out`, atomically; nothing without `out`."""
-        if self.out is None:
+        if self.out is None or not self._writes:
             return
         save_state(self.out, run_state(self, None if self._phase is None else self._phase.state()))
 
     def resume(self) -> bool:
         """Go on from `out` if a state lies there; True when one did. Raises ConfigError when it is another run's."""
         state = None if self.out is None else load_state(self.out)
+        step = None if state is None else state["step_count"]
+        if not distributed.agree(step == distributed.from_first(step)):
+            raise ConfigError(
+                f"The processes find different runs in {self.out}; --out must lie where all machines see it"
+            )
         if state is None:
             return False
         refuse_other_run(self, state)
