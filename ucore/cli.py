@@ -3,7 +3,6 @@
 A command imports what it needs.
 """
 
-import os
 import sys
 import time
 import warnings
@@ -18,8 +17,6 @@ from ucore.errors import ConfigError, UserError
 from ucore.files import require_writable
 
 if TYPE_CHECKING:
-    from ucore.config import TrainConfig
-    from ucore.manifest import Manifest
     from ucore.segment_store import SegmentStore
 
 Settings = Annotated[
@@ -62,59 +59,32 @@ def train(
         segments: Folder of masks that `ucore segment` wrote for this data: trains with them, pooled as -s segments=
             mean, attention or late (the default) says.
         cache: Folder for tower features, shared between runs.
-        device: auto, cpu, cuda or cuda:N. Processes that torchrun started take a GPU each.
+        device: auto, cpu, cuda or cuda:N. Of processes that torchrun started, each takes a GPU of its own.
         skip_bad: Leave unreadable images out instead of stopping.
         restart: Forget an earlier run in OUT.
     """
     from ucore.config import TrainConfig
     from ucore.notebooks import parse_parameters
 
+    started = time.perf_counter()
     values = {"scale": scale, "seed": seed, **({} if segments is None else {"segments": "late"})}
     values |= parse_parameters(settings)
     config = TrainConfig.at(str(values.pop("scale")), **values)
-
-    def read() -> "Manifest":
+    seed = config.seed
+    with _progress("Loading libraries and data"):
         from ucore.data import read_dataset
 
-        return read_dataset(data, split=("train", "val"), domain=domain, skip_bad=skip_bad)
+        # Before torch is imported, which takes seconds: a wrong folder is refused at once.
+        manifest = read_dataset(data, split=("train", "val"), domain=domain, skip_bad=skip_bad)
 
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # before torch is imported, which takes seconds: a wrong folder is
-        with _progress("Loading libraries and data"):  # refused at once
-            manifest = read()
-            from ucore import distributed
-    else:
+        import torch
+
         from ucore import distributed
+        from ucore.model import load_encoder
+        from ucore.splits import save_split
+        from ucore.tasks import metrics_text, train_checkpoint, write_metrics
 
-        manifest = None
-    with distributed.joined(device) as device, distributed.only_first_prints():
-        if manifest is None:
-            with distributed.first_alone():  # it may unpack archives
-                manifest = read()
-        _train(manifest, encoder, pretrained, config, out, segments, cache, device, restart)
-
-
-def _train(
-    manifest: "Manifest",
-    encoder: str,
-    pretrained: str | None,
-    config: "TrainConfig",
-    out: Path,
-    segments: Path | None,
-    cache: Path,
-    device: str,
-    restart: bool,
-) -> None:
-    """What `train` does once the data are read."""
-    import torch
-
-    from ucore.distributed import is_first
-    from ucore.model import load_encoder
-    from ucore.splits import save_split
-    from ucore.tasks import metrics_text, train_checkpoint, write_metrics
-
-    started = time.perf_counter()
-    seed = config.seed
-    with _progress("Loading the encoder"):
+        device = distributed.join(device)
         torch.manual_seed(seed)  # the heads' first weights
         model = load_encoder(encoder, pretrained, device=device)
     train_part, val_part = manifest.split("train"), manifest.split("val")
@@ -124,7 +94,7 @@ def _train(
     trainer, plain, corrected = train_checkpoint(
         model, train_part, val_part, config, out, cache, restart, segments=_store(segments)
     )  # fmt: skip
-    if not is_first():
+    if not distributed.is_first():
         return
     save_split(manifest, out / "split.json")
     seconds = {**trainer.seconds, "evaluation": sum(plain.seconds.values()), "total": time.perf_counter() - started}

@@ -6,9 +6,11 @@ torchrun says by environment variables how many processes there are. Without it 
 anything. Every function that speaks to the other processes must be called by all of them.
 """
 
+import atexit
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -39,29 +41,27 @@ def is_first() -> bool:
     return rank() == 0
 
 
-@contextmanager
-def joined(device: str) -> Iterator[str]:
-    """Within, this process trains with those torchrun started; yields its own device for `device`.
+def join(device: str) -> str:
+    """Train from here on with the processes that torchrun started; returns this one's own device for `device`.
 
-    Raises ConfigError where the processes of a machine cannot have a GPU each.
+    Only the first one's standard output is left; errors are said by each. Raises ConfigError where the processes of a
+    machine cannot have a GPU each.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield pick_device(device)
-        return
-    local = os.environ.get("LOCAL_RANK", "0")
+        return pick_device(device)
     if ":" in device:
         raise ConfigError(
             f"--device {device} names one GPU for several processes; use --device cuda: each takes its own"
         )
-    kind = pick_device(device)
-    own = pick_device(f"cuda:{local}") if kind == "cuda" else kind
-    if kind == "cuda":
+    own = pick_device(device)
+    if own == "cuda":
+        own = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         torch.cuda.set_device(own)
-    _all(dist.init_process_group, "nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield own
-    finally:
-        dist.destroy_process_group()
+    _all(dist.init_process_group, "gloo" if own == "cpu" else "nccl", timeout=PATIENCE)
+    atexit.register(dist.destroy_process_group)
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+    return own
 
 
 @contextmanager
@@ -72,16 +72,6 @@ def first_alone() -> Iterator[None]:
     yield
     if is_first():
         agree(True)
-
-
-@contextmanager
-def only_first_prints() -> Iterator[None]:
-    """Within, what other processes print goes nowhere; errors are still said."""
-    if is_first():
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        yield
 
 
 def agree(said: bool) -> bool:

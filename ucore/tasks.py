@@ -158,7 +158,7 @@ def training_bank(encoder: DualEncoder, train: Manifest, out: Path, progress: bo
 
 
 def forget_run(out: Path) -> None:
-    """Remove what training wrote into `out`, and nothing else. Raises UserError while another process trains into it."""
+    """Remove what training wrote into `out`, and nothing else. Raises UserError while a run writes into it."""
     if not out.is_dir():
         return
     with only_writer(out):
