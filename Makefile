@@ -60,6 +60,7 @@ bench: $(STAMP)  ## ratios and rates, measured now (evaluation_memory.py takes a
 	@$(BIN)/python benchmarks/feature_extraction.py
 	@$(BIN)/python benchmarks/tagging.py
 	@$(BIN)/python benchmarks/simulation.py
+	@$(BIN)/python benchmarks/train_step.py --quick
 
 clean:           ## remove what runs made; keeps the environment
 	@rm -rf runs .pytest_cache .ruff_cache

@@ -56,7 +56,7 @@ def images(count: int, folder: Path) -> tuple[Manifest, str]:
         for number in range(count):
             pixels = rng.integers(0, 256, (14, 14, 3), dtype=np.uint8)
             Image.fromarray(pixels).resize((224, 224)).save(folder / f"{number}.jpg")
-            row = {"sample_id": str(number), "image": f"{number}.jpg", "captions": ["noise"]}
+            row = {"sample_id": str(number), "image": f"{number}.jpg", "captions": [f"noise {number}"]}
             rows.append({**row, "domain": "generated", "split": "val"})
         return Manifest.from_rows(rows, folder), "generated JPEGs"
 

@@ -11,13 +11,15 @@ from ucore.config import TrainConfig
 from ucore.crop_features import image_keys
 from ucore.data import read_dataset
 from ucore.errors import CheckpointError, ConfigError, DataError, UserError
+from ucore.files import only_writer
 from ucore.fusion import fused
 from ucore.images import load_image
 from ucore.manifest import subset
 from ucore.masks import Segments
 from ucore.model import load_encoder
-from ucore.phases import augment
 from ucore.segment_store import SegmentStore, row_of
+from ucore.tasks import forget_run
+from ucore.tower_phase import augment
 from ucore.train import Trainer
 
 SMALL = dict(head_epochs=2, tune_epochs=1, head_batch_size=8, tune_batch_size=8, train_views=2, test_views=1)
@@ -190,12 +192,35 @@ def test_a_damaged_state_is_named(new_trainer, tmp_path):
         new_trainer(tmp_path, tune_epochs=0).resume()
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step(new_trainer, monkeypatch):
-    trainer = new_trainer(tune_epochs=0)
-    trainer.step()
-    monkeypatch.setattr(trainer, "losses", lambda *_: {"image_text": torch.tensor(float("nan"))})
-    with pytest.raises(UserError, match="nan at step 2"):
+def test_a_loss_that_is_not_finite_stops_with_the_step(new_trainer, tmp_path, monkeypatch):
+    trainer = new_trainer(tmp_path, tune_epochs=0)
+    for _ in range(4):
         trainer.step()
+    first = trainer.train.frame["sample_id"].iloc[trainer.phase.next_batch()[0][0]]
+    monkeypatch.setattr(trainer, "losses", lambda *_: {"image_text": torch.tensor(float("nan"))})
+    with pytest.raises(UserError, match=f"nan at step 5 .*the batch begins with {first}, .*last checkpoint is kept"):
+        trainer.step()
+    kept = new_trainer(tmp_path, tune_epochs=0)
+    assert kept.resume() and kept.step_count == 3
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch(new_trainer):
+    trainer = new_trainer(head_batch_size=512, tune_batch_size=64)
+    trainer.fit()
+    assert [row["phase"] for row in trainer.history] == ["heads", "heads", "towers"]
+
+
+def test_one_image_has_nothing_to_be_told_from(parts, encoder_factory):
+    train, val = parts
+    with pytest.raises(ConfigError, match="has 1 image; contrastive training needs at least 2"):
+        Trainer(encoder_factory(), subset(train, 1), val, TrainConfig.at("tiny"), progress=False)
+
+
+def test_a_folder_that_another_process_trains_into_is_refused(new_trainer, tmp_path):
+    with only_writer(tmp_path), pytest.raises(UserError, match=r"Another process is writing into .*another --out"):
+        new_trainer(tmp_path, tune_epochs=0).fit()
+    with only_writer(tmp_path), pytest.raises(UserError, match="Another process is writing into"):
+        forget_run(tmp_path)
 
 
 def test_interrupt_keeps_the_state_and_the_run_ends_the_same(new_trainer, tmp_path):

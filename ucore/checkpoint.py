@@ -80,6 +80,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
         raise CheckpointError(f"{card_path} names an encoder this ucore does not have: {error}") from error
     fill(encoder, read_weights(folder / WEIGHTS), f"{folder / WEIGHTS} as {name}")
     encoder.pretrained = card["encoder"].get("pretrained")
+    encoder.choose_precision(card["train"].get("precision", "auto"))
     return encoder.eval(), card
 
 

@@ -59,7 +59,7 @@ def train(
         segments: Folder of masks that `ucore segment` wrote for this data: trains with them, pooled as -s segments=
             mean, attention or late (the default) says.
         cache: Folder for tower features, shared between runs.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda or cuda:N. Of processes that torchrun started, each takes a GPU of its own.
         skip_bad: Leave unreadable images out instead of stopping.
         restart: Forget an earlier run in OUT.
     """
@@ -79,13 +79,14 @@ def train(
 
         import torch
 
-        from ucore.device import pick_device
+        from ucore import distributed
         from ucore.model import load_encoder
         from ucore.splits import save_split
         from ucore.tasks import metrics_text, train_checkpoint, write_metrics
 
+        device = distributed.join(device)
         torch.manual_seed(seed)  # the heads' first weights
-        model = load_encoder(encoder, pretrained, device=pick_device(device))
+        model = load_encoder(encoder, pretrained, device=device)
     train_part, val_part = manifest.split("train"), manifest.split("val")
     texts = val_part.texts[0]
     print(f"{len(train_part):,} training and {len(val_part):,} validation images; {model.precision} on {model.device}")
@@ -93,6 +94,8 @@ def train(
     trainer, plain, corrected = train_checkpoint(
         model, train_part, val_part, config, out, cache, restart, segments=_store(segments)
     )  # fmt: skip
+    if not distributed.is_first():
+        return
     save_split(manifest, out / "split.json")
     seconds = {**trainer.seconds, "evaluation": sum(plain.seconds.values()), "total": time.perf_counter() - started}
     write_metrics(

@@ -11,6 +11,7 @@ from ucore.errors import ConfigError
 Scale = Literal["tiny", "small", "full"]
 Loss = Literal["clip", "triplet"]
 Segments = Literal["none", "mean", "attention", "late"]
+Precision = Literal["auto", "float32", "bfloat16"]
 Background = Literal["white", "mean", "blur", "box"]
 
 
@@ -69,6 +70,9 @@ class TrainConfig:
     train_views: int = 4  # dihedral views of each training image that phase 1 draws from (1, 2, 4 or 8)
     test_views: int = 8  # dihedral views averaged when a gallery is embedded
     min_crop: float = 0.6  # smallest share of the area that a random crop keeps in phase 2; 1 switches it off
+    chunk: int = 0  # images encoded at once in phase 2, for batches larger than the memory; 0: a process's whole share
+    precision: Precision = "auto"  # of the towers; "auto": bfloat16 where the hardware multiplies it
+    compile: bool = False  # the vision tower by torch.compile in phase 2; needs a C++ compiler
     max_train_images: int | None = None  # an evenly spread subset, for quick runs
 
     @classmethod
@@ -106,7 +110,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raise ConfigError for a value out of its range, naming the setting."""
         hints = get_type_hints(type(self))
-        for name in ("scale", "loss", "segments", "segment_background"):
+        for name in ("scale", "loss", "segments", "segment_background", "precision"):
             allowed = get_args(hints[name])
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
@@ -116,13 +120,15 @@ class TrainConfig:
             "text_lr": (0, 1), "label_smoothing": (0, 0.99), "margin": (0, 10), "warmup": (0, 1), "ema": (0, 0.99999),
             "clip_norm": (1e-6, 1e6), "patience": (1, 10_000), "min_crop": (0.05, 1), "frozen_image_stages": (0, 100),
             "weight_decay": (0, 10), "seed": (0, 2**31 - 1), "segment_count": (1, 100), "segment_weight": (0, 100),
-            "segment_share": (0, 1),
+            "segment_share": (0, 1), "chunk": (0, 1_000_000),
         }  # fmt: skip
         _check_ranges(self, ranges)
         for name in ("train_views", "test_views"):
             value = getattr(self, name)
             if not _is_number(value, whole=True) or value not in (1, 2, 4, 8):
                 raise ConfigError(f"{name} is {value!r}; choose 1, 2, 4 or 8")
+        if not isinstance(self.compile, bool):
+            raise ConfigError(f"compile is {self.compile!r}; it must be true or false")
         most = self.max_train_images
         if most is not None and (not _is_number(most, whole=True) or most < 2):
             raise ConfigError(f"max_train_images is {most!r}; it must be a whole number of at least 2, or none")

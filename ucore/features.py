@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ucore import distributed
 from ucore.files import atomic_path, content_hash
 from ucore.images import load_image
 from ucore.manifest import Manifest
@@ -69,7 +70,7 @@ def image_tower_features(
     shards = range(0, len(manifest), SHARD)
     result = np.empty((len(manifest), views, encoder.image_width), dtype=np.float16)
     missing = []
-    for start in shards:
+    for start in shards[distributed.rank() :: distributed.size()]:
         for view in range(views):
             stored = _load_shard(folder, start, view, encoder.image_width, min(SHARD, len(manifest) - start))
             if stored is None:
@@ -99,6 +100,7 @@ def image_tower_features(
                         open(temporary, "wb") as stream,
                     ):
                         np.save(stream, block[number])
+    distributed.exchange(result, [slice(start, start + SHARD) for start in shards])
     return result
 
 
@@ -113,9 +115,10 @@ def text_tower_features(
         key = content_hash(distinct, encoder.fingerprint("text"))
         path = Path(cache) / f"text-{key}" / "features.npy"
     features = _load_array(path, (len(distinct), encoder.text_width))
-    if features is None:
+    known = distributed.agree(features is not None)  # they compute it together, or not at all
+    if features is None or not known:
         features = _embed_texts(encoder, distinct, progress, tower_only=True).astype(np.float16)
-        if path is not None:
+        if path is not None and distributed.is_first():
             with atomic_path(path) as temporary, open(temporary, "wb") as stream:
                 np.save(stream, features)
     return features[[position[text] for text in texts]]
@@ -126,13 +129,17 @@ def _embed_texts(encoder: DualEncoder, texts: Sequence[str], progress: bool, tow
     order = sorted(range(len(texts)), key=lambda number: (len(texts[number]), number))
     tokens = encoder.tokenize(texts)
     width = encoder.text_width if tower_only else encoder.embed_dim
-    result = np.empty((len(texts), width), dtype=np.float32)
-    for start in tqdm(range(0, len(texts), 256), desc="Text features", unit="batch", disable=not progress):
-        rows = order[start : start + 256]
-        batch = encoder.trim(tokens[rows])
+    by_length = np.empty((len(texts), width), dtype=np.float32)
+    starts = range(0, len(texts), 256)
+    own = starts[distributed.rank() :: distributed.size()]
+    for start in tqdm(own, desc="Text features", unit="batch", disable=not progress):
+        batch = encoder.trim(tokens[order[start : start + 256]])
         with encoder.evaluating():
             features = encoder.text_tower(batch) if tower_only else encoder.encode_text(batch)
-        result[rows] = features.float().cpu().numpy()
+        by_length[start : start + 256] = features.float().cpu().numpy()
+    distributed.exchange(by_length, [slice(start, start + 256) for start in starts])
+    result = np.empty_like(by_length)
+    result[order] = by_length
     return result
 
 
@@ -140,12 +147,14 @@ def embed_images(encoder: DualEncoder, manifest: Manifest, views: int = 1, progr
     """Image features float32 (N, D), L2-normalised: the mean over `views` dihedral views, normalised again."""
     result = np.empty((len(manifest), encoder.embed_dim), dtype=np.float32)
     batches = [range(i, min(i + BATCH, len(manifest))) for i in range(0, len(manifest), BATCH)]
-    bar = tqdm(total=len(manifest), desc="Embedding images", unit="img", disable=not progress)
+    own = batches[distributed.rank() :: distributed.size()]
+    bar = tqdm(total=sum(map(len, own)), desc="Embedding images", unit="img", disable=not progress)
     with bar, encoder.evaluating():
-        for rows, pixels in zip(batches, pixel_batches(encoder, manifest.image_paths, batches), strict=True):
+        for rows, pixels in zip(own, pixel_batches(encoder, manifest.image_paths, own), strict=True):
             seen = torch.stack([encoder.encode_image(dihedral(pixels, view)) for view in range(views)])
             result[rows[0] : rows[-1] + 1] = F.normalize(seen.mean(0), dim=1).cpu().numpy()
             bar.update(len(rows))
+    distributed.exchange(result, [slice(rows[0], rows[-1] + 1) for rows in batches])
     return result
 
 

@@ -27,7 +27,7 @@ from torchvision.transforms import Normalize, ToTensor, v2
 
 from ucore import bundled
 from ucore.alignment import Pooling, SegmentBranch, SegmentPool
-from ucore.config import ModelConfig, did_you_mean
+from ucore.config import ModelConfig, Precision, did_you_mean
 from ucore.device import has_bf16
 from ucore.errors import CheckpointError, ConfigError
 from ucore.heads import Head
@@ -68,6 +68,7 @@ class DualEncoder(nn.Module):
         start = clip.logit_scale.detach().float() if residual else torch.tensor(1 / config.temperature).log()
         self.logit_scale = nn.Parameter(start.clone())
         clip.logit_scale.requires_grad_(False)  # replaced by ours
+        self._precision: Precision = "auto"
         self.segments: SegmentBranch | None = None  # see `add_segments`
 
     @property
@@ -122,7 +123,13 @@ class DualEncoder(nn.Module):
     @property
     def precision(self) -> str:
         """What the towers compute in: bfloat16 where the hardware has it, else float32. Heads use float32."""
+        if self._precision != "auto":
+            return self._precision
         return "bfloat16" if has_bf16(self.device.type) else "float32"
+
+    def choose_precision(self, precision: Precision) -> None:
+        """Let the towers compute in `precision`, whatever the hardware does best."""
+        self._precision = precision
 
     def autocast(self) -> torch.autocast:
         """Context in which the towers run in `precision`."""

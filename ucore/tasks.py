@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ucore import distributed
 from ucore.checkpoint import BANK, CARD, STATE, WEIGHTS, load_bank, save_bank
 from ucore.config import TrainConfig
 from ucore.data import caption_groups
 from ucore.errors import ConfigError, DataError
 from ucore.evaluate import Metrics, bootstrap_ci, metrics_from_ranks, retrieval_ranks, similarity_matrix
 from ucore.features import embed_images, embed_texts
-from ucore.files import atomic_path, require_writable, write_json
+from ucore.files import atomic_path, only_writer, require_writable, write_json
 from ucore.fusion import segment_sets, with_segments
 from ucore.hubness import MOST_BANK, Bank, correct_hubs
 from ucore.manifest import Manifest, subset
@@ -103,7 +104,8 @@ def score(
     embedded = time.perf_counter()
     similarity = similarity_matrix(image_features, text_features)
     if encoder.segments is not None and segments is not None and config is not None:
-        sets = segment_sets(encoder, manifest, segments, config, progress)
+        with distributed.first_alone():  # it keeps them in files
+            sets = segment_sets(encoder, manifest, segments, config, progress)
         similarity = with_segments(encoder, similarity, sets, text_features, config.segment_share)
     seconds = {"images": middle - started, "texts": embedded - middle, "scores": time.perf_counter() - embedded}
     return Scores(manifest, similarity, image_features, text_features, text_image_index, caption_groups(texts), seconds)
@@ -127,8 +129,10 @@ def train_checkpoint(
     """
     require_writable(out)
     require_writable(cache)
-    if restart:
-        forget_run(out)
+    with distributed.first_alone():
+        if restart and distributed.is_first():
+            forget_run(out)
+    progress = progress and distributed.is_first()
     trainer = Trainer(encoder, train, val, config, out, cache, progress, segments)
     if trainer.resume() and progress:
         state = "finished" if trainer.finished else f"at step {trainer.step_count}"
@@ -142,20 +146,25 @@ def train_checkpoint(
 def training_bank(encoder: DualEncoder, train: Manifest, out: Path, progress: bool = True) -> Bank:
     """Features of at most 10,000 training images and captions, read from `out` or embedded and kept there."""
     bank = load_bank(out)
-    if bank is None:
+    known = distributed.agree(bank is not None)  # they embed together, or not at all
+    if bank is None or not known:
         texts = train.texts[0]
         chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(len(texts), MOST_BANK)).round().astype(int)]
         images = embed_images(encoder, subset(train, MOST_BANK), progress=progress)
         bank = Bank(images.astype(np.float16), embed_texts(encoder, chosen, progress).astype(np.float16))
-        save_bank(out, bank)
+        if distributed.is_first():
+            save_bank(out, bank)
     return bank
 
 
 def forget_run(out: Path) -> None:
-    """Remove what training wrote into `out`, and nothing else."""
-    for name in (STATE, WEIGHTS, CARD, BANK, "validation.json", "split.json"):
-        (out / name).unlink(missing_ok=True)
-    shutil.rmtree(out / "tensorboard", ignore_errors=True)
+    """Remove what training wrote into `out`, and nothing else. Raises UserError while a run writes into it."""
+    if not out.is_dir():
+        return
+    with only_writer(out):
+        for name in (STATE, WEIGHTS, CARD, BANK, "validation.json", "split.json"):
+            (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / "tensorboard", ignore_errors=True)
 
 
 def write_metrics(path: Path, rows: Sequence[dict[str, Any]], **facts: Any) -> None:

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,35 +22,23 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ucore import distributed
 from ucore.alignment import SegmentSets
 from ucore.checkpoint import load_state, save_encoder, save_state
 from ucore.config import TrainConfig
 from ucore.data import caption_groups
 from ucore.errors import ConfigError, UserError
 from ucore.evaluate import retrieval_metrics, retrieval_metrics_from_features, similarity_matrix
-from ucore.files import content_hash
+from ucore.files import content_hash, only_writer
 from ucore.fusion import loss_parts, segment_sets, with_segments
+from ucore.gradients import Parts, total
 from ucore.manifest import Manifest, few, subset
 from ucore.model import DualEncoder
-from ucore.phases import HeadPhase, Phase, TowerPhase
+from ucore.phases import HeadPhase, Phase
+from ucore.progress import Curves, Metrics, StepResult, refuse_other_run, restore, run_state
 from ucore.report import git_commit
 from ucore.segment_store import SegmentStore
-
-Metrics = dict[str, float]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimiser step did; `metrics` (validation, percent) only at the end of an epoch."""
-
-    step: int  # counts over both phases, from 1
-    phase: str
-    epoch: int  # within the phase, from 0
-    loss: float
-    learning_rate: float  # of the heads
-    grad_norm: float  # before clipping
-    temperature: float
-    metrics: Metrics | None = None
+from ucore.tower_phase import TowerPhase
 
 
 class Trainer:
@@ -72,11 +60,13 @@ class Trainer:
         progress: bool = True,
         segments: SegmentStore | None = None,
     ) -> None:
-        self.encoder, self.config, self.progress = encoder, config, progress
+        self.encoder, self.config, self.progress = encoder, config, progress and distributed.is_first()
+        encoder.choose_precision(config.precision)
+        distributed.synchronise(encoder)
         self.train, self.val = subset(train, config.max_train_images), val
         if len(self.train) < 2:
             raise ConfigError(f"The training split has {len(self.train)} image; contrastive training needs at least 2")
-        self._start = [encoder.fingerprint("image"), encoder.fingerprint("text")]  # weights before training
+        self.start = [encoder.fingerprint("image"), encoder.fingerprint("text")]  # weights before training
         self._sets: dict[str, SegmentSets] = {}
         self._store = segments
         if config.segments != "none":
@@ -85,8 +75,10 @@ class Trainer:
                     f"segments={config.segments} needs masks: run ucore segment, then name their folder by --segments"
                 )
             encoder.add_segments(config.segments)
-            self._start += [content_hash(segments.parts.settings)]
+            self.start += [content_hash(segments.parts.settings)]
         self.out = None if out is None else Path(out)
+        self._writes = self.out is not None and distributed.is_first()
+        self._curves = Curves(self.out / "tensorboard") if self.out is not None and self._writes else None
         self.cache = None if cache is None else Path(cache)
         texts, self.text_image_index = self.train.texts
         self.texts = texts
@@ -106,7 +98,6 @@ class Trainer:
         kinds = [kind for kind in (HeadPhase, TowerPhase) if kind.epochs_of(config) > 0]
         self._kinds, self.phase_number = kinds, 0
         self._phase: Phase | None = None
-        self._writer: Any = None
         self.finished = False
         self.origin = {"commit": git_commit(), "precision": encoder.precision, "device": str(encoder.device)}
         self._between_steps = True  # False while a step is half applied, or its epoch's end half done
@@ -142,19 +133,16 @@ class Trainer:
         epoch = phase.epoch
         rows, texts = phase.next_batch()
         rate = phase.set_learning_rates()
-        torch.manual_seed(phase.seed_of(phase.step_count, salt=1))  # dropout
-        image_features, text_features = phase.forward(rows, texts)
         positives = torch.from_numpy(self.positives(rows, texts)).to(self.encoder.device)
-        parts = self.losses(rows, image_features, text_features, positives)
-        loss = torch.stack(list(parts.values())).sum()
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"The loss is {loss.item()} at step {self.step_count + 1} ({phase.name} phase); "
-                f"the batch begins with {few([str(name) for name in self.train.frame['sample_id'].iloc[rows]])}. "
-                "The last checkpoint is kept. Lower the learning rates and train into another --out."
-            )
         phase.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+
+        def losses(image_features: Tensor, text_features: Tensor) -> Parts:
+            torch.manual_seed(phase.seed_of(phase.step_count, salt=4))  # dropout of the segments' head
+            parts = self.losses(rows, image_features, text_features, positives)
+            self._require_finite(parts, rows)
+            return parts
+
+        loss = total(phase.backward(rows, texts, losses))
         norm = torch.nn.utils.clip_grad_norm_(phase.parameters, self.config.clip_norm)
         self._between_steps = False
         phase.optimizer.step()
@@ -167,7 +155,7 @@ class Trainer:
         temperature = math.exp(-self.encoder.logit_scale.item())
         result = StepResult(self.step_count, phase.name, epoch, loss.item(), rate, norm.item(), temperature)
         if phase.step_count % phase.batches_per_epoch == 0:
-            result = StepResult(**{**asdict(result), "metrics": self._end_epoch()})
+            result = replace(result, metrics=self._end_epoch())
         self._log(result)
         if result.metrics is not None:
             self.save()
@@ -184,12 +172,22 @@ class Trainer:
         sets = None if self.encoder.segments is None else self.segment_sets("train").take(rows, self.encoder.device)
         return loss_parts(self.encoder, self.config, image_features, text_features, positives, sets)
 
+    def _require_finite(self, parts: Parts, rows: np.ndarray) -> None:
+        loss = total(parts).item()
+        if not math.isfinite(loss):
+            raise UserError(
+                f"The loss is {loss} at step {self.step_count + 1} ({self.phase.name} phase); "
+                f"the batch begins with {few([str(name) for name in self.train.frame['sample_id'].iloc[rows]])}. "
+                "The last checkpoint is kept. Lower the learning rates and train into another --out."
+            )
+
     def segment_sets(self, split: Literal["train", "val"]) -> SegmentSets:
         """Tower features of the segments of the training or validation images, computed when first needed."""
         if split not in self._sets:
             assert self._store is not None
             manifest = self.train if split == "train" else self.val
-            self._sets[split] = segment_sets(self.encoder, manifest, self._store, self.config, self.progress)
+            with distributed.first_alone():  # it keeps them in files
+                self._sets[split] = segment_sets(self.encoder, manifest, self._store, self.config, self.progress)
         return self._sets[split]
 
     def positives(self, rows: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -197,7 +195,23 @@ class Trainer:
         return (self.image_groups[rows][:, None, :] == self.text_groups[texts][None, :, None]).any(-1)
 
     def fit(self, on_step: Callable[[StepResult], None] | None = None) -> Metrics:
-        """Step until done; returns the best validation metrics. Ctrl-C saves the state, then raises UserError."""
+        """Step until done; returns the best validation metrics. Ctrl-C saves the state, then raises UserError.
+
+        Raises UserError, too, while another process trains into the same folder.
+        """
+        with self._only_trainer():
+            return self._fit(on_step)
+
+    @contextmanager
+    def _only_trainer(self) -> Iterator[None]:
+        if self.out is None or not self._writes:
+            yield
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        with only_writer(self.out):
+            yield
+
+    def _fit(self, on_step: Callable[[StepResult], None] | None) -> Metrics:
         bar = tqdm(total=self.total_steps, initial=self.step_count, desc="Training", disable=not self.progress)
         try:
             with bar:
@@ -207,6 +221,8 @@ class Trainer:
                     if on_step is not None:
                         on_step(result)
         except KeyboardInterrupt:
+            if distributed.size() > 1:  # the others may be elsewhere in their steps
+                raise UserError("Stopped; repeat the command to go on from the last epoch.") from None
             if self._between_steps:
                 if self._phase is not None:
                     self._phase.close()  # batches decoded ahead belong to steps that were not made
@@ -242,7 +258,7 @@ class Trainer:
         if better:
             self.best = {**metrics, "phase": phase.name, "epoch": phase.epoch, "step": self.step_count}
             self.best_state = {k: v.detach().clone() for k, v in self.encoder.state_dict().items()}
-            if self.out is not None:
+            if self.out is not None and self._writes:
                 save_encoder(self.out, self.encoder, self.best_state, self.config, self.best)
         return metrics, better
 
@@ -256,6 +272,9 @@ class Trainer:
 
     def validate(self) -> Metrics:
         """Metrics on the whole validation gallery with the weights as they are, one view an image."""
+        return distributed.from_first(self._validate())  # so that all decide alike
+
+    def _validate(self) -> Metrics:
         image_features, text_features = self.phase.validation_features()
         if self.encoder.segments is None:
             return retrieval_metrics_from_features(image_features, text_features, self.val.texts[1])
@@ -267,48 +286,26 @@ class Trainer:
 
     def save(self) -> None:
         """Write all that `resume` needs into `out`, atomically; nothing without `out`."""
-        if self.out is None:
+        if self.out is None or not self._writes:
             return
-        state: dict[str, Any] = {
-            "config": self.config.to_dict(), "data": self._data_key(), "phase_number": self.phase_number,
-            "step_count": self.step_count, "best": self.best, "history": self.history, "seconds": self.seconds,
-            "finished": self.finished, "origin": self.origin,
-            "phase": None if self._phase is None else self._phase.state(),
-            "encoder": self.encoder.state_dict(), "best_state": self.best_state,
-        }  # fmt: skip
-        save_state(self.out, state)
+        save_state(self.out, run_state(self, None if self._phase is None else self._phase.state()))
 
     def resume(self) -> bool:
         """Go on from `out` if a state lies there; True when one did. Raises ConfigError when it is another run's."""
         state = None if self.out is None else load_state(self.out)
+        step = None if state is None else state["step_count"]
+        if not distributed.agree(step == distributed.from_first(step)):
+            raise ConfigError(
+                f"The processes find different runs in {self.out}; --out must lie where all machines see it"
+            )
         if state is None:
             return False
-        mine = self.config.to_dict()
-        changed = [
-            f"{name} {state['config'].get(name)!r} -> {mine[name]!r}"
-            for name in mine
-            if state["config"].get(name) != mine[name]
-        ]
-        if state["data"] != self._data_key():
-            changed.append("the dataset or the encoder")
-        if changed:
-            raise ConfigError(
-                f"{self.out} holds a run with other settings ({'; '.join(changed[:4])}); "
-                "choose another --out, or --restart"
-            )
-        self.phase_number, self.step_count = state["phase_number"], state["step_count"]
-        self.best, self.history, self.seconds = state["best"], state["history"], state["seconds"]
-        self.finished, self.best_state, self._phase = state["finished"], state["best_state"], None
-        self.encoder.load_state_dict(state["encoder"])
-        self.encoder.eval()  # a phase made before would have left parts of it in training mode
-        self.origin = state["origin"]
+        refuse_other_run(self, state)
+        restore(self, state)
+        self._phase = None
         if state["phase"] is not None:
             self.phase.restore(state["phase"])
         return True
-
-    def _data_key(self) -> str:
-        parts = [[list(part.frame["sample_id"]), part.texts[0]] for part in (self.train, self.val)]
-        return content_hash(self.encoder.name, *self._start, parts)
 
     # --- bookkeeping ----------------------------------------------------------------------------------------
 
@@ -316,15 +313,6 @@ class Trainer:
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
 
     def _log(self, result: StepResult) -> None:
-        row = asdict(result)
-        self.history.append({key: value for key, value in row.items() if value is not None})
-        if self.out is None:
-            return
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step_count)
-        for name in ("loss", "learning_rate", "grad_norm", "temperature"):
-            self._writer.add_scalar(f"train/{name}", row[name], self.step_count)
-        for name, value in (result.metrics or {}).items():
-            self._writer.add_scalar(f"val/{name}", value, self.step_count)
+        self.history.append(result.row())
+        if self._curves is not None:
+            self._curves.add(result)

@@ -1,0 +1,91 @@
+"""How far a training has come: what a step did, its curves, and the state it goes on from."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ucore.errors import ConfigError
+from ucore.files import content_hash
+
+if TYPE_CHECKING:
+    from ucore.train import Trainer
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimiser step did; `metrics` (validation, percent) only at the end of an epoch."""
+
+    step: int  # counts over both phases, from 1
+    phase: str
+    epoch: int  # within the phase, from 0
+    loss: float
+    learning_rate: float  # of the heads
+    grad_norm: float  # before clipping
+    temperature: float
+    metrics: Metrics | None = None
+
+    def row(self) -> dict[str, Any]:
+        """For the history: what is known, as plain JSON."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+class Curves:
+    """TensorBoard curves in `folder`; a step that is made again replaces what was drawn of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writer: Any = None
+
+    def add(self, result: StepResult) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder), purge_step=result.step)
+        for name in ("loss", "learning_rate", "grad_norm", "temperature"):
+            self._writer.add_scalar(f"train/{name}", getattr(result, name), result.step)
+        for name, value in (result.metrics or {}).items():
+            self._writer.add_scalar(f"val/{name}", value, result.step)
+
+
+def data_key(trainer: "Trainer") -> str:
+    """16 hex digits of what is trained on and from which weights."""
+    parts = [[list(part.frame["sample_id"]), part.texts[0]] for part in (trainer.train, trainer.val)]
+    return content_hash(trainer.encoder.name, *trainer.start, parts)
+
+
+def run_state(trainer: "Trainer", phase: dict[str, Any] | None) -> dict[str, Any]:
+    """All that `restore` needs; `phase` is the state of the phase under way, if one is."""
+    return {
+        "config": trainer.config.to_dict(), "data": data_key(trainer), "phase_number": trainer.phase_number,
+        "step_count": trainer.step_count, "best": trainer.best, "history": trainer.history,
+        "seconds": trainer.seconds, "finished": trainer.finished, "origin": trainer.origin, "phase": phase,
+        "encoder": trainer.encoder.state_dict(), "best_state": trainer.best_state,
+    }  # fmt: skip
+
+
+def refuse_other_run(trainer: "Trainer", state: dict[str, Any]) -> None:
+    """Raise ConfigError, naming what differs, where `state` is of a run with other settings or data."""
+    mine = trainer.config.to_dict()
+    changed = [
+        f"{name} {state['config'].get(name)!r} -> {mine[name]!r}"
+        for name in mine
+        if state["config"].get(name) != mine[name]
+    ]
+    if state["data"] != data_key(trainer):
+        changed.append("the dataset or the encoder")
+    if changed:
+        raise ConfigError(
+            f"{trainer.out} holds a run with other settings ({'; '.join(changed[:4])}); "
+            "choose another --out, or --restart"
+        )
+
+
+def restore(trainer: "Trainer", state: dict[str, Any]) -> None:
+    """Bring `trainer` to where `run_state` was taken, but for its phase."""
+    trainer.phase_number, trainer.step_count = state["phase_number"], state["step_count"]
+    trainer.best, trainer.history, trainer.seconds = state["best"], state["history"], state["seconds"]
+    trainer.finished, trainer.best_state, trainer.origin = state["finished"], state["best_state"], state["origin"]
+    trainer.encoder.load_state_dict(state["encoder"])
+    trainer.encoder.eval()  # a phase made before would have left parts of it in training mode
