@@ -11,6 +11,7 @@ starting point; for the bundled pair, whose towers know nothing of each other, t
 
 import copy
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,7 @@ class DualEncoder(nn.Module):
         self.logit_scale = nn.Parameter(start.clone())
         clip.logit_scale.requires_grad_(False)  # replaced by ours
         self.segments: SegmentBranch | None = None  # see `add_segments`
+        self.logit_bias: nn.Parameter | None = None  # see `add_bias`
 
     @property
     def device(self) -> torch.device:
@@ -118,6 +120,21 @@ class DualEncoder(nn.Module):
         self.segments = SegmentBranch(copy.deepcopy(self.clip.visual), copy.deepcopy(self.image_head), pool)
         self.segments.to(self.device).train(self.training)
         return self.segments
+
+    def add_bias(self, batch_size: int) -> None:
+        """Give the encoder the bias of `losses.sigmoid_loss`: it starts as the log odds that a pair belongs together.
+
+        Zhai et al. start at -10, for batches of 32,768 (log odds -10.4); at a head's learning rate a batch of hundreds
+        would not get away from there.
+        """
+        self.logit_bias = nn.Parameter(torch.tensor(-math.log(max(batch_size - 1, 1))).to(self.device))
+
+    @property
+    def joining(self) -> list[nn.Parameter]:
+        """What joins the towers: parameters of all heads, the temperature, and a bias where there is one."""
+        own = [*self.image_head.parameters(), *self.text_head.parameters(), self.logit_scale]
+        own += [] if self.segments is None else self.segments.learned
+        return own if self.logit_bias is None else [*own, self.logit_bias]
 
     @property
     def precision(self) -> str:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
-from ucore.config import TrainConfig
+from ucore.config import Augmentation, TrainConfig
 from ucore.device import keep_freed_memory
 from ucore.features import embed_images, embed_texts, image_tower_features, pixel_batches, text_tower_features
 from ucore.files import content_hash
 from ucore.manifest import subset
 from ucore.model import dihedral
+from ucore.neighbours import HardBatches
 
 if TYPE_CHECKING:
     from ucore.train import Trainer
@@ -85,11 +86,14 @@ class Phase:
         """Positions of the next images and, for each, of one of its texts: int64 (B,), (B,)."""
         trainer, place = self.trainer, self.step_count % self.batches_per_epoch
         rng = np.random.default_rng(self.seed_of(self.epoch))
-        order = rng.permutation(len(trainer.train))
-        counts = np.diff(trainer.first_text)
-        chosen = trainer.first_text[:-1] + (rng.random(len(counts)) * counts).astype(int)
+        order = self.composed(rng.permutation(len(trainer.train)))
+        chosen = trainer.pairs.draw(rng, self.config.description_share)
         rows = order[place * self.batch_size : (place + 1) * self.batch_size]
         return rows, chosen[rows]
+
+    def composed(self, order: np.ndarray) -> np.ndarray:
+        """The epoch's images, int64 (N,), in batches; from `order`, its shuffled ones."""
+        return order
 
     def set_learning_rates(self) -> float:
         """Linear warm-up, then cosine to zero over the phase; returns the first group's rate."""
@@ -161,8 +165,6 @@ class HeadPhase(Phase):
 
     def __init__(self, trainer: "Trainer") -> None:
         encoder, config = trainer.encoder, trainer.config
-        heads = [*encoder.image_head.parameters(), *encoder.text_head.parameters(), encoder.logit_scale]
-        heads += encoder.segments.learned if encoder.segments is not None else []
         encoder.eval()
         common: dict[str, Any] = {"cache": trainer.cache, "progress": trainer.progress}
         self.image = torch.from_numpy(image_tower_features(encoder, trainer.train, config.train_views, **common))
@@ -173,7 +175,9 @@ class HeadPhase(Phase):
         encoder.text_head.standardise(self.text)
         if encoder.segments is not None:
             encoder.segments.head.standardise(trainer.segment_sets("train").flat())
-        super().__init__(trainer, {"heads": (heads, config.head_lr)})
+        self._hard = HardBatches(self.image[:, 0].numpy(), config.hard_share) if config.hard_share else None
+        self._composed: tuple[int, np.ndarray] | None = None  # the epoch it is of, and its order
+        super().__init__(trainer, {"heads": (encoder.joining, config.head_lr)})
 
     @classmethod
     def epochs_of(cls, config: TrainConfig) -> int:
@@ -182,6 +186,13 @@ class HeadPhase(Phase):
     @classmethod
     def batch_size_of(cls, config: TrainConfig) -> int:
         return config.head_batch_size
+
+    def composed(self, order: np.ndarray) -> np.ndarray:
+        if self._hard is None:
+            return order
+        if self._composed is None or self._composed[0] != self.epoch:
+            self._composed = self.epoch, self._hard(order, self.batch_size)
+        return self._composed[1]
 
     def _set_modes(self) -> None:
         self.encoder.eval()
@@ -213,12 +224,10 @@ class TowerPhase(Phase):
 
     def __init__(self, trainer: "Trainer") -> None:
         encoder, config = trainer.encoder, trainer.config
-        heads = [*encoder.image_head.parameters(), *encoder.text_head.parameters(), encoder.logit_scale]
-        heads += encoder.segments.learned if encoder.segments is not None else []
         first = encoder.image_stages()[: config.frozen_image_stages + 1] if config.frozen_image_stages else []
         frozen = {p for stage in first for p in stage.parameters()}
         frozen |= set(encoder.token_embedding().parameters())  # rare words keep the meaning they came with
-        own = {id(p) for p in heads} | {id(encoder.clip.logit_scale)}
+        own = {id(p) for p in encoder.joining} | {id(encoder.clip.logit_scale)}
         visual = [p for p in encoder.clip.visual.parameters() if p not in frozen]
         seen = own | {id(p) for p in encoder.clip.visual.parameters()}
         text = [p for p in encoder.clip.parameters() if id(p) not in seen and p not in frozen]
@@ -240,7 +249,7 @@ class TowerPhase(Phase):
         super().__init__(
             trainer,
             {
-                "heads": (heads, config.tune_head_lr),
+                "heads": (encoder.joining, config.tune_head_lr),
                 "image": (visual, config.image_lr),
                 "text": (text, config.text_lr),
             },
@@ -272,7 +281,9 @@ class TowerPhase(Phase):
         seed = self.seed_of(self.epoch, salt=3)
 
         def augmented(image: Tensor, position: int) -> Tensor:
-            return augment(image, np.random.default_rng([seed, position]), self.config.min_crop)
+            return augment(
+                image, np.random.default_rng([seed, position]), self.config.min_crop, self.config.augmentation
+            )
 
         return pixel_batches(self.encoder, self.trainer.train.image_paths, batches, augmented)
 
@@ -284,11 +295,12 @@ class TowerPhase(Phase):
         self._pixels = None
 
 
-def augment(image: Tensor, rng: np.random.Generator, min_crop: float) -> Tensor:
-    """A random one of the eight dihedral views of a random crop, resized back; uint8 (3, H, W) to the same.
+def augment(image: Tensor, rng: np.random.Generator, min_crop: float, kind: Augmentation = "dihedral") -> Tensor:
+    """A random dihedral view (of all eight, or of two) of a random crop, resized back; uint8 (3, H, W) to the same.
 
     Nothing is rotated by other angles or padded, so no black corner ever appears.
     min_crop: smallest share of the area kept; 1 means no crop. The crop keeps the image's aspect within 3/4..4/3.
+    kind: "flip" leaves the rotations out, so that an image is flipped, left to right, or not.
     """
     if min_crop < 1:
         height, width = image.shape[-2:]
@@ -297,4 +309,5 @@ def augment(image: Tensor, rng: np.random.Generator, min_crop: float) -> Tensor:
         w = min(width, max(1, round(width * math.sqrt(share * aspect))))
         top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
         image = TF.resized_crop(image, top, left, h, w, [height, width], antialias=True)
-    return dihedral(image, int(rng.integers(0, 8))).contiguous()
+    view = int(rng.integers(0, 8))
+    return dihedral(image, view if kind == "dihedral" else view // 4 * 4).contiguous()
