@@ -61,24 +61,13 @@ ORDER = [
         "fusion",
         "checkpoint",
         "evaluate",
+        "comparison",
         "report",
     ),
-    *(
-        "pairs",
-        "neighbours",
-        "phases",
-        "train",
-        "adapt",
-        "retrieve",
-        "tasks",
-        "ablations",
-        "visualize",
-        "gallery",
-        "overlays",
-        "caption_figures",
-    ),
+    *("pairs", "neighbours"),
+    *("phases", "train", "adapt", "retrieve", "tasks", "visualize", "gallery", "overlays", "caption_figures"),
     *("basemap", "maps", "atlas", "widgets", "explorer", "segment_explorer", "caption_explorer"),
-    *("notebooks", "runner", "cli_data", "cli_augment", "cli"),
+    *("notebooks", "ablations", "runner", "cli_data", "cli_augment", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")

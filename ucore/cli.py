@@ -245,7 +245,8 @@ def reproduce(
     place = find_dataset(data, scale, seed, out)
     parameters: dict[str, Any] = {"dataset": str(place), "scale": scale, "seed": seed, "out": str(out)}
     started = time.perf_counter()
-    series = ["00_setup_check", "01_explore_map", "02_segments", "03_captions", "04_train", "09_results"]
+    series = ["00_setup_check", "01_explore_map", "02_segments", "03_captions", "04_train"]
+    series += ["07_ablations", "09_results"]
     run_all(parameters, series, out / "notebooks")
     print(f"All ran in {time.perf_counter() - started:.1f} s. Read {out / 'notebooks'} and reports/results.md")
 

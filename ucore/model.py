@@ -64,8 +64,7 @@ class DualEncoder(nn.Module):
         self.image_width, self.text_width = _tower_widths(name, clip)
         residual = name != bundled.NAME
         self.embed_dim = self.image_width if residual else config.embed_dim
-        shape = (self.embed_dim, config.hidden, config.dropout, residual)
-        self.image_head, self.text_head = Head(self.image_width, *shape), Head(self.text_width, *shape)
+        self.new_heads()
         start = clip.logit_scale.detach().float() if residual else torch.tensor(1 / config.temperature).log()
         self.logit_scale = nn.Parameter(start.clone())
         clip.logit_scale.requires_grad_(False)  # replaced by ours
@@ -75,6 +74,13 @@ class DualEncoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.logit_scale.device
+
+    def new_heads(self) -> None:
+        """Give both towers untrained heads, drawn from torch's generator."""
+        shape = (self.embed_dim, self.config.hidden, self.config.dropout, self.name != bundled.NAME)
+        device = self.pixel_mean.device
+        self.image_head = Head(self.image_width, *shape).to(device)
+        self.text_head = Head(self.text_width, *shape).to(device)
 
     def image_tower(self, images: Tensor) -> Tensor:
         """Tower features, float (B, image_width).
