@@ -5,6 +5,7 @@ import pytest
 
 from ucore.config import ModelConfig, TrainConfig, did_you_mean
 from ucore.errors import ConfigError
+from ucore.notebooks import parse_parameters
 
 
 def refusal(**settings) -> str:
@@ -134,6 +135,10 @@ def test_limits_are_inside(name, inside, outside):
 
 def test_all_images_are_taken_where_no_number_is_given():
     assert TrainConfig.at("tiny", max_train_images=None).max_train_images is None
+
+
+def test_none_of_the_command_line_means_no_segments():
+    assert TrainConfig.at("tiny", method="paper", **parse_parameters(["segments=none"])).segments == "none"
 
 
 def test_a_training_without_epochs_is_refused():

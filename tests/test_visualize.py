@@ -344,7 +344,7 @@ def test_a_forest_shows_each_difference_on_its_interval():
     ]
     figure = plot_differences(rows)
     (axes,) = frames(figure)
-    spans = [line.get_xdata().tolist() for line in axes.lines if len(line.get_xdata()) == 2][:2]
+    spans = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2][:2]
     assert spans == [[0.5, 2.5], [-1.5, 0.25]]
     dots = [line for line in axes.lines if line.get_marker() == "o"]
     assert [line.get_xdata()[0] for line in dots] == [1.5, -0.5]

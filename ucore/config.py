@@ -122,6 +122,8 @@ class TrainConfig:
         for name in values:
             if name not in names:
                 raise ConfigError(f"{name!r} is not a training setting{did_you_mean(name, names)}")
+        if values.get("segments", "") is None:  # what "none" is on the command line
+            values = {**values, "segments": "none"}
         config = cls(**values)
         config.check()
         return config
