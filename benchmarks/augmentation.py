@@ -17,7 +17,7 @@ import argparse
 import json
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ucore.captions import caption_dataset
+from ucore.comparison import seeded_difference
 from ucore.crops import crop_segments
 from ucore.data import read_dataset
 from ucore.evaluate import METRICS, metrics_from_ranks, retrieval_ranks_from_features
@@ -182,23 +183,6 @@ def ranks_of(heads: Heads, images: np.ndarray, texts: np.ndarray, owner: np.ndar
         return retrieval_ranks_from_features(heads.images(images).numpy(), heads.texts(texts).numpy(), owner)
 
 
-def difference(ours: Sequence[Ranks], base: Sequence[Ranks], owner: np.ndarray, draws: int = 1000) -> list[float]:
-    """Mean over seeds of the difference in mR, and its 95 % interval: pictures and seeds drawn again together."""
-    rng, count = np.random.default_rng(0), len(ours[0][0])
-    column = METRICS.index("mR")
-    values = []
-    for draw in range(draws + 1):
-        times = np.ones(count, int) if draw == 0 else np.bincount(rng.integers(count, size=count), minlength=count)
-        seeds = range(len(ours)) if draw == 0 else rng.integers(len(ours), size=len(ours))
-        each = [
-            [list(metrics_from_ranks(np.repeat(i2t, times), np.repeat(t2i, times[owner])).values())[column]
-             for i2t, t2i in (ours[seed], base[seed])]
-            for seed in seeds
-        ]  # fmt: skip
-        values.append(float(np.mean([a - b for a, b in each])))
-    return [round(v, 2) for v in (values[0], *np.quantile(values[1:], [0.025, 0.975]))]
-
-
 def compare(
     name: str, arms: dict[str, Callable[[int], Ranks]], seeds: int, owner: np.ndarray, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
@@ -212,7 +196,7 @@ def compare(
         row = {"side": name, "arm": arm, **{m: round(float(v), 2) for m, v in zip(METRICS, every.mean(0), strict=True)},
                "mR_seeds": every[:, METRICS.index("mR")].round(2).tolist()}  # fmt: skip
         if arm != next(iter(arms)):
-            row["mR_difference"] = difference(found[arm], base, owner)
+            row["mR_difference"] = [round(value, 2) for value in seeded_difference(found[arm], base, owner)]
         rows.append(row)
         say(json.dumps(row))
     return rows

@@ -5,6 +5,7 @@ import pytest
 
 from ucore.config import ModelConfig, TrainConfig, did_you_mean
 from ucore.errors import ConfigError
+from ucore.notebooks import parse_parameters
 
 
 def refusal(**settings) -> str:
@@ -46,6 +47,31 @@ def test_an_unknown_scale_is_refused(scale, hint):
     with pytest.raises(ConfigError, match=f"Unknown scale '{scale}'") as caught:
         TrainConfig.at(scale)
     assert hint in str(caught.value)
+
+
+def test_the_papers_method_is_one_more_dial_and_an_override_still_wins():
+    paper = TrainConfig.at("tiny", method="paper")
+    assert (paper.loss, paper.margin, paper.segments, paper.segment_count) == ("triplet", 0.2, "mean", 5)
+    assert (paper.segment_background, paper.train_views, paper.test_views, paper.augmentation) == (
+        "white",
+        1,
+        1,
+        "flip",
+    )
+    assert paper.ema == paper.label_smoothing == paper.weight_decay == 0
+    assert (paper.scale, paper.max_train_images) == ("tiny", 1500)
+    assert TrainConfig.at("small", method="paper", loss="clip", segments="late").segments == "late"
+    assert TrainConfig.at("small", method="ucore") == TrainConfig.at("small")
+    with pytest.raises(ConfigError, match=r"Unknown method 'papr': choose paper or ucore; did you mean 'paper'\?"):
+        TrainConfig.at("small", method="papr")
+
+
+def test_a_method_that_needs_masks_says_how_to_get_them_or_do_without():
+    with pytest.raises(ConfigError, match=r"method=paper .* run ucore segment, .* --segments; or .* -s segments=none"):
+        TrainConfig.at("tiny", method="paper").require_masks(False)
+    TrainConfig.at("tiny", method="paper").require_masks(True)
+    TrainConfig.at("tiny", method="paper", segments="none").require_masks(False)
+    TrainConfig.at("tiny").require_masks(False)
 
 
 # --- names and values ---------------------------------------------------------------------------------------
@@ -96,6 +122,9 @@ def test_counts_are_whole_numbers(name):
         ("head_lr", 1, 1.01),
         ("max_train_images", 2, 1),
         ("test_views", 4, 3),
+        ("soft_share", 0.5, 0.51),
+        ("hard_share", 0.9, 0.91),
+        ("description_share", 1, 1.01),
         ("seed", 2**31 - 1, 2**31),
     ],
 )
@@ -106,6 +135,10 @@ def test_limits_are_inside(name, inside, outside):
 
 def test_all_images_are_taken_where_no_number_is_given():
     assert TrainConfig.at("tiny", max_train_images=None).max_train_images is None
+
+
+def test_none_of_the_command_line_means_no_segments():
+    assert TrainConfig.at("tiny", method="paper", **parse_parameters(["segments=none"])).segments == "none"
 
 
 def test_a_training_without_epochs_is_refused():

@@ -60,12 +60,14 @@ ORDER = [
         "micro_captioner_data",
         "micro_captioner_train",
         "losses",
-        "fusion",
         "hubness",
+        "fusion",
         "checkpoint",
         "evaluate",
+        "comparison",
         "report",
     ),
+    *("pairs", "neighbours"),
     *(
         "progress",
         "phases",
@@ -80,7 +82,7 @@ ORDER = [
         "caption_figures",
     ),
     *("basemap", "maps", "atlas", "widgets", "explorer", "segment_explorer", "caption_explorer"),
-    *("notebooks", "runner", "cli_data", "cli_augment", "cli"),
+    *("notebooks", "ablations", "runner", "cli_data", "cli_augment", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")

@@ -97,6 +97,27 @@ def test_segments_and_captions_run_on_simulated_data_and_keep_the_leak_apart(tmp
         assert (tmp_path / "runs" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_ablation_shows_its_arms_with_intervals_and_repeats_nothing(tiny_rsicd, tmp_path):
+    given = {
+        "dataset": str(tiny_rsicd),
+        "epochs": 1,
+        "seeds": 1,
+        "generator": "slic",
+        "arms": ["segments=none", "ema=0"],
+    }
+    given |= {"out": str(tmp_path / "runs"), "reports": str(tmp_path / "reports")}
+    run_notebook("07", given, tmp_path / "notebooks", progress=False)
+    report = load_report(tmp_path / "reports" / "07_ablations-lite0-minilm-tiny" / "metrics.json")
+    differences = {row["label"]: row for row in report["metrics"] if row["metric"] == "mR_difference"}
+    assert set(differences) == {"segments=none", "ema=0"}
+    assert all(row["low"] <= row["value"] <= row["high"] for row in differences.values())
+    assert (tmp_path / "reports" / "07_ablations-lite0-minilm-tiny" / "ablations.png").stat().st_size > 1000
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "07_ablations").glob("*.json")}
+    assert len(kept) == 3
+    run_notebook("07", given, tmp_path / "again", html=False, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
 def test_training_on_real_images_beats_chance_tenfold(tmp_path):
     if not os.environ.get("UCORE_DATA"):
         pytest.skip("UCORE_DATA is not set: the notebook was not tried on real images")

@@ -1,24 +1,26 @@
 """Training: resuming equals never stopping, positives are right, what is kept is the best."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from ucore.checkpoint import load_checkpoint
+from ucore.checkpoint import load_bank, load_checkpoint
 from ucore.config import TrainConfig
 from ucore.crop_features import image_keys
 from ucore.data import read_dataset
 from ucore.errors import CheckpointError, ConfigError, DataError, UserError
 from ucore.files import only_writer
 from ucore.fusion import fused
+from ucore.hubness import correct_hubs
 from ucore.images import load_image
 from ucore.manifest import subset
 from ucore.masks import Segments
 from ucore.model import load_encoder
 from ucore.segment_store import SegmentStore, row_of
-from ucore.tasks import forget_run
+from ucore.tasks import forget_run, score, train_checkpoint
 from ucore.tower_phase import augment
 from ucore.train import Trainer
 
@@ -126,11 +128,11 @@ def test_early_stopping_ends_a_phase_and_the_next_starts_from_the_best(new_train
 
 def test_positives_are_own_and_identical_captions(new_trainer):
     trainer = new_trainer()
-    groups = trainer.text_groups
+    groups, owner = trainer.pairs.groups, trainer.train.texts[1]
     rows, texts = trainer.phase.next_batch()
-    expected = [[groups[text] in groups[trainer.text_image_index == row] for text in texts] for row in rows]
+    expected = [[groups[text] in groups[owner == row] for text in texts] for row in rows]
     np.testing.assert_array_equal(trainer.positives(rows, texts), expected)
-    assert (trainer.text_image_index[texts] == rows).all()
+    assert (owner[texts] == rows).all()
 
 
 def test_an_epoch_shows_every_image_once(new_trainer):
@@ -158,8 +160,8 @@ def test_frozen_parts_stay_and_tuned_parts_move(new_trainer):
     assert not [name for name in moved if name.startswith(frozen)]
 
 
-def test_both_losses_learn(new_trainer):
-    for loss in ("clip", "triplet"):
+def test_every_loss_learns(new_trainer):
+    for loss in ("clip", "triplet", "sigmoid"):
         trainer = new_trainer(tune_epochs=0, head_epochs=15, loss=loss, patience=15, ema=0)
         trainer.fit()
         losses = [row["loss"] for row in trainer.history]
@@ -279,6 +281,61 @@ def test_history_is_plain_json(new_trainer):
     assert json.loads(json.dumps(trainer.history)) == trainer.history
 
 
+# --- settings that are off by default ---------------------------------------------------------------------------
+
+
+def test_resuming_is_exact_with_soft_positives_hard_batches_and_the_sigmoid_loss(new_trainer, tmp_path):
+    changes = dict(soft_share=0.2, hard_share=0.5, loss="sigmoid")
+    whole = new_trainer(**changes)
+    whole.fit()
+    broken = new_trainer(tmp_path, **changes)
+    for _ in range(7):  # into the second phase
+        broken.step()
+    broken.save()
+    again = new_trainer(tmp_path, **changes)
+    assert again.resume()
+    again.fit()
+    same(whole, again)
+    loaded, _ = load_checkpoint(tmp_path)
+    assert loaded.logit_bias is not None and torch.equal(loaded.logit_bias, whole.best_state["logit_bias"])
+
+
+def test_hard_batches_show_every_image_once_and_differ_from_epoch_to_epoch(new_trainer):
+    trainer = new_trainer(tune_epochs=0, hard_share=0.5, head_epochs=3)
+    epochs = []
+    for _ in range(2):
+        epochs.append([])
+        for _ in range(3):
+            epochs[-1].extend(trainer.phase.next_batch()[0].tolist())
+            trainer.step()
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(24))
+    assert epochs[0] != epochs[1]
+
+
+def test_descriptions_are_learned_from_and_captions_are_asked_for(parts, cache, encoder_factory):
+    train, val = (subset(part, None) for part in parts)
+    frame = train.frame.assign(description=[f"Scene {n}. It is one of a kind." for n in range(len(train))])
+    described = dataclasses.replace(train, frame=frame)
+    config = TrainConfig.at("small", **{**SMALL, "tune_epochs": 0, "description_share": 1.0})
+    trainer = Trainer(encoder_factory(), described, val, config, cache=cache, progress=False)
+    rows, texts = trainer.phase.next_batch()
+    shown = {trainer.texts[text] for text in texts}
+    assert all("Scene" in text or text == "It is one of a kind." for text in shown)
+    assert trainer.positives(rows, texts).diagonal().all()
+    trainer.fit()
+    with pytest.raises(ConfigError, match="run ucore caption"):
+        Trainer(encoder_factory(), train, val, config, cache=cache, progress=False)
+
+
+def test_flips_alone_leave_the_rows_where_they_are():
+    rows = torch.arange(30, dtype=torch.uint8).view(1, 30, 1).expand(3, 30, 30)
+    for seed in range(20):
+        assert torch.equal(augment(rows, np.random.default_rng(seed), 1.0, "flip"), rows)
+    columns = rows.transpose(1, 2)
+    seen = {augment(columns, np.random.default_rng(seed), 1.0, "flip")[0, 0, 0].item() for seed in range(20)}
+    assert seen == {0, 29}
+
+
 # --- segments -------------------------------------------------------------------------------------------------
 
 
@@ -328,7 +385,7 @@ def test_training_with_segments_goes_on_as_if_it_had_not_stopped(segment_trainer
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attention", "late"])
-@pytest.mark.parametrize("loss", ["clip", "triplet"])
+@pytest.mark.parametrize("loss", ["clip", "triplet", "sigmoid"])
 def test_segments_add_a_part_to_the_loss_and_learn(segment_trainer, pooling, loss):
     trainer = segment_trainer(segments=pooling, loss=loss, tune_epochs=0, head_epochs=8)
     phase = trainer.phase
@@ -348,6 +405,46 @@ def test_segments_add_a_part_to_the_loss_and_learn(segment_trainer, pooling, los
     assert after < before
 
 
+@pytest.mark.parametrize("pooling", ["mean", "late"])
+def test_segments_are_drawn_to_their_image_with_the_weight_given(segment_trainer, pooling):
+    changes = dict(segments=pooling, tune_epochs=0, loss="triplet")
+    losses = []
+    for weight in (0.0, 1.0, 3.0):
+        trainer = segment_trainer(**changes, image_segment_weight=weight)
+        rows, texts = trainer.phase.next_batch()
+        trainer.encoder.eval()
+        image, text = trainer.phase.forward(rows, texts)
+        parts = trainer.losses(rows, image, text, torch.from_numpy(trainer.positives(rows, texts)))
+        losses.append(parts.get("image_segment", torch.tensor(0.0)).item())
+    assert losses[0] == 0
+    assert losses[2] == pytest.approx(3 * losses[1], rel=1e-5)
+    branch = trainer.encoder.segments
+    tower, present = trainer.segment_sets("train").take(rows)
+    some = present.any(dim=1)
+    scores = branch.pool(branch.features(tower, present), present, image)[some][:, some]
+    own = scores.diagonal()
+    others = ~torch.eye(len(scores), dtype=torch.bool)
+    expected = ((0.2 + scores - own[:, None]).clamp(min=0) + (0.2 + scores - own).clamp(min=0))[others].sum() / len(own)
+    assert losses[1] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_batch_without_any_segments_learns_from_images_alone(segment_trainer):
+    trainer = segment_trainer(loss="triplet", tune_epochs=0, image_segment_weight=1.0)
+    rows = np.array([1])  # the one picture without segments
+    image, text = trainer.phase.forward(rows, trainer.first_text[rows])
+    parts = trainer.losses(rows, image, text, torch.ones(1, 1, dtype=torch.bool))
+    assert set(parts) == {"image_text"} and torch.isfinite(parts["image_text"])
+
+
+def test_the_papers_method_trains_with_a_frozen_tower_for_segments(segment_trainer):
+    paper = TrainConfig.at("small", method="paper").to_dict()
+    changes = {k: v for k, v in paper.items() if k not in SMALL} | {"train_views": 1, "segment_count": 2}
+    trainer = segment_trainer(**{k: v for k, v in changes.items() if k not in ("scale", "method")}, method="paper")
+    assert trainer.config.loss == "triplet" and not trainer.phase.average
+    trainer.fit()
+    assert np.isfinite([row["loss"] for row in trainer.history]).all()
+
+
 def test_an_image_without_segments_is_scored_by_itself(segment_trainer):
     trainer = segment_trainer(tune_epochs=0)
     present = trainer.segment_sets("val").present.numpy()
@@ -357,9 +454,32 @@ def test_an_image_without_segments_is_scored_by_itself(segment_trainer):
     assert scores[1] == pytest.approx([0.2] * 3) and scores[0] == pytest.approx([0.3] * 3)
 
 
+def test_a_checkpoints_bank_knows_the_segments_that_its_scores_hold(parts, cache, encoder_factory, store, tmp_path):
+    changes = {"segments": "late", "segment_count": 3, "tune_epochs": 0}
+    config = TrainConfig.at("small", **{**SMALL, **changes})
+    _, plain, corrected = train_checkpoint(
+        encoder_factory(), *parts, config, tmp_path, cache, progress=False, segments=store
+    )  # fmt: skip
+    encoder, _ = load_checkpoint(tmp_path)
+    bank = load_bank(tmp_path)
+    assert bank is not None and bank.segments is not None
+    assert (bank.segments != 0).any(axis=2).sum(axis=1).tolist() == [2, 0, *[2] * 22]
+    again = score(encoder, parts[1], 1, False, store, config)
+    np.testing.assert_array_equal(again.similarity, plain.similarity)
+    np.testing.assert_array_equal(again.corrected(encoder, bank).similarity, corrected.similarity)
+    as_if_alone = correct_hubs(
+        plain.similarity,
+        plain.image_features,
+        plain.text_features,
+        bank,
+        float(torch.exp(-encoder.logit_scale.detach())),
+    )
+    assert np.abs(as_if_alone - corrected.similarity).max() > 1e-4
+
+
 def test_segments_that_are_lacking_are_asked_for(parts, cache, encoder_factory, store, tmp_path):
     config = TrainConfig.at("small", **{**SMALL, "segments": "mean"})
-    with pytest.raises(ConfigError, match="run ucore segment, then"):
+    with pytest.raises(ConfigError, match="needs masks: run ucore segment, then"):
         Trainer(encoder_factory(), *parts, config, cache=cache, progress=False)
     empty = SegmentStore(tmp_path / "empty", {"generator": "none"})
     with pytest.raises(DataError, match="Run ucore segment on this data"):

@@ -17,7 +17,7 @@ from ucore.errors import ConfigError, DataError
 from ucore.evaluate import RECALLS, retrieval_ranks
 from ucore.gallery import example_queries, plot_gallery, plot_samples
 from ucore.manifest import Manifest
-from ucore.visualize import Picture, plot_curves, plot_recalls, plot_similarity, smoothed
+from ucore.visualize import Picture, plot_curves, plot_differences, plot_recalls, plot_similarity, smoothed
 
 COLOURS = ((250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0))
 
@@ -331,3 +331,26 @@ def test_samples_show_each_image_with_its_own_first_caption(tiny_rsicd):
     assert all(manifest.frame["captions"][row][0][:25] in said for row in shown)
     with pytest.raises(ConfigError, match="at least one"):
         plot_samples(manifest, n=0)
+
+
+# --- differences ------------------------------------------------------------------------------------------------
+
+
+def test_a_forest_shows_each_difference_on_its_interval():
+    rows = [
+        {"arm": "base"},
+        {"arm": "a=1", "difference": 1.5, "low": 0.5, "high": 2.5},
+        {"arm": "b=2", "difference": -0.5, "low": -1.5, "high": 0.25},
+    ]
+    figure = plot_differences(rows)
+    (axes,) = frames(figure)
+    spans = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2][:2]
+    assert spans == [[0.5, 2.5], [-1.5, 0.25]]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in dots] == [1.5, -0.5]
+    assert [line.get_color() == "white" for line in dots] == [False, True]  # hollow where the interval holds 0
+    assert {"a=1  +1.50", "b=2  -0.50"} <= set(words(figure))
+    assert "a=1 +1.50 [+0.50, +2.50]" in figure.alt and "base" not in figure.alt.split(". ")[1]
+    assert size(figure)[0] == 800
+    with pytest.raises(DataError, match="No row has a difference"):
+        plot_differences(rows[:1])

@@ -76,6 +76,8 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
         encoder = load_encoder(name, None, heads, device, load_weights=False, preprocess=preprocess)
         if card["train"].get("segments", "none") != "none":
             encoder.add_segments(card["train"]["segments"])
+        if card["train"].get("loss") == "sigmoid":
+            encoder.add_bias(card["train"]["head_batch_size"])
     except ConfigError as error:
         raise CheckpointError(f"{card_path} names an encoder this ucore does not have: {error}") from error
     fill(encoder, read_weights(folder / WEIGHTS), f"{folder / WEIGHTS} as {name}")
@@ -109,7 +111,8 @@ def save_bank(folder: Path, bank: Bank) -> None:
     """Keep a bank of training features beside the weights in `folder` that made them."""
     metadata = {"weights": file_hash(folder / WEIGHTS)}
     with atomic_path(folder / BANK) as temporary:
-        save_file({"images": bank.images, "texts": bank.texts}, temporary, metadata)
+        arrays = {"images": bank.images, "texts": bank.texts, "segments": bank.segments}
+        save_file({name: array for name, array in arrays.items() if array is not None}, temporary, metadata)
 
 
 def load_bank(folder: str | Path) -> Bank | None:
@@ -123,6 +126,6 @@ def load_bank(folder: str | Path) -> Bank | None:
     try:
         with safe_open(path, "np") as stored:
             belongs = (stored.metadata() or {}).get("weights") == file_hash(Path(folder) / WEIGHTS)
-            return Bank(stored.get_tensor("images"), stored.get_tensor("texts")) if belongs else None
-    except (SafetensorError, OSError) as error:
+            return Bank(**{name: stored.get_tensor(name) for name in sorted(stored.keys())}) if belongs else None
+    except (SafetensorError, OSError, TypeError) as error:
         raise CheckpointError(f"{path} is cut short or not a bank ({error}); copy the checkpoint again") from error

@@ -36,6 +36,7 @@ def train(
     encoder: str = "lite0-minilm",
     pretrained: str | None = None,
     scale: str = "small",
+    method: str = "ucore",
     seed: int = 0,
     out: Path = Path("runs/train"),
     domain: str | None = None,
@@ -53,11 +54,12 @@ def train(
         encoder: lite0-minilm (bundled, no download) or any open_clip architecture.
         pretrained: open_clip hub tag or local weight file, for open_clip architectures.
         scale: tiny (a minute on two cores), small (forty minutes) or full (GPU).
+        method: ucore (the best we found) or paper (UrbanCross as published, its mistakes corrected; needs segments).
         seed: Of every random choice.
         out: Folder for the checkpoint, validation.json, split.json and TensorBoard curves.
         domain: Use one domain (country, dataset) only.
         segments: Folder of masks that `ucore segment` wrote for this data: trains with them, pooled as -s segments=
-            mean, attention or late (the default) says.
+            mean (of method paper), attention or late (of method ucore) says.
         cache: Folder for tower features, shared between runs.
         device: auto, cpu, cuda or cuda:N. Of processes that torchrun started, each takes a GPU of its own.
         skip_bad: Leave unreadable images out instead of stopping.
@@ -67,9 +69,11 @@ def train(
     from ucore.notebooks import parse_parameters
 
     started = time.perf_counter()
-    values = {"scale": scale, "seed": seed, **({} if segments is None else {"segments": "late"})}
+    pooled = {} if segments is None or method == "paper" else {"segments": "late"}
+    values: dict[str, Any] = {"scale": scale, "method": method, "seed": seed, **pooled}
     values |= parse_parameters(settings)
     config = TrainConfig.at(str(values.pop("scale")), **values)
+    config.require_masks(segments is not None)
     seed = config.seed
     with _progress("Loading libraries and data"):
         from ucore.data import read_dataset
@@ -244,7 +248,8 @@ def reproduce(
     place = find_dataset(data, scale, seed, out)
     parameters: dict[str, Any] = {"dataset": str(place), "scale": scale, "seed": seed, "out": str(out)}
     started = time.perf_counter()
-    series = ["00_setup_check", "01_explore_map", "02_segments", "03_captions", "04_train", "09_results"]
+    series = ["00_setup_check", "01_explore_map", "02_segments", "03_captions", "04_train"]
+    series += ["07_ablations", "09_results"]
     run_all(parameters, series, out / "notebooks")
     print(f"All ran in {time.perf_counter() - started:.1f} s. Read {out / 'notebooks'} and reports/results.md")
 

@@ -84,8 +84,9 @@ def segment_features(
         raise DataError(f"{store.folder} lacks the segments of {few(lacking)}. Run ucore segment on this data first.")
     crops: dict[str, Any] = {"background": background, "size": encoder.image_size[0], "margin": margin}
     chosen: dict[str, Any] = {"k": k, "diversity": diversity}
-    parts = store.feature_store({"encoder": encoder.fingerprint("segment"), **crops, **chosen, "version": VERSION})
+    settings = {"encoder": encoder.fingerprint("segment"), **crops, **chosen, "version": VERSION}
     keys = {sample_id: store.key(sample_id) for sample_id in samples}
+    parts = _kept(store, settings, {keys[sample_id] for sample_id in samples if sample_id not in bad})
     done = parts.done()
     todo = [image for image in distinct_images(keys, manifest) if image.sample_id in store and image.key not in done]
 
@@ -106,10 +107,25 @@ def segment_features(
     for number, sample_id in enumerate(samples):
         if sample_id not in bad:
             row = parts.row(keys[sample_id])
-            counts[number] = len(row["rows"])
-            stored = np.frombuffer(row["features"], np.float16)
-            features[number, : counts[number]] = stored.reshape(-1, encoder.image_width)
+            counts[number] = min(len(row["rows"]), k)
+            stored = np.frombuffer(row["features"], np.float16).reshape(-1, encoder.image_width)
+            features[number, : counts[number]] = stored[:k]
     return features, counts
+
+
+def _kept(store: SegmentStore, settings: dict[str, Any], keys: set[str]) -> PartStore:
+    """Where features made with `settings` are kept; of more segments an image, if these are there for all `keys`.
+
+    Segments are chosen best first, so that the best k of an image are the first k of more.
+    """
+    parts = store.feature_store(settings)
+    if not keys <= parts.done():
+        for other in store.feature_settings():
+            if other.get("k", 0) > settings["k"] and {**other, "k": settings["k"]} == settings:
+                more = store.feature_store(other)
+                if keys <= more.done():
+                    return more
+    return parts
 
 
 def _cut_ahead(

@@ -7,10 +7,14 @@ from torch import Tensor
 from ucore.alignment import SegmentBranch, SegmentSets, has_segments, present_of
 from ucore.config import TrainConfig
 from ucore.crop_features import segment_features
-from ucore.losses import contrastive_loss, hinge_loss
+from ucore.errors import DataError
+from ucore.hubness import Bank, bias_of, distinct_rows
+from ucore.losses import contrastive_loss, hinge_loss, sigmoid_loss
 from ucore.manifest import Manifest
 from ucore.model import DualEncoder
 from ucore.segment_store import SegmentStore
+
+AT_ONCE = 256  # images whose segments are compared with all texts
 
 
 def segment_sets(
@@ -23,16 +27,27 @@ def segment_sets(
 
 
 @torch.inference_mode()
-def segment_scores(
-    branch: SegmentBranch, sets: SegmentSets, text_features: np.ndarray, device: torch.device | str = "cpu"
+def segment_vectors(branch: SegmentBranch, sets: SegmentSets, device: torch.device | str = "cpu") -> np.ndarray:
+    """Features float32 (N, K, D) of all segments in the shared space, L2-normalised; 0 where there is none."""
+    rows = (np.arange(start, min(start + AT_ONCE, len(sets.present))) for start in range(0, len(sets.present), AT_ONCE))
+    return np.concatenate([branch.features(*sets.take(some, device)).cpu().numpy() for some in rows])
+
+
+@torch.inference_mode()
+def vector_scores(
+    branch: SegmentBranch, vectors: np.ndarray, text_features: np.ndarray, device: torch.device | str = "cpu"
 ) -> np.ndarray:
-    """Scores float32 (N, M) of every image's segments with every text, float32 (M, D), some images at a time."""
-    texts = torch.from_numpy(text_features).to(device)
-    result = np.empty((len(sets.present), len(texts)), np.float32)
-    for start in range(0, len(result), 256):
-        tower, present = sets.take(np.arange(start, min(start + 256, len(result))), device)
-        result[start : start + 256] = branch.pool(branch.features(tower, present), present, texts).cpu().numpy()
-    return result
+    """Scores float32 (N, M) of sets of segments (`segment_vectors`) with texts, float (M, D), some at a time.
+
+    Equal texts score exactly equal.
+    """
+    rows, place = distinct_rows(text_features)
+    texts = torch.from_numpy(text_features[rows].astype(np.float32)).to(device)
+    result = np.empty((len(vectors), len(texts)), np.float32)
+    for start in range(0, len(result), AT_ONCE):
+        some = torch.from_numpy(vectors[start : start + AT_ONCE].astype(np.float32)).to(device)
+        result[start : start + AT_ONCE] = branch.pool(some, (some != 0).any(dim=2), texts).cpu().numpy()
+    return result[:, place]
 
 
 def fused(image_scores: np.ndarray, segment_scores: np.ndarray, present: np.ndarray, share: float) -> np.ndarray:
@@ -49,8 +64,46 @@ def with_segments(
 ) -> np.ndarray:
     """Scores float32 (N, M) of images, `similarity`, and of their segments in one: `fused`."""
     assert encoder.segments is not None
-    of_segments = segment_scores(encoder.segments, sets, text_features, encoder.device)
+    vectors = segment_vectors(encoder.segments, sets, encoder.device)
+    of_segments = vector_scores(encoder.segments, vectors, text_features, encoder.device)
     return fused(similarity, of_segments, sets.present.numpy(), share)
+
+
+def fused_biases(
+    encoder: DualEncoder,
+    image_features: np.ndarray,
+    text_features: np.ndarray,
+    sets: SegmentSets,
+    bank: Bank,
+    share: float,
+    temperature: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `hubness` adds to scores of images and segments in one: float32 (N,) for images, (M,) for texts.
+
+    How well a text fits training images with their segments, and an image with its segments training captions.
+    image_features: float (N, D), with segments `sets`; text_features: float (M, D). Raises DataError where the bank
+    knows no segments.
+    """
+    assert encoder.segments is not None
+    if bank.segments is None:
+        raise DataError(
+            "The bank beside this checkpoint knows no segments, and its scores do: repeat ucore train on the folder of "
+            "the checkpoint, which makes the bank anew, or leave hubs as they are with --no-correct-hubs"
+        )
+    branch, device = encoder.segments, encoder.device
+
+    def scores(images: np.ndarray, vectors: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        plain = images.astype(np.float64) @ texts.astype(np.float64).T
+        return fused(plain, vector_scores(branch, vectors, texts, device), (vectors != 0).any(axis=2), share)
+
+    known, vectors = bank.segments, segment_vectors(branch, sets, device)
+    rows, place = distinct_rows(text_features)
+    texts = bias_of(lambda some: scores(bank.images, known, text_features[rows[some]]).T, len(rows), temperature)[place]
+    own, place = distinct_rows(image_features, vectors)
+    images = bias_of(
+        lambda some: scores(image_features[own[some]], vectors[own[some]], bank.texts), len(own), temperature
+    )
+    return images[place], texts
 
 
 def loss_parts(
@@ -61,22 +114,32 @@ def loss_parts(
     positives: Tensor,
     sets: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """The parts of the loss, weighted: images with texts, and, where there are any, segments with texts.
+    """The parts of the loss, weighted: images with texts and, where there are any, segments with texts and with images.
 
     Features: float (B, D), L2-normalised; positives: as of `losses`; sets: the images' tower features of segments,
     float (B, K, W), and which are present, bool (B, K), as `SegmentSets.take` gives them. Images without segments count
-    in the first part alone.
+    in the first part alone. Images and segments belong together where they are of one image.
     """
 
     def loss(similarity: Tensor, belonging: Tensor) -> Tensor:
         if config.loss == "triplet":
             return hinge_loss(similarity, belonging, config.margin)
+        if encoder.logit_bias is not None:
+            return sigmoid_loss(similarity, encoder.logit_scale, encoder.logit_bias, belonging)
         return contrastive_loss(similarity, encoder.logit_scale, belonging, config.label_smoothing)
 
     parts = {"image_text": loss(image_features @ text_features.T, positives)}
     if encoder.segments is not None and sets is not None:
         tower, present = sets
-        scores = encoder.segments.pool(encoder.segments.features(tower, present), present, text_features)
         some = has_segments(present)
-        parts["segment_text"] = config.segment_weight * loss(scores[some], positives[some])
+        if not some.any():
+            return parts
+        present = present[some]
+        segments, pool = encoder.segments.features(tower[some], present), encoder.segments.pool
+        scores = pool(segments, present, text_features)
+        parts["segment_text"] = config.segment_weight * loss(scores, positives[some])
+        if config.image_segment_weight:
+            scores = pool(segments, present, image_features[some])
+            own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+            parts["image_segment"] = config.image_segment_weight * loss(scores, own)
     return parts

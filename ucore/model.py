@@ -11,6 +11,7 @@ starting point; for the bundled pair, whose towers know nothing of each other, t
 
 import copy
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,17 +64,24 @@ class DualEncoder(nn.Module):
         self.image_width, self.text_width = _tower_widths(name, clip)
         residual = name != bundled.NAME
         self.embed_dim = self.image_width if residual else config.embed_dim
-        shape = (self.embed_dim, config.hidden, config.dropout, residual)
-        self.image_head, self.text_head = Head(self.image_width, *shape), Head(self.text_width, *shape)
+        self.new_heads()
         start = clip.logit_scale.detach().float() if residual else torch.tensor(1 / config.temperature).log()
         self.logit_scale = nn.Parameter(start.clone())
         clip.logit_scale.requires_grad_(False)  # replaced by ours
         self._precision: Precision = "auto"
         self.segments: SegmentBranch | None = None  # see `add_segments`
+        self.logit_bias: nn.Parameter | None = None  # see `add_bias`
 
     @property
     def device(self) -> torch.device:
         return self.logit_scale.device
+
+    def new_heads(self) -> None:
+        """Give both towers untrained heads, drawn from torch's generator."""
+        shape = (self.embed_dim, self.config.hidden, self.config.dropout, self.name != bundled.NAME)
+        device = self.pixel_mean.device
+        self.image_head = Head(self.image_width, *shape).to(device)
+        self.text_head = Head(self.text_width, *shape).to(device)
 
     def image_tower(self, images: Tensor) -> Tensor:
         """Tower features, float (B, image_width).
@@ -119,6 +127,21 @@ class DualEncoder(nn.Module):
         self.segments = SegmentBranch(copy.deepcopy(self.clip.visual), copy.deepcopy(self.image_head), pool)
         self.segments.to(self.device).train(self.training)
         return self.segments
+
+    def add_bias(self, batch_size: int) -> None:
+        """Give the encoder the bias of `losses.sigmoid_loss`: it starts as the log odds that a pair belongs together.
+
+        Zhai et al. start at -10, for batches of 32,768 (log odds -10.4); at a head's learning rate a batch of hundreds
+        would not get away from there.
+        """
+        self.logit_bias = nn.Parameter(torch.tensor(-math.log(max(batch_size - 1, 1))).to(self.device))
+
+    @property
+    def joining(self) -> list[nn.Parameter]:
+        """What joins the towers: parameters of all heads, the temperature, and a bias where there is one."""
+        own = [*self.image_head.parameters(), *self.text_head.parameters(), self.logit_scale]
+        own += [] if self.segments is None else self.segments.learned
+        return own if self.logit_bias is None else [*own, self.logit_bias]
 
     @property
     def precision(self) -> str:

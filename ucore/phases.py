@@ -15,6 +15,7 @@ from ucore.config import TrainConfig
 from ucore.features import image_tower_features, text_tower_features
 from ucore.files import content_hash
 from ucore.gradients import Losses, Parts, share_gradients, total
+from ucore.neighbours import HardBatches
 
 if TYPE_CHECKING:
     from ucore.train import Trainer
@@ -83,11 +84,14 @@ class Phase:
         """Positions of the next images and, for each, of one of its texts: int64 (B,), (B,)."""
         trainer, place = self.trainer, self.step_count % self.batches_per_epoch
         rng = np.random.default_rng(self.seed_of(self.epoch))
-        order = rng.permutation(len(trainer.train))
-        counts = np.diff(trainer.first_text)
-        chosen = trainer.first_text[:-1] + (rng.random(len(counts)) * counts).astype(int)
+        order = self.composed(rng.permutation(len(trainer.train)))
+        chosen = trainer.pairs.draw(rng, self.config.description_share)
         rows = order[place * self.batch_size : (place + 1) * self.batch_size]
         return rows, chosen[rows]
+
+    def composed(self, order: np.ndarray) -> np.ndarray:
+        """The epoch's images, int64 (N,), in batches; from `order`, its shuffled ones."""
+        return order
 
     def set_learning_rates(self) -> float:
         """Linear warm-up, then cosine to zero over the phase; returns the first group's rate."""
@@ -173,8 +177,6 @@ class HeadPhase(Phase):
 
     def __init__(self, trainer: "Trainer") -> None:
         encoder, config = trainer.encoder, trainer.config
-        heads = [*encoder.image_head.parameters(), *encoder.text_head.parameters(), encoder.logit_scale]
-        heads += encoder.segments.learned if encoder.segments is not None else []
         encoder.eval()
         common: dict[str, Any] = {"cache": trainer.cache, "progress": trainer.progress}
         self.image = torch.from_numpy(image_tower_features(encoder, trainer.train, config.train_views, **common))
@@ -185,7 +187,9 @@ class HeadPhase(Phase):
         encoder.text_head.standardise(self.text)
         if encoder.segments is not None:
             encoder.segments.head.standardise(trainer.segment_sets("train").flat())
-        super().__init__(trainer, {"heads": (heads, config.head_lr)})
+        self._hard = HardBatches(self.image[:, 0].numpy(), config.hard_share) if config.hard_share else None
+        self._composed: tuple[int, np.ndarray] | None = None  # the epoch it is of, and its order
+        super().__init__(trainer, {"heads": (encoder.joining, config.head_lr)})
 
     @classmethod
     def epochs_of(cls, config: TrainConfig) -> int:
@@ -194,6 +198,13 @@ class HeadPhase(Phase):
     @classmethod
     def batch_size_of(cls, config: TrainConfig) -> int:
         return config.head_batch_size
+
+    def composed(self, order: np.ndarray) -> np.ndarray:
+        if self._hard is None:
+            return order
+        if self._composed is None or self._composed[0] != self.epoch:
+            self._composed = self.epoch, self._hard(order, self.batch_size)
+        return self._composed[1]
 
     def _set_modes(self) -> None:
         self.encoder.eval()

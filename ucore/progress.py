@@ -51,7 +51,8 @@ class Curves:
 
 def data_key(trainer: "Trainer") -> str:
     """16 hex digits of what is trained on and from which weights."""
-    parts = [[list(part.frame["sample_id"]), part.texts[0]] for part in (trainer.train, trainer.val)]
+    train, val = (list(part.frame["sample_id"]) for part in (trainer.train, trainer.val))
+    parts = [[train, trainer.texts], [val, trainer.val.texts[0]]]
     return content_hash(trainer.encoder.name, *trainer.start, parts)
 
 

@@ -7,6 +7,7 @@ OUT/felzenszwalb-0123456789abcdef/
 OUT/felzenszwalb-0123456789abcdef-features-*/           features of crops, likewise
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,15 @@ class SegmentStore:
         settings = {"segments": self.parts.settings, **settings}
         name = f"{self.folder.name}-features-{content_hash(settings)}"
         return PartStore(self.folder.with_name(name), settings, FEATURES)
+
+    def feature_settings(self) -> list[dict[str, Any]]:
+        """Settings of all that `feature_store` has made so far of these segments."""
+        found = []
+        for path in sorted(self.folder.parent.glob(f"{self.folder.name}-features-*/settings.json")):
+            settings = json.loads(path.read_text("utf-8"))
+            if settings.pop("segments", None) == self.parts.settings:
+                found.append(settings)
+        return found
 
     def summary(self) -> dict[str, Any]:
         """Counts over samples, JSON-able: masks an image, share of ground covered, seconds, what is quarantined."""

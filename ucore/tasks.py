@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ucore import distributed
+from ucore.alignment import SegmentSets
 from ucore.checkpoint import BANK, CARD, STATE, WEIGHTS, load_bank, save_bank
 from ucore.config import TrainConfig
 from ucore.data import caption_groups
@@ -18,7 +19,7 @@ from ucore.errors import ConfigError, DataError
 from ucore.evaluate import Metrics, bootstrap_ci, metrics_from_ranks, retrieval_ranks, similarity_matrix
 from ucore.features import embed_images, embed_texts
 from ucore.files import atomic_path, only_writer, require_writable, write_json
-from ucore.fusion import segment_sets, with_segments
+from ucore.fusion import fused_biases, segment_sets, segment_vectors, with_segments
 from ucore.hubness import MOST_BANK, Bank, correct_hubs
 from ucore.manifest import Manifest, subset
 from ucore.model import DualEncoder
@@ -31,7 +32,10 @@ MOST_SCORES = 2 * 10**9  # entries of a similarity matrix: 8 GB
 
 @dataclass(frozen=True)
 class Scores:
-    """A scored gallery: similarity float32 (I, T), features float32 (I, D) and (T, D), each text's image."""
+    """A scored gallery: similarity float32 (I, T), features float32 (I, D) and (T, D), each text's image.
+
+    sets: the images' segments, where they count in the scores, with `share`.
+    """
 
     manifest: Manifest
     similarity: np.ndarray
@@ -40,6 +44,8 @@ class Scores:
     text_image_index: np.ndarray
     groups: np.ndarray
     seconds: dict[str, float]
+    sets: SegmentSets | None = None
+    share: float = 0.0
 
     def metrics(self, duplicate_aware: bool = False, seed: int = 0) -> tuple[Metrics, dict[str, tuple[float, float]]]:
         """Metrics and their 95 % intervals (cluster bootstrap over images), standard or duplicate-aware."""
@@ -50,7 +56,10 @@ class Scores:
         """The same gallery with hubs corrected by a `bank` of training images and captions (`hubness`)."""
         temperature = float(torch.exp(-encoder.logit_scale.detach()))
         features = (self.image_features, self.text_features)
-        return replace(self, similarity=correct_hubs(self.similarity, *features, bank, temperature))
+        if self.sets is None:
+            return replace(self, similarity=correct_hubs(self.similarity, *features, bank, temperature))
+        images, texts = fused_biases(encoder, *features, self.sets, bank, self.share, temperature)
+        return replace(self, similarity=self.similarity + texts + images[:, None])
 
     def rows(self, label: str, seed: int = 0) -> list[dict[str, Any]]:
         """Rows for a report: one a metric, of the standard protocol and of the duplicate-aware one."""
@@ -102,13 +111,15 @@ def score(
     middle = time.perf_counter()
     text_features = embed_texts(encoder, texts, progress)
     embedded = time.perf_counter()
-    similarity = similarity_matrix(image_features, text_features)
+    similarity, sets = similarity_matrix(image_features, text_features), None
     if encoder.segments is not None and segments is not None and config is not None:
         with distributed.first_alone():  # it keeps them in files
             sets = segment_sets(encoder, manifest, segments, config, progress)
         similarity = with_segments(encoder, similarity, sets, text_features, config.segment_share)
     seconds = {"images": middle - started, "texts": embedded - middle, "scores": time.perf_counter() - embedded}
-    return Scores(manifest, similarity, image_features, text_features, text_image_index, caption_groups(texts), seconds)
+    groups, share = caption_groups(texts), config.segment_share if sets is not None and config is not None else 0.0
+    features = (image_features, text_features)
+    return Scores(manifest, similarity, *features, text_image_index, groups, seconds, sets, share)
 
 
 def train_checkpoint(
@@ -138,20 +149,35 @@ def train_checkpoint(
         state = "finished" if trainer.finished else f"at step {trainer.step_count}"
         print(f"Found a run in {out}, {state}: going on from there.")
     trainer.fit()
-    bank = training_bank(encoder, trainer.train, out, progress)
+    bank = training_bank(encoder, trainer.train, out, progress, segments, config)
     plain = score(encoder, val, config.test_views, progress, segments, config)
     return trainer, plain, plain.corrected(encoder, bank)
 
 
-def training_bank(encoder: DualEncoder, train: Manifest, out: Path, progress: bool = True) -> Bank:
-    """Features of at most 10,000 training images and captions, read from `out` or embedded and kept there."""
+def training_bank(
+    encoder: DualEncoder,
+    train: Manifest,
+    out: Path,
+    progress: bool = True,
+    segments: SegmentStore | None = None,
+    config: TrainConfig | None = None,
+) -> Bank:
+    """Features of at most 10,000 training images and captions, read from `out` or embedded and kept there.
+
+    segments, config: as of `score`, of the training images.
+    """
     bank = load_bank(out)
-    known = distributed.agree(bank is not None)  # they embed together, or not at all
-    if bank is None or not known:
+    known = distributed.agree(bank is not None and (encoder.segments is None or bank.segments is not None))
+    if bank is None or not known:  # they embed together, or not at all
         texts = train.texts[0]
         chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(len(texts), MOST_BANK)).round().astype(int)]
-        images = embed_images(encoder, subset(train, MOST_BANK), progress=progress)
-        bank = Bank(images.astype(np.float16), embed_texts(encoder, chosen, progress).astype(np.float16))
+        some, vectors = subset(train, MOST_BANK), None
+        images = embed_images(encoder, some, progress=progress)
+        if encoder.segments is not None and segments is not None and config is not None:
+            with distributed.first_alone():  # it keeps them in files
+                sets = segment_sets(encoder, some, segments, config, progress)
+            vectors = segment_vectors(encoder.segments, sets, encoder.device).astype(np.float16)
+        bank = Bank(images.astype(np.float16), embed_texts(encoder, chosen, progress).astype(np.float16), vectors)
         if distributed.is_first():
             save_bank(out, bank)
     return bank

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
 from ucore import distributed
-from ucore.config import TrainConfig
+from ucore.config import Augmentation, TrainConfig
 from ucore.device import keep_freed_memory
 from ucore.errors import ConfigError
 from ucore.features import embed_images, embed_texts, image_tower_features, pixel_batches, text_tower_features
@@ -30,12 +30,10 @@ class TowerPhase(Phase):
 
     def __init__(self, trainer: "Trainer") -> None:
         encoder, config = trainer.encoder, trainer.config
-        heads = [*encoder.image_head.parameters(), *encoder.text_head.parameters(), encoder.logit_scale]
-        heads += encoder.segments.learned if encoder.segments is not None else []
         first = encoder.image_stages()[: config.frozen_image_stages + 1] if config.frozen_image_stages else []
         frozen = {p for stage in first for p in stage.parameters()}
         frozen |= set(encoder.token_embedding().parameters())  # rare words keep the meaning they came with
-        own = {id(p) for p in heads} | {id(encoder.clip.logit_scale)}
+        own = {id(p) for p in encoder.joining} | {id(encoder.clip.logit_scale)}
         visual = [p for p in encoder.clip.visual.parameters() if p not in frozen]
         seen = own | {id(p) for p in encoder.clip.visual.parameters()}
         text = [p for p in encoder.clip.parameters() if id(p) not in seen and p not in frozen]
@@ -65,7 +63,7 @@ class TowerPhase(Phase):
         super().__init__(
             trainer,
             {
-                "heads": (heads, config.tune_head_lr),
+                "heads": (encoder.joining, config.tune_head_lr),
                 "image": (visual, config.image_lr),
                 "text": (text, config.text_lr),
             },
@@ -126,7 +124,9 @@ class TowerPhase(Phase):
         seed = self.seed_of(self.epoch, salt=3)
 
         def augmented(image: Tensor, position: int) -> Tensor:
-            return augment(image, np.random.default_rng([seed, position]), self.config.min_crop)
+            return augment(
+                image, np.random.default_rng([seed, position]), self.config.min_crop, self.config.augmentation
+            )
 
         return pixel_batches(self.encoder, self.trainer.train.image_paths, batches, augmented)
 
@@ -138,11 +138,12 @@ class TowerPhase(Phase):
         self._pixels = None
 
 
-def augment(image: Tensor, rng: np.random.Generator, min_crop: float) -> Tensor:
-    """A random one of the eight dihedral views of a random crop, resized back; uint8 (3, H, W) to the same.
+def augment(image: Tensor, rng: np.random.Generator, min_crop: float, kind: Augmentation = "dihedral") -> Tensor:
+    """A random dihedral view (of all eight, or of two) of a random crop, resized back; uint8 (3, H, W) to the same.
 
     Nothing is rotated by other angles or padded, so no black corner ever appears.
     min_crop: smallest share of the area kept; 1 means no crop. The crop keeps the image's aspect within 3/4..4/3.
+    kind: "flip" leaves the rotations out, so that an image is flipped, left to right, or not.
     """
     if min_crop < 1:
         height, width = image.shape[-2:]
@@ -151,4 +152,5 @@ def augment(image: Tensor, rng: np.random.Generator, min_crop: float) -> Tensor:
         w = min(width, max(1, round(width * math.sqrt(share * aspect))))
         top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
         image = TF.resized_crop(image, top, left, h, w, [height, width], antialias=True)
-    return dihedral(image, int(rng.integers(0, 8))).contiguous()
+    view = int(rng.integers(0, 8))
+    return dihedral(image, view if kind == "dihedral" else view // 4 * 4).contiguous()

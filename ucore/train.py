@@ -26,7 +26,6 @@ from ucore import distributed
 from ucore.alignment import SegmentSets
 from ucore.checkpoint import load_state, save_encoder, save_state
 from ucore.config import TrainConfig
-from ucore.data import caption_groups
 from ucore.errors import ConfigError, UserError
 from ucore.evaluate import retrieval_metrics, retrieval_metrics_from_features, similarity_matrix
 from ucore.files import content_hash, only_writer
@@ -34,6 +33,8 @@ from ucore.fusion import loss_parts, segment_sets, with_segments
 from ucore.gradients import Parts, total
 from ucore.manifest import Manifest, few, subset
 from ucore.model import DualEncoder
+from ucore.neighbours import CaptionLikeness, soft_positives
+from ucore.pairs import TrainingTexts
 from ucore.phases import HeadPhase, Phase
 from ucore.progress import Curves, Metrics, StepResult, refuse_other_run, restore, run_state
 from ucore.report import git_commit
@@ -69,27 +70,21 @@ class Trainer:
         self.start = [encoder.fingerprint("image"), encoder.fingerprint("text")]  # weights before training
         self._sets: dict[str, SegmentSets] = {}
         self._store = segments
-        if config.segments != "none":
-            if segments is None:
-                raise ConfigError(
-                    f"segments={config.segments} needs masks: run ucore segment, then name their folder by --segments"
-                )
+        config.require_masks(segments is not None)
+        if config.loss == "sigmoid":
+            encoder.add_bias(min(config.head_batch_size, len(self.train)))
+        if segments is not None and config.segments != "none":
             encoder.add_segments(config.segments)
             self.start += [content_hash(segments.parts.settings)]
         self.out = None if out is None else Path(out)
         self._writes = self.out is not None and distributed.is_first()
         self._curves = Curves(self.out / "tensorboard") if self.out is not None and self._writes else None
         self.cache = None if cache is None else Path(cache)
-        texts, self.text_image_index = self.train.texts
-        self.texts = texts
-        groups = caption_groups(texts)
-        counts = np.bincount(self.text_image_index, minlength=len(self.train))
-        self.first_text = np.concatenate([[0], np.cumsum(counts)])
-        # Padded with -1, which equals no group: which captions (as groups) belong to which image.
-        self.image_groups = np.full((len(self.train), counts.max()), -1)
-        for image, (start, stop) in enumerate(zip(self.first_text[:-1], self.first_text[1:], strict=True)):
-            self.image_groups[image, : stop - start] = groups[start:stop]
-        self.text_groups = groups
+        self.pairs = TrainingTexts(self.train, config.description_share > 0)
+        self.texts, self.first_text = self.pairs.texts, self.pairs.first
+        self._likeness = None
+        if config.soft_share:  # now, since resuming brings weights that have learned
+            self._likeness = CaptionLikeness(encoder, self.pairs, self.cache, progress)
         self.history: list[dict[str, Any]] = []
         self.seconds: dict[str, float] = {}
         self.step_count = 0
@@ -191,8 +186,11 @@ class Trainer:
         return self._sets[split]
 
     def positives(self, rows: np.ndarray, texts: np.ndarray) -> np.ndarray:
-        """bool (images, texts): True where the image has that very caption, its own or a duplicate's."""
-        return (self.image_groups[rows][:, None, :] == self.text_groups[texts][None, :, None]).any(-1)
+        """bool (images, texts): True where the image has that very text or an equal one; or `soft_positives`."""
+        same, config = self.pairs.positives(rows, texts), self.config
+        if self._likeness is None:
+            return same
+        return soft_positives(same, self._likeness(rows, texts), config.soft_share, config.soft_temperature)
 
     def fit(self, on_step: Callable[[StepResult], None] | None = None) -> Metrics:
         """Step until done; returns the best validation metrics. Ctrl-C saves the state, then raises UserError.

@@ -216,6 +216,35 @@ def plot_similarity(
     return figure
 
 
+@styled
+def plot_differences(rows: Sequence[dict[str, Any]], unit: str = "points of mR") -> Picture:
+    """A forest plot: each row's difference as a dot on its interval, beside a line at 0.
+
+    rows: dicts with `arm`, `difference`, `low`, `high`; those without a difference are the base, and passed over.
+    An interval that lacks 0 is drawn strong, and its dot filled. Raises DataError where no row has a difference.
+    """
+    shown = [row for row in rows if "difference" in row]
+    if not shown:
+        raise DataError("No row has a difference to plot; give at least one arm beside the base.")
+    figure = Picture(figsize=(WIDTH, 1.3 + 0.34 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(shown):
+        sure = row["low"] > 0 or row["high"] < 0
+        colour = FAINT if not sure else BLUE if row["difference"] > 0 else VERMILLION
+        axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=2.2 if sure else 1.4)
+        axes.plot(row["difference"], place, "o", ms=7, mec=colour, mew=1.5, color=colour if sure else "white")
+    axes.axvline(0, color=INK, lw=0.8)
+    axes.set_yticks(range(len(shown)), [f"{row['arm']}  {row['difference']:+.2f}" for row in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+    axes.set_xlabel(f"difference from the base in {unit}; lines: 95 % intervals, filled where they lack 0")
+    figure.alt = "Differences from the base. " + "; ".join(
+        f"{row['arm']} {row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" for row in shown
+    )
+    return figure
+
+
 # --- results ----------------------------------------------------------------------------------------------------
 
 
