@@ -53,6 +53,11 @@ def with_segments(
     return fused(similarity, of_segments, sets.present.numpy(), share)
 
 
+def loss_weights(config: TrainConfig) -> dict[str, float]:
+    """The weight that each part of `loss_parts` contains."""
+    return {"image_text": 1.0, "segment_text": config.segment_weight}
+
+
 def loss_parts(
     encoder: DualEncoder,
     config: TrainConfig,

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +23,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ucore.alignment import SegmentSets
-from ucore.checkpoint import load_state, save_encoder, save_state
+from ucore.checkpoint import StartWeights, load_state, save_encoder, save_state
 from ucore.config import TrainConfig
 from ucore.data import caption_groups
 from ucore.errors import ConfigError, UserError
 from ucore.evaluate import retrieval_metrics, retrieval_metrics_from_features, similarity_matrix
 from ucore.files import content_hash
 from ucore.fusion import loss_parts, segment_sets, with_segments
+from ucore.history import StepResult, open_writer, write_row
 from ucore.manifest import Manifest, few, subset
 from ucore.model import DualEncoder
 from ucore.phases import HeadPhase, Phase, TowerPhase
@@ -37,20 +38,6 @@ from ucore.report import git_commit
 from ucore.segment_store import SegmentStore
 
 Metrics = dict[str, float]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimiser step did; `metrics` (validation, percent) only at the end of an epoch."""
-
-    step: int  # counts over both phases, from 1
-    phase: str
-    epoch: int  # within the phase, from 0
-    loss: float
-    learning_rate: float  # of the heads
-    grad_norm: float  # before clipping
-    temperature: float
-    metrics: Metrics | None = None
 
 
 class Trainer:
@@ -78,7 +65,7 @@ class Trainer:
             raise ConfigError(f"The training split has {len(self.train)} image; contrastive training needs at least 2")
         self._start = [encoder.fingerprint("image"), encoder.fingerprint("text")]  # weights before training
         self._sets: dict[str, SegmentSets] = {}
-        self._store = segments
+        self.store = segments
         if config.segments != "none":
             if segments is None:
                 raise ConfigError(
@@ -98,18 +85,31 @@ class Trainer:
         for image, (start, stop) in enumerate(zip(self.first_text[:-1], self.first_text[1:], strict=True)):
             self.image_groups[image, : stop - start] = groups[start:stop]
         self.text_groups = groups
+        self._kinds = [kind for kind in (HeadPhase, TowerPhase) if kind.epochs_of(config) > 0]
+        self.origin = {"commit": git_commit(), "precision": encoder.precision, "device": str(encoder.device)}
+        self._start_weights = StartWeights()
+        self._begin()
+
+    def _begin(self) -> None:
         self.history: list[dict[str, Any]] = []
         self.seconds: dict[str, float] = {}
-        self.step_count = 0
+        self.step_count = self.phase_number = 0
+        self.lr_factor = 1.0  # times every rate of the schedule; may be changed between two steps
         self.best: dict[str, Any] = {"mR": -1.0}
         self.best_state: dict[str, Tensor] = {}
-        kinds = [kind for kind in (HeadPhase, TowerPhase) if kind.epochs_of(config) > 0]
-        self._kinds, self.phase_number = kinds, 0
+        self.validated: dict[str, Any] = {}  # what the last validation saw: step, image, text, similarity
         self._phase: Phase | None = None
         self._writer: Any = None
         self.finished = False
-        self.origin = {"commit": git_commit(), "precision": encoder.precision, "device": str(encoder.device)}
         self._between_steps = True  # False while a step is half applied, or its epoch's end half done
+
+    def reset(self) -> None:
+        """Back to the start, as a new trainer of the same weights; what `out` holds stays until the next step."""
+        for open_one in (self._phase, self._writer):
+            if open_one is not None:
+                open_one.close()
+        self._start_weights.restore(self.encoder)
+        self._begin()
 
     # --- stepping -------------------------------------------------------------------------------------------
 
@@ -124,8 +124,9 @@ class Trainer:
         if self.finished:
             raise ConfigError("This training has finished; train into another folder, or --restart")
         if self._phase is None:
-            started = time.perf_counter()
-            self._phase = self._kinds[self.phase_number](self)
+            started, kind = time.perf_counter(), self._kinds[self.phase_number]
+            self._start_weights.keep(self.encoder, towers=kind is TowerPhase)
+            self._phase = kind(self)
             self._count_seconds("features", started)
         return self._phase
 
@@ -146,7 +147,8 @@ class Trainer:
         image_features, text_features = phase.forward(rows, texts)
         positives = torch.from_numpy(self.positives(rows, texts)).to(self.encoder.device)
         parts = self.losses(rows, image_features, text_features, positives)
-        loss = torch.stack(list(parts.values())).sum()
+        values = torch.stack(list(parts.values()))
+        loss = values.sum()
         if not torch.isfinite(loss):
             raise UserError(
                 f"The loss is {loss.item()} at step {self.step_count + 1} ({phase.name} phase); "
@@ -165,9 +167,11 @@ class Trainer:
         self.step_count += 1
         self._count_seconds("training", started)
         temperature = math.exp(-self.encoder.logit_scale.item())
-        result = StepResult(self.step_count, phase.name, epoch, loss.item(), rate, norm.item(), temperature)
+        named = dict(zip(parts, values.tolist(), strict=True))
+        about = (self.step_count, phase.name, epoch, loss.item(), rate, norm.item(), temperature)
+        result = StepResult(*about, named, self.lr_factor)
         if phase.step_count % phase.batches_per_epoch == 0:
-            result = StepResult(**{**asdict(result), "metrics": self._end_epoch()})
+            result = replace(result, metrics=self._end_epoch())
         self._log(result)
         if result.metrics is not None:
             self.save()
@@ -187,9 +191,9 @@ class Trainer:
     def segment_sets(self, split: Literal["train", "val"]) -> SegmentSets:
         """Tower features of the segments of the training or validation images, computed when first needed."""
         if split not in self._sets:
-            assert self._store is not None
+            assert self.store is not None
             manifest = self.train if split == "train" else self.val
-            self._sets[split] = segment_sets(self.encoder, manifest, self._store, self.config, self.progress)
+            self._sets[split] = segment_sets(self.encoder, manifest, self.store, self.config, self.progress)
         return self._sets[split]
 
     def positives(self, rows: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -257,11 +261,13 @@ class Trainer:
     def validate(self) -> Metrics:
         """Metrics on the whole validation gallery with the weights as they are, one view an image."""
         image_features, text_features = self.phase.validation_features()
+        self.validated = {"step": self.step_count, "image": image_features, "text": text_features}
         if self.encoder.segments is None:
             return retrieval_metrics_from_features(image_features, text_features, self.val.texts[1])
         similarity = similarity_matrix(image_features, text_features)
         parts = self.segment_sets("val"), text_features, self.config.segment_share
-        return retrieval_metrics(with_segments(self.encoder, similarity, *parts), self.val.texts[1])
+        self.validated["similarity"] = similarity = with_segments(self.encoder, similarity, *parts)
+        return retrieval_metrics(similarity, self.val.texts[1])
 
     # --- persistence ----------------------------------------------------------------------------------------
 
@@ -272,7 +278,7 @@ class Trainer:
         state: dict[str, Any] = {
             "config": self.config.to_dict(), "data": self._data_key(), "phase_number": self.phase_number,
             "step_count": self.step_count, "best": self.best, "history": self.history, "seconds": self.seconds,
-            "finished": self.finished, "origin": self.origin,
+            "finished": self.finished, "origin": self.origin, "lr_factor": self.lr_factor,
             "phase": None if self._phase is None else self._phase.state(),
             "encoder": self.encoder.state_dict(), "best_state": self.best_state,
         }  # fmt: skip
@@ -299,6 +305,8 @@ class Trainer:
         self.phase_number, self.step_count = state["phase_number"], state["step_count"]
         self.best, self.history, self.seconds = state["best"], state["history"], state["seconds"]
         self.finished, self.best_state, self._phase = state["finished"], state["best_state"], None
+        self.lr_factor, self.validated = state.get("lr_factor", 1.0), {}
+        self._start_weights.keep(self.encoder, towers=True)
         self.encoder.load_state_dict(state["encoder"])
         self.encoder.eval()  # a phase made before would have left parts of it in training mode
         self.origin = state["origin"]
@@ -316,15 +324,7 @@ class Trainer:
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
 
     def _log(self, result: StepResult) -> None:
-        row = asdict(result)
-        self.history.append({key: value for key, value in row.items() if value is not None})
-        if self.out is None:
-            return
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step_count)
-        for name in ("loss", "learning_rate", "grad_norm", "temperature"):
-            self._writer.add_scalar(f"train/{name}", row[name], self.step_count)
-        for name, value in (result.metrics or {}).items():
-            self._writer.add_scalar(f"val/{name}", value, self.step_count)
+        self.history.append(result.row())
+        if self.out is not None:
+            self._writer = self._writer or open_writer(self.out, self.step_count)
+            write_row(self._writer, self.history[-1])
