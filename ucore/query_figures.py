@@ -3,7 +3,6 @@
 import base64
 import html
 import textwrap
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,7 +109,7 @@ def _opacity(shares: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _outlines(segments: Segments) -> tuple[int, int, list[list[np.ndarray]], list[tuple[int, int]]]:
-    """Width and height of the drawn tile; each segment's rings, float (n, 2), x and y there, and its innermost pixel."""
+    """Width and height of the drawn tile; each segment's rings, float (n, 2), x and y there; its innermost pixel."""
     import cv2
 
     scale = SIDE / max(segments.size)

@@ -133,8 +133,8 @@ def smoothed(values: Sequence[float], half: int = SMOOTHING) -> np.ndarray:
 
 
 def several_parts(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Names of the loss's parts in these rows of a history, where it has several; a single one is the loss itself."""
-    names = list(rows[0].get("parts", {}))
+    """Names of the loss's parts in all these rows of a history, where several; a single one is the loss itself."""
+    names = [name for name in rows[0].get("parts", {}) if all(name in row.get("parts", ()) for row in rows)]
     return names if len(names) > 1 else []
 
 

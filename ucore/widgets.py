@@ -75,10 +75,9 @@ class TrainingStepper(ipw.VBox):
         self.status, self.curves, self.matrix = ipw.HTML(), ipw.HTML(), ipw.HTML()
         self.found, self.attention = ipw.HTML(), ipw.HTML()
         offered = [(shortened(text, 90), number) for number, text in enumerate(query.texts if query else ())]
-        self.queries = ipw.Dropdown(
-            options=offered, description="Query", layout={"width": "100%", "max_width": "800px"}
-        )
-        self.queries.observe(self._on_query, "value")
+        self.queries = ipw.Dropdown(options=offered, description="Query", tooltip="A caption to find the image of",
+                                    layout={"width": "100%", "max_width": "800px"})  # fmt: skip
+        self.queries.observe(lambda _: self._draw_query(), "value")
         # Each view with the time from which it may be drawn again.
         self._views: dict[Callable[[], None], float] = {self._draw_curves: 0.0}
         shown: list[Any] = [self.curves]
@@ -178,9 +177,6 @@ class TrainingStepper(ipw.VBox):
 
     def _on_rate(self, _: Any) -> None:
         self.trainer.lr_factor = self.rate.value
-
-    def _on_query(self, _: Any) -> None:
-        self._draw_query()
 
     def _start(self, limit: int | None) -> None:
         if self.running:
