@@ -3,15 +3,18 @@
     python benchmarks/stepper.py [--data DIR] [--out runs] [--steps N] [--rounds R] [--segments]
 
 Rounds of bare `trainer.step()` alternate with rounds of `TrainingStepper.run`, from the same start, so that a drift of
-the machine's speed meets both; the share is taken round by round. Tower features are computed before, once, and kept
-under --out. Without --data, the dataset is as notebook 04 finds it at scale tiny.
+the machine's speed meets both; the share is taken round by round. A view cannot change more often than steps are made.
+Rates are by the clock and, which other work on the machine changes less, by this process's own core seconds. Tower
+features are computed before, once, and kept under --out. Without --data, the dataset is as notebook 04 finds it at
+scale tiny.
 """
 
 import argparse
-import statistics
 import time
 from collections import Counter
+from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from ucore.config import TrainConfig
@@ -24,7 +27,7 @@ from ucore.segments import segment_dataset
 from ucore.train import Trainer
 from ucore.widgets import TrainingStepper
 
-VIEWS = {"curves": "loss and recall curves", "matrix": "similarity matrix", "found": "best images of a query"}
+VIEWS = {"curves": "curves", "matrix": "similarity matrix", "found": "best images"}
 
 
 def main() -> None:
@@ -49,7 +52,7 @@ def main() -> None:
     for name in VIEWS:
         getattr(stepper, name).observe(lambda _, name=name: changed.update([name]), "value")
     stepper.run(5)
-    shares, rates, seconds = [], [], []
+    shares, rates, bares = [], [], []
     for _ in range(options.rounds):
         trainer.reset()
         trainer.step()  # makes the phase
@@ -59,24 +62,28 @@ def main() -> None:
         changed.clear()
         watched = timed(lambda: stepper.run(options.steps))
         shares.append(bare / watched)
-        seconds.append(bare / options.steps)
+        bares.append(1000 * bare / options.steps)
         rates.append({name: changed[name] / watched for name in VIEWS})
     facts = machine_facts()
     print(f"{len(trainer.train)} + {len(val)} images of {manifest.name}, batch {trainer.phase.batch_size}, segments "
           f"{config.segments}; {facts['cpu']}, {facts['cores']} cores, {torch.get_num_threads()} threads, "
           f"torch {facts['torch']}")  # fmt: skip
-    print(f"bare step                        {1000 * statistics.median(seconds):7.1f} ms")
-    for name, told in VIEWS.items():
-        each = [rate[name] for rate in rates]
-        print(f"{told:32} {statistics.median(each):7.1f} updates/s ({', '.join(f'{rate:.1f}' for rate in each)})")
-    told = ", ".join(f"{share:.2f}" for share in shares)
-    print(f"share of time training keeps     {statistics.median(shares):7.2f} ({told})")
+    print("                                 by the clock  by core seconds (medians of the rounds)")
+    table = {
+        "bare step, ms": bares,
+        **{f"{told}, updates/s": [rate[name] for rate in rates] for name, told in VIEWS.items()},
+        "share that training keeps": shares,
+    }
+    for told, values in table.items():
+        clock, core = np.median(values, axis=0)
+        print(f"{told:36} {clock:8.2f} {core:8.2f}")
 
 
-def timed(work) -> float:
-    started = time.perf_counter()
+def timed(work: Callable[[], object]) -> np.ndarray:
+    """Seconds by the clock, and of this process's cores: float64 (2,)."""
+    started = np.array([time.perf_counter(), time.process_time()])
     work()
-    return time.perf_counter() - started
+    return np.array([time.perf_counter(), time.process_time()]) - started
 
 
 if __name__ == "__main__":
