@@ -81,7 +81,18 @@ ORDER = [
         "overlays",
         "caption_figures",
     ),
-    *("basemap", "maps", "atlas", "widgets", "explorer", "segment_explorer", "caption_explorer"),
+    *(
+        "basemap",
+        "maps",
+        "atlas",
+        "live",
+        "probes",
+        "query_figures",
+        "widgets",
+        "explorer",
+        "segment_explorer",
+        "caption_explorer",
+    ),
     *("notebooks", "ablations", "runner", "cli_data", "cli_augment", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

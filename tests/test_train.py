@@ -279,6 +279,91 @@ def test_history_is_plain_json(new_trainer):
     trainer = new_trainer(tune_epochs=0)
     trainer.fit()
     assert json.loads(json.dumps(trainer.history)) == trainer.history
+    for row in trainer.history:
+        assert sum(row["parts"].values()) == pytest.approx(row["loss"])
+
+
+def test_after_a_reset_training_is_bitwise_that_of_a_new_trainer(new_trainer, tmp_path):
+    whole = new_trainer()
+    whole.fit()
+    trainer = new_trainer(tmp_path)
+    for stop in (2, 7, None):  # within phase one, within phase two, at the end
+        trainer.lr_factor = 2.0
+        while trainer.step_count != stop and trainer.step() is not None:
+            pass
+        trainer.reset()
+        assert (trainer.step_count, trainer.history, trainer.finished, trainer.lr_factor) == (0, [], False, 1.0)
+    trainer.fit()
+    same(whole, trainer)
+    resumed = new_trainer(tmp_path)  # whose first weights are not those it was resumed to
+    assert resumed.resume()
+    resumed.reset()
+    resumed.fit()
+    same(whole, resumed)
+
+
+def test_a_reset_brings_back_the_start_without_the_first_phase(new_trainer):
+    trainer = new_trainer(head_epochs=0)
+    before = {name: value.clone() for name, value in trainer.encoder.state_dict().items()}
+    trainer.step()
+    trainer.reset()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.encoder.state_dict().items())
+
+
+def test_the_saved_state_outlives_a_reset_until_the_next_step(new_trainer, tmp_path):
+    trainer = new_trainer(tmp_path, tune_epochs=0)
+    for _ in range(3):
+        trainer.step()
+    trainer.reset()
+    assert trainer.resume()
+    assert trainer.step_count == 3
+    trainer.reset()
+    trainer.step()
+    trainer.resume()
+    assert trainer.step_count == 0  # as saved before the first step
+
+
+def test_a_changed_learning_rate_is_recorded_and_survives_resuming(new_trainer, tmp_path):
+    def run(out, stops):
+        trainer = new_trainer(out)
+        for factor, steps in ((1.0, 2), (0.5, 2), (3.0, 5)):
+            trainer.lr_factor = factor
+            for number in range(steps):
+                if number == 1 and stops:
+                    trainer.save()
+                    trainer = new_trainer(out)
+                    assert trainer.resume()
+                    assert trainer.lr_factor == factor
+                trainer.step()
+        return trainer
+
+    whole, broken = run(tmp_path / "whole", False), run(tmp_path / "broken", True)
+    same(whole, broken)
+    assert [row["lr_factor"] for row in whole.history] == [1.0] * 2 + [0.5] * 2 + [3.0] * 5
+    plain = new_trainer()
+    plain.fit()
+    ratios = [a["learning_rate"] / b["learning_rate"] for a, b in zip(whole.history, plain.history, strict=True)]
+    assert ratios == pytest.approx([1] * 2 + [0.5] * 2 + [3] * 5)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_rate_that_cannot_train_is_refused(new_trainer, factor):
+    trainer = new_trainer(tune_epochs=0)
+    trainer.lr_factor = factor
+    with pytest.raises(ConfigError, match="give a number above 0"):
+        trainer.step()
+
+
+def test_tensorboard_has_the_parts_and_the_rate(new_trainer, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = new_trainer(tmp_path, tune_epochs=0)
+    trainer.fit()
+    trainer.reset()  # closes the file
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {"train/loss", "train/loss_image_text", "train/lr_factor", "val/mR"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/loss_image_text")] == list(range(1, 7))
 
 
 # --- settings that are off by default ---------------------------------------------------------------------------
@@ -398,6 +483,8 @@ def test_segments_add_a_part_to_the_loss_and_learn(segment_trainer, pooling, los
     torch.testing.assert_close(double.segment_sets("train").features, trainer.segment_sets("train").features)
     before = parts["segment_text"].item()
     trainer.fit()
+    for row in trainer.history:
+        assert set(row["parts"]) == set(parts) and sum(row["parts"].values()) == pytest.approx(row["loss"])
     trainer.encoder.eval()
     rows = np.arange(8)
     image, text = phase.forward(rows, trainer.first_text[:-1][rows])

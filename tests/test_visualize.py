@@ -98,11 +98,18 @@ def test_curves_of_hardly_any_history_say_what_is_missing(steps):
     assert size(figure)[0] == 800
 
 
-def test_drawing_again_into_a_figure_equals_drawing_it_anew():
-    figure = plot_curves(make_history(heads=6, towers=2))
-    for history in ([], make_history(heads=2), make_history(heads=4, towers=4)):
-        assert plot_curves(history, figure) is figure
-        assert figure.png(50) == plot_curves(history).png(50)
+def test_several_parts_of_the_loss_are_drawn_with_their_weights():
+    history = make_history(heads=6)
+    for row in history:
+        row["parts"] = {"image_text": row["loss"] - 1, "segment_text": 1.0}
+    drawn = lines(frames(plot_curves(history, {"image_text": 1.0, "segment_text": 0.5}))[0])
+    assert list(drawn["segment-text, weight 0.5"].get_ydata()) == pytest.approx([1.0] * 6)
+    np.testing.assert_allclose(
+        drawn["image-text, weight 1"].get_ydata(), smoothed([row["loss"] - 1 for row in history])
+    )
+    for row in history:
+        del row["parts"]["segment_text"]
+    assert "image-text" not in lines(frames(plot_curves(history))[0])  # it is the loss
 
 
 # --- how pictures are shown -------------------------------------------------------------------------------------

@@ -22,6 +22,25 @@ WEIGHTS, CARD, STATE, BANK = "model.safetensors", "encoder.json", "state.pt", "b
 FORMAT = 1
 
 
+class StartWeights:
+    """An encoder's weights before training, to go back to; towers are copied only when they are about to change."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def keep(self, encoder: DualEncoder, towers: bool) -> None:
+        """Copy what was not copied before; without `towers`, only what is outside of both."""
+        for name, value in encoder.state_dict().items():
+            tower = name.startswith(("clip.", "segments.tower."))
+            if name not in self._kept and (towers or not tower):
+                self._kept[name] = value.detach().clone()
+
+    def restore(self, encoder: DualEncoder) -> None:
+        """Put them back, in eval mode; what was never copied has not changed."""
+        encoder.load_state_dict({**encoder.state_dict(), **self._kept})
+        encoder.eval()
+
+
 def save_encoder(
     folder: Path,
     encoder: DualEncoder,

@@ -106,6 +106,12 @@ def fused_biases(
     return images[place], texts
 
 
+def loss_weights(config: TrainConfig) -> dict[str, float]:
+    """The weight that each part of `loss_parts` contains."""
+    weights = {"segment_text": config.segment_weight, "image_segment": config.image_segment_weight}
+    return {"image_text": 1.0, **weights}
+
+
 def loss_parts(
     encoder: DualEncoder,
     config: TrainConfig,

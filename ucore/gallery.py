@@ -33,7 +33,7 @@ def plot_samples(manifest: Manifest, n: int = 6, seed: int = 0) -> Picture:
         axes.axis("off")
         if row is None:
             continue
-        axes.imshow(_thumbnail(manifest, row))
+        axes.imshow(thumbnail(manifest, row))
         captions = manifest.frame["captions"].iloc[row]
         told = textwrap.fill(printable(captions[0]), 36, max_lines=3, placeholder=" …")
         name = f"{printable(manifest.frame['sample_id'].iloc[row])}: first of {len(captions)} captions"
@@ -59,7 +59,7 @@ def plot_contact_sheet(manifest: Manifest, per_domain: int = 5, seed: int = 0) -
         chosen = np.sort(np.random.default_rng([seed, line]).permutation(rows)[:per_domain])
         for column, row in enumerate(chosen):
             axes = figure.add_subplot(grid[line, column], anchor="N")
-            axes.imshow(_thumbnail(manifest, int(row)))
+            axes.imshow(thumbnail(manifest, int(row)))
             axes.axis("off")
             captions = manifest.frame["captions"].iloc[row]
             told = printable(captions[0]) if len(captions) else ""
@@ -113,14 +113,14 @@ def plot_gallery(scores: "Scores", queries: Sequence[int] | np.ndarray, k: int =
     told = []
     for row, query in enumerate(queries):
         own = int(scores.text_image_index[query])
-        order = _ranking(scores.similarity[:, query], own)
+        order = ranking(scores.similarity[:, query], own)
         rank = int(np.flatnonzero(order == own)[0]) + 1
         same = set(scores.text_image_index[scores.groups == scores.groups[query]].tolist())
         _draw_caption(figure.add_subplot(grid[row, 0]), texts[query], rank, n_images)
         for place in range(k + 1):
             image = int(order[place]) if place < k else own
             axes = figure.add_subplot(grid[row, 1 + place + (place == k)])
-            axes.imshow(_thumbnail(scores.manifest, image))
+            axes.imshow(thumbnail(scores.manifest, image))
             number = place + 1 if place < k else rank
             axes.set_title(
                 f"{number:,} · {scores.similarity[image, query]:.2f}", fontsize=9, fontweight="normal", pad=3
@@ -139,7 +139,7 @@ def plot_gallery(scores: "Scores", queries: Sequence[int] | np.ndarray, k: int =
     return figure
 
 
-def _ranking(similarity: np.ndarray, own: int) -> np.ndarray:
+def ranking(similarity: np.ndarray, own: int) -> np.ndarray:
     """Images from the closest on; among equals the truth comes last, as the metrics count it."""
     images = np.arange(len(similarity))
     return np.lexsort((images, images == own, -similarity))
@@ -153,7 +153,7 @@ def _draw_caption(axes: Axes, caption: str, rank: int, n_images: int) -> None:
     axes.text(0, 0, f"truth at rank {rank:,} of {n_images:,}", fontsize=9, color="#555555", transform=axes.transAxes)
 
 
-def _thumbnail(manifest: Manifest, row: int) -> np.ndarray:
+def thumbnail(manifest: Manifest, row: int) -> np.ndarray:
     picture = load_image(manifest.image_path(row))
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     return np.asarray(picture)

@@ -26,7 +26,7 @@ from ucore.weights import fill, read_weights
 
 NAME = "sam-micro"
 IMAGE_SIZE = 256  # pixels of the longer side
-# What `MaskGenerator` does in place of the published defaults: this model is less sure of everything, and as many clicks
+# What `MaskGenerator` does instead of the published defaults: this model is less sure of everything, and as many clicks
 # would lie 8 of its pixels apart.
 DEFAULTS = {
     "points_per_side": 24,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ucore import distributed
 from ucore.config import TrainConfig
+from ucore.errors import ConfigError
 from ucore.features import image_tower_features, text_tower_features
 from ucore.files import content_hash
 from ucore.gradients import Losses, Parts, share_gradients, total
@@ -94,7 +95,7 @@ class Phase:
         return order
 
     def set_learning_rates(self) -> float:
-        """Linear warm-up, then cosine to zero over the phase; returns the first group's rate."""
+        """Linear warm-up, then cosine to zero over the phase, times the trainer's factor; returns the first's rate."""
         total = self.epochs * self.batches_per_epoch
         warmup = max(1, round(self.config.warmup * total))
         done = self.step_count
@@ -103,8 +104,10 @@ class Phase:
             if done < warmup
             else 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(total - warmup, 1)))
         )
+        if not 0 < self.trainer.lr_factor < math.inf:
+            raise ConfigError(f"lr_factor is {self.trainer.lr_factor}; give a number above 0, such as 1")
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
+            group["lr"] = group["peak"] * factor * self.trainer.lr_factor
         return self.optimizer.param_groups[0]["lr"]
 
     def forward(self, rows: np.ndarray, texts: np.ndarray) -> tuple[Tensor, Tensor]:

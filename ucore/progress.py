@@ -1,11 +1,13 @@
 """How far a training has come: what a step did, its curves, and the state it goes on from."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ucore.errors import ConfigError
-from ucore.files import content_hash
+from ucore.files import content_hash, only_writer
 
 if TYPE_CHECKING:
     from ucore.train import Trainer
@@ -24,6 +26,8 @@ class StepResult:
     learning_rate: float  # of the heads
     grad_norm: float  # before clipping
     temperature: float
+    parts: dict[str, float] = field(default_factory=dict)  # of the loss, weighted: they add up to it
+    lr_factor: float = 1.0  # that all rates of the schedule were multiplied by
     metrics: Metrics | None = None
 
     def row(self) -> dict[str, Any]:
@@ -32,7 +36,10 @@ class StepResult:
 
 
 class Curves:
-    """TensorBoard curves in `folder`; a step that is made again replaces what was drawn of it."""
+    """TensorBoard curves in `folder`: train/loss, train/loss_NAME of its parts, rates and norms, val/METRIC.
+
+    A step that is made again replaces what was drawn of it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,10 +50,29 @@ class Curves:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self.folder), purge_step=result.step)
-        for name in ("loss", "learning_rate", "grad_norm", "temperature"):
-            self._writer.add_scalar(f"train/{name}", getattr(result, name), result.step)
+        names = ("loss", "learning_rate", "lr_factor", "grad_norm", "temperature")
+        scalars = {name: getattr(result, name) for name in names}
+        for name, value in {**scalars, **{f"loss_{part}": value for part, value in result.parts.items()}}.items():
+            self._writer.add_scalar(f"train/{name}", value, result.step)
         for name, value in (result.metrics or {}).items():
             self._writer.add_scalar(f"val/{name}", value, result.step)
+
+    def close(self) -> None:
+        """The next step opens them again, and hides what was drawn from it on."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+@contextmanager
+def only_trainer(out: Path | None) -> Iterator[None]:
+    """Keep other processes from training into `out`. Raises UserError while one does."""
+    if out is None:
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out):
+        yield
 
 
 def data_key(trainer: "Trainer") -> str:
@@ -62,7 +88,7 @@ def run_state(trainer: "Trainer", phase: dict[str, Any] | None) -> dict[str, Any
         "config": trainer.config.to_dict(), "data": data_key(trainer), "phase_number": trainer.phase_number,
         "step_count": trainer.step_count, "best": trainer.best, "history": trainer.history,
         "seconds": trainer.seconds, "finished": trainer.finished, "origin": trainer.origin, "phase": phase,
-        "encoder": trainer.encoder.state_dict(), "best_state": trainer.best_state,
+        "encoder": trainer.encoder.state_dict(), "best_state": trainer.best_state, "lr_factor": trainer.lr_factor,
     }  # fmt: skip
 
 
@@ -88,5 +114,6 @@ def restore(trainer: "Trainer", state: dict[str, Any]) -> None:
     trainer.phase_number, trainer.step_count = state["phase_number"], state["step_count"]
     trainer.best, trainer.history, trainer.seconds = state["best"], state["history"], state["seconds"]
     trainer.finished, trainer.best_state, trainer.origin = state["finished"], state["best_state"], state["origin"]
+    trainer.lr_factor = state.get("lr_factor", 1.0)
     trainer.encoder.load_state_dict(state["encoder"])
     trainer.encoder.eval()  # a phase made before would have left parts of it in training mode

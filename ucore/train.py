@@ -24,11 +24,11 @@ from tqdm.auto import tqdm
 
 from ucore import distributed
 from ucore.alignment import SegmentSets
-from ucore.checkpoint import load_state, save_encoder, save_state
+from ucore.checkpoint import StartWeights, load_state, save_encoder, save_state
 from ucore.config import TrainConfig
 from ucore.errors import ConfigError, UserError
 from ucore.evaluate import retrieval_metrics, retrieval_metrics_from_features, similarity_matrix
-from ucore.files import content_hash, only_writer
+from ucore.files import content_hash
 from ucore.fusion import loss_parts, segment_sets, with_segments
 from ucore.gradients import Parts, total
 from ucore.manifest import Manifest, few, subset
@@ -36,7 +36,7 @@ from ucore.model import DualEncoder
 from ucore.neighbours import CaptionLikeness, soft_positives
 from ucore.pairs import TrainingTexts
 from ucore.phases import HeadPhase, Phase
-from ucore.progress import Curves, Metrics, StepResult, refuse_other_run, restore, run_state
+from ucore.progress import Curves, Metrics, StepResult, only_trainer, refuse_other_run, restore, run_state
 from ucore.report import git_commit
 from ucore.segment_store import SegmentStore
 from ucore.tower_phase import TowerPhase
@@ -69,7 +69,7 @@ class Trainer:
             raise ConfigError(f"The training split has {len(self.train)} image; contrastive training needs at least 2")
         self.start = [encoder.fingerprint("image"), encoder.fingerprint("text")]  # weights before training
         self._sets: dict[str, SegmentSets] = {}
-        self._store = segments
+        self.store = segments
         config.require_masks(segments is not None)
         if config.loss == "sigmoid":
             encoder.add_bias(min(config.head_batch_size, len(self.train)))
@@ -85,17 +85,30 @@ class Trainer:
         self._likeness = None
         if config.soft_share:  # now, since resuming brings weights that have learned
             self._likeness = CaptionLikeness(encoder, self.pairs, self.cache, progress)
+        self._kinds = [kind for kind in (HeadPhase, TowerPhase) if kind.epochs_of(config) > 0]
+        self.origin = {"commit": git_commit(), "precision": encoder.precision, "device": str(encoder.device)}
+        self._start_weights = StartWeights()
+        self._begin()
+
+    def _begin(self) -> None:
         self.history: list[dict[str, Any]] = []
         self.seconds: dict[str, float] = {}
-        self.step_count = 0
+        self.step_count = self.phase_number = 0
+        self.lr_factor = 1.0  # times every rate of the schedule; may be changed between two steps
         self.best: dict[str, Any] = {"mR": -1.0}
         self.best_state: dict[str, Tensor] = {}
-        kinds = [kind for kind in (HeadPhase, TowerPhase) if kind.epochs_of(config) > 0]
-        self._kinds, self.phase_number = kinds, 0
+        self.validated: dict[str, Any] = {}  # what the last validation saw: step, image, text, similarity
         self._phase: Phase | None = None
         self.finished = False
-        self.origin = {"commit": git_commit(), "precision": encoder.precision, "device": str(encoder.device)}
         self._between_steps = True  # False while a step is half applied, or its epoch's end half done
+
+    def reset(self) -> None:
+        """Back to the start, as a new trainer of the same weights; what `out` holds stays until the next step."""
+        for open_one in (self._phase, self._curves):
+            if open_one is not None:
+                open_one.close()
+        self._start_weights.restore(self.encoder)
+        self._begin()
 
     # --- stepping -------------------------------------------------------------------------------------------
 
@@ -110,8 +123,9 @@ class Trainer:
         if self.finished:
             raise ConfigError("This training has finished; train into another folder, or --restart")
         if self._phase is None:
-            started = time.perf_counter()
-            self._phase = self._kinds[self.phase_number](self)
+            started, kind = time.perf_counter(), self._kinds[self.phase_number]
+            self._start_weights.keep(self.encoder, towers=kind is TowerPhase)
+            self._phase = kind(self)
             self._count_seconds("features", started)
         return self._phase
 
@@ -137,7 +151,7 @@ class Trainer:
             self._require_finite(parts, rows)
             return parts
 
-        loss = total(phase.backward(rows, texts, losses))
+        parts = {name: float(part) for name, part in phase.backward(rows, texts, losses).items()}
         norm = torch.nn.utils.clip_grad_norm_(phase.parameters, self.config.clip_norm)
         self._between_steps = False
         phase.optimizer.step()
@@ -148,7 +162,8 @@ class Trainer:
         self.step_count += 1
         self._count_seconds("training", started)
         temperature = math.exp(-self.encoder.logit_scale.item())
-        result = StepResult(self.step_count, phase.name, epoch, loss.item(), rate, norm.item(), temperature)
+        about = (self.step_count, phase.name, epoch, sum(parts.values()), rate, norm.item(), temperature)
+        result = StepResult(*about, parts, self.lr_factor)
         if phase.step_count % phase.batches_per_epoch == 0:
             result = replace(result, metrics=self._end_epoch())
         self._log(result)
@@ -179,10 +194,10 @@ class Trainer:
     def segment_sets(self, split: Literal["train", "val"]) -> SegmentSets:
         """Tower features of the segments of the training or validation images, computed when first needed."""
         if split not in self._sets:
-            assert self._store is not None
+            assert self.store is not None
             manifest = self.train if split == "train" else self.val
             with distributed.first_alone():  # it keeps them in files
-                self._sets[split] = segment_sets(self.encoder, manifest, self._store, self.config, self.progress)
+                self._sets[split] = segment_sets(self.encoder, manifest, self.store, self.config, self.progress)
         return self._sets[split]
 
     def positives(self, rows: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -197,17 +212,8 @@ class Trainer:
 
         Raises UserError, too, while another process trains into the same folder.
         """
-        with self._only_trainer():
+        with only_trainer(self.out if self._writes else None):
             return self._fit(on_step)
-
-    @contextmanager
-    def _only_trainer(self) -> Iterator[None]:
-        if self.out is None or not self._writes:
-            yield
-            return
-        self.out.mkdir(parents=True, exist_ok=True)
-        with only_writer(self.out):
-            yield
 
     def _fit(self, on_step: Callable[[StepResult], None] | None) -> Metrics:
         bar = tqdm(total=self.total_steps, initial=self.step_count, desc="Training", disable=not self.progress)
@@ -274,11 +280,13 @@ class Trainer:
 
     def _validate(self) -> Metrics:
         image_features, text_features = self.phase.validation_features()
+        self.validated = {"step": self.step_count, "image": image_features, "text": text_features}
         if self.encoder.segments is None:
             return retrieval_metrics_from_features(image_features, text_features, self.val.texts[1])
         similarity = similarity_matrix(image_features, text_features)
         parts = self.segment_sets("val"), text_features, self.config.segment_share
-        return retrieval_metrics(with_segments(self.encoder, similarity, *parts), self.val.texts[1])
+        self.validated["similarity"] = similarity = with_segments(self.encoder, similarity, *parts)
+        return retrieval_metrics(similarity, self.val.texts[1])
 
     # --- persistence ----------------------------------------------------------------------------------------
 
@@ -299,8 +307,9 @@ class Trainer:
         if state is None:
             return False
         refuse_other_run(self, state)
+        self._start_weights.keep(self.encoder, towers=True)
         restore(self, state)
-        self._phase = None
+        self._phase, self.validated = None, {}
         if state["phase"] is not None:
             self.phase.restore(state["phase"])
         return True

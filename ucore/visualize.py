@@ -7,7 +7,7 @@ meaning rests on colour alone. Captions and labels are untrusted and drawn as pl
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from itertools import groupby
@@ -40,6 +40,8 @@ STYLE: Any = {
 SMOOTHING = 4  # of the loss: steps to either side that its mean takes in
 MOST_ROWS = 48  # of a similarity matrix: more cannot be told apart
 COLOURS = {"1": BLUE, "5": ORANGE, "10": PURPLE}  # of R@k
+# Of the parts of a loss, in their order: colour, and lengths of dashes and gaps in line widths.
+PARTS: tuple[tuple[str, tuple[float, ...]], ...] = ((GREEN, (1, 1.5)), (PURPLE, (5, 1.5, 1, 1.5)), (ORANGE, (3.5, 2)))
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
 P = ParamSpec("P")
@@ -92,14 +94,13 @@ class Picture(Figure):
 
 
 @styled
-def plot_curves(history: Sequence[dict[str, Any]], figure: Picture | None = None) -> Picture:
+def plot_curves(history: Sequence[dict[str, Any]], weights: Mapping[str, float] | None = None) -> Picture:
     """Loss of every step above, validation mR and recalls (percent) of every epoch below, the best mR starred.
 
-    history: `Trainer.history`, one dict a step with `step`, `phase`, `loss` and, where an epoch ended, `metrics`.
-    figure: a Picture to draw into again, instead of a new one.
+    history: `Trainer.history`, one dict a step with `step`, `phase`, `loss`, where it has several `parts`, these, and,
+    where an epoch ended, `metrics`. weights: of the parts (`fusion.loss_weights`), named beside them.
     """
-    figure = figure or Picture(figsize=(WIDTH, 5.6), layout="constrained")
-    figure.clear()
+    figure = Picture(figsize=(WIDTH, 5.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
     above.set_title("Training loss of each step", loc="left")
     above.set_ylabel("loss")
@@ -115,7 +116,7 @@ def plot_curves(history: Sequence[dict[str, Any]], figure: Picture | None = None
             axes.set(xticks=[], yticks=[])
     told = "no epoch has ended yet"
     if history:
-        _draw_loss(above, below, history)
+        _draw_loss(above, below, history, weights)
     if epochs:
         best = _draw_recalls(below, epochs)
         told = f"best mR {best['metrics']['mR']:.1f} % at step {best['step']}"
@@ -131,8 +132,22 @@ def smoothed(values: Sequence[float], half: int = SMOOTHING) -> np.ndarray:
     return (total[stop] - total[start]) / (stop - start)
 
 
-def _draw_loss(above: Axes, below: Axes, history: Sequence[dict[str, Any]]) -> None:
-    """The loss in the upper frame, and the phases as shades behind both."""
+def several_parts(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the loss's parts in all these rows of a history, where several; a single one is the loss itself."""
+    names = [name for name in rows[0].get("parts", {}) if all(name in row.get("parts", ()) for row in rows)]
+    return names if len(names) > 1 else []
+
+
+def part_label(part: str, weights: Mapping[str, float] | None) -> str:
+    """What a part of the loss is called: "segment-text, weight 0.5"."""
+    weight = (weights or {}).get(part)
+    return part.replace("_", "-") + ("" if weight is None else f", weight {weight:g}")
+
+
+def _draw_loss(
+    above: Axes, below: Axes, history: Sequence[dict[str, Any]], weights: Mapping[str, float] | None
+) -> None:
+    """The loss and its parts in the upper frame, and the phases as shades behind both."""
     for number, (name, grouped) in enumerate(groupby(history, key=lambda row: row["phase"])):
         rows, first = list(grouped), number == 0
         steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
@@ -140,6 +155,9 @@ def _draw_loss(above: Axes, below: Axes, history: Sequence[dict[str, Any]]) -> N
         # Within a phase only: the batch size, and with it the level of the loss, changes between phases.
         mean = f"mean of {2 * SMOOTHING + 1} steps"
         above.plot(steps, smoothed(losses), color=BLUE, lw=2, label=mean * first)
+        for part, (colour, dashes) in zip(several_parts(rows), PARTS, strict=False):
+            values = smoothed([row["parts"][part] for row in rows])
+            above.plot(steps, values, color=colour, ls=(0, dashes), lw=1.8, label=part_label(part, weights) * first)
         for axes in (above, below):
             shade = axes.axvspan(steps[0] - 0.5, steps[-1] + 0.5, color=SHADES[number % len(SHADES)], lw=0, zorder=0)
             shade.set_label(f"phase: {name}" if axes is above else "")
@@ -174,13 +192,11 @@ def _draw_recalls(axes: Axes, epochs: Sequence[dict[str, Any]]) -> dict[str, Any
 
 
 @styled
-def plot_similarity(
-    similarity: np.ndarray, positives: np.ndarray, title: str = "", figure: Picture | None = None
-) -> Picture:
+def plot_similarity(similarity: np.ndarray, positives: np.ndarray, title: str = "") -> Picture:
     """Cosine similarities of a batch's images (rows) and captions (columns), the positive pairs outlined.
 
     similarity: real (B, T); positives: bool (B, T). The first 48 rows and columns are drawn.
-    figure: a Picture to draw into again, instead of a new one. Raises DataError when the shapes disagree.
+    Raises DataError when the shapes disagree.
     """
     similarity, positives = np.asarray(similarity), np.asarray(positives)
     if similarity.ndim != 2 or not similarity.size or positives.shape != similarity.shape:
@@ -191,8 +207,7 @@ def plot_similarity(
     whole = similarity.shape
     similarity, positives = similarity[:MOST_ROWS, :MOST_ROWS], positives[:MOST_ROWS, :MOST_ROWS]
     rows, columns = similarity.shape
-    figure = figure or Picture(figsize=(WIDTH, 5.8), layout="constrained")
-    figure.clear()
+    figure = Picture(figsize=(WIDTH, 5.8), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(similarity, cmap="cividis", interpolation="nearest")
     for row, column in np.argwhere(positives):

@@ -100,7 +100,7 @@ def test_the_explorer_filters_map_numbers_and_images(lab, browser):
     page.close()
 
 
-def test_step_and_run_move_the_training_on(lab, browser, tiny_rsicd):
+def test_step_run_and_reset_move_the_training_on_and_back(lab, browser, tiny_rsicd):
     folder, address = lab
     cells = ["read_dataset(", "load_encoder(", "Trainer(model", "TrainingStepper("]
     given = {
@@ -114,8 +114,27 @@ def test_step_and_run_move_the_training_on(lab, browser, tiny_rsicd):
     button = page.locator("button.jupyter-button")
     button.filter(has_text=re.compile("^Step$")).click()
     said(page, "Step 1 of")
+    curve = page.locator("[aria-label^='Training curves'] polyline").first
+    first = curve.get_attribute("points")
     button.filter(has_text=re.compile("^Run$")).click()
     said(page, r"(Step [2-9]|Step \d\d+|Finished after)")
+    page.wait_for_function("before => document.querySelector(\"[aria-label^='Training curves'] polyline\")"
+                           ".getAttribute('points') !== before", arg=first, timeout=PATIENCE)  # fmt: skip
+    pause = button.filter(has_text=re.compile("^Pause$"))
+    if pause.is_enabled():
+        pause.click(force=True)  # training may end meanwhile
+    shown = page.locator("figcaption", has_text="the right one")
+    queries = page.locator(".jp-OutputArea .widget-dropdown select")
+    before = page.locator(".jp-OutputArea b", has_text="“").inner_text()
+    queries.select_option(index=3)
+    page.locator(".jp-OutputArea b", has_text="“").filter(has_not_text=before).wait_for(timeout=PATIENCE)
+    assert shown.count() == 1
+    reset = button.filter(has_text=re.compile("^Reset$"))
+    reset.click()  # waits until it is enabled
+    said(page, "Step 0 of")
+    page.get_by_text("No step yet").wait_for(timeout=PATIENCE)
+    button.filter(has_text=re.compile("^Step$")).click()
+    said(page, "Step 1 of")
     page.close()
 
 
