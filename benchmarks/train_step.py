@@ -123,11 +123,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # One epoch is never ended, as validation would be counted.
         train, what = images(batch * (rounds * steps + 2), Path(folder))
-        val = subset(train, 16)
+        val, encoder = subset(train, 16), load_encoder(device=device)
         trainers = {
-            "image only": our_trainer(load_encoder(device=device), train, val, batch),
-            f"{SEGMENTS} segments": our_trainer(load_encoder(device=device), train, val, batch),
-            "4 chunks": our_trainer(load_encoder(device=device), train, val, batch, chunk=math.ceil(batch / 4)),
+            "image only": our_trainer(copy.deepcopy(encoder), train, val, batch),
+            f"{SEGMENTS} segments": our_trainer(copy.deepcopy(encoder), train, val, batch),
+            "4 chunks": our_trainer(copy.deepcopy(encoder), train, val, batch, chunk=math.ceil(batch / 4)),
         }
         add_segments(trainers[f"{SEGMENTS} segments"])
         ours = trainers["image only"]
@@ -148,7 +148,7 @@ def main() -> None:
     precision = f"{ours.encoder.precision} on {device}"
     print(f"batch {batch} ({what}), {precision}, {facts['cpu']}, {facts['cores']} cores, torch {facts['torch']}")
     for name in (f"{SEGMENTS} segments", "4 chunks"):
-        print(f"{name} / image only        {spread([a / b for a, b in zip(seconds[name], base, strict=True)])}")
+        print(f"{name + ' / image only':30s}{spread([a / b for a, b in zip(seconds[name], base, strict=True)])}")
     print(f"image only / open_clip        {spread([a / b for a, b in zip(base, seconds['open_clip'], strict=True)])}")
     print(f"waiting for data              {100 * sum(waited) / (sum(base) * steps):6.1f} % of an image-only step")
     print(f"image only                    {batch / statistics.median(base):6.1f} images/s")
