@@ -93,6 +93,8 @@ def test_a_name_like_no_other_gets_no_suggestion():
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TrainConfig)])
 @pytest.mark.parametrize("value", [-1, "many", True, [1], float("nan"), 1e12])
 def test_no_setting_takes_nonsense(name, value):
+    if name == "compile" and value is True:
+        pytest.skip("a switch may be on")
     message = refusal(**{name: value})
     assert message.startswith(f"{name} is {value!r}; ")
 

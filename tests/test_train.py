@@ -481,15 +481,11 @@ def test_segments_add_a_part_to_the_loss_and_learn(segment_trainer, pooling, los
     assert set(parts) == {"image_text", "segment_text"} and all(part > 0 for part in parts.values())
     double = segment_trainer(segments=pooling, loss=loss, tune_epochs=0, segment_weight=2.0)
     torch.testing.assert_close(double.segment_sets("train").features, trainer.segment_sets("train").features)
-    before = parts["segment_text"].item()
     trainer.fit()
     for row in trainer.history:
         assert set(row["parts"]) == set(parts) and sum(row["parts"].values()) == pytest.approx(row["loss"])
-    trainer.encoder.eval()
-    rows = np.arange(8)
-    image, text = phase.forward(rows, trainer.first_text[:-1][rows])
-    after = trainer.losses(rows, image, text, torch.eye(8, dtype=torch.bool))["segment_text"].item()
-    assert after < before
+    course = [row["parts"]["segment_text"] for row in trainer.history]
+    assert np.mean(course[-4:]) < np.mean(course[:4])
 
 
 @pytest.mark.parametrize("pooling", ["mean", "late"])
