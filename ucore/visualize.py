@@ -253,7 +253,8 @@ def plot_differences(rows: Sequence[dict[str, Any]], unit: str = "points of mR")
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(axis="x")
     axes.set_axisbelow(True)
-    axes.set_xlabel(f"difference from the base in {unit}; lines: 95 % intervals, filled where they lack 0")
+    axes.set_xlabel(f"difference from the base in {unit}")
+    axes.set_title("Lines: 95 % intervals; filled where they lack 0", loc="left")
     figure.alt = "Differences from the base. " + "; ".join(
         f"{row['arm']} {row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" for row in shown
     )
