@@ -54,7 +54,8 @@ def add_segments(trainer: Trainer) -> None:
 
 def count_waiting(trainer: Trainer) -> list[float]:
     """Seconds that each step will wait for its pixels."""
-    phase, waited = trainer.phase, []
+    phase: Any = trainer.phase
+    waited: list[float] = []
     original = phase._next_pixels
 
     def timed() -> torch.Tensor:
