@@ -13,6 +13,7 @@ from PIL import Image
 from ucore.cli_data import HELP, help_text
 from ucore.data import LAYOUTS, read_dataset
 from ucore.inspection import DESCRIPTIONS, Inspection, inspect_path
+from ucore.sharding import write_shards
 
 
 def listing(folder: Path) -> list[str]:
@@ -31,8 +32,10 @@ def looked_at(path: Path) -> Inspection:
     return result
 
 
-def test_a_sound_dataset_of_every_layout(tmp_path):
+def test_a_sound_dataset_of_every_layout(tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("work"))  # where the index of shards is kept
     make_rsicd(tmp_path / "rsicd", 4, 2, 2, size=8)
+    write_shards(read_dataset(tmp_path / "rsicd"), tmp_path / "shards")
     make_country(tmp_path / "urbancross")
     make_skyscript(tmp_path / "skyscript")
     make_geotiles(tmp_path / "geotiles", columns=("x", "y", "z"))

@@ -12,12 +12,23 @@ import ucore
 
 PACKAGE = Path(ucore.__file__).parent
 ORDER = [
-    *("errors", "files", "config", "images", "masks", "store", "workers", "processes", "cluster", "parallel"),
+    *("errors", "spans", "files", "config", "images", "masks", "store", "workers", "processes", "cluster", "parallel"),
     *("manifest", "osm", "geo", "kinds", "compose"),
     *("duplicates", "blocks", "splits", "tiles", "servers", "imagery", "build"),
     *("countries", "site", "facilities", "fillers", "city", "osm_city"),
     *("textures", "canvas", "painters_built", "painters", "render", "describe", "simulated_set", "simulate"),
-    *("archives", "readers", "rsicd", "urbancross", "skyscript", "geotiles", "data", "inspection"),
+    *(
+        "archives",
+        "readers",
+        "rsicd",
+        "urbancross",
+        "skyscript",
+        "geotiles",
+        "shards",
+        "sharding",
+        "data",
+        "inspection",
+    ),
     *(
         "depthwise",
         "bundled",

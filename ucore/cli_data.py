@@ -1,4 +1,4 @@
-"""The commands that look at data and make them: `ucore data inspect`, `help` and `build`."""
+"""The commands that look at data and make them: `ucore data inspect`, `help`, `build` and `shard`."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 HELP = "data_help.md"
-Topic = Literal["all", "urbancross", "skyscript", "rsicd", "geotiles", "osm", "imagery"]
+Topic = Literal["all", "urbancross", "skyscript", "rsicd", "geotiles", "shards", "osm", "imagery"]
 
 
 def inspect(
@@ -18,7 +18,7 @@ def inspect(
 ) -> None:
     """Say what a dataset folder, archive, OSM extract or imagery is, what is wrong with it, and which command is next.
 
-    Exit status 0 when it can be used as it is, 2 when not. Nothing is written or unpacked.
+    Exit status 0 when it can be used as it is, 2 when not. Nothing is unpacked, or written beside it.
 
     Args:
         path: Folder or file to look at.
@@ -110,11 +110,29 @@ def build(
     print(f"Look at it: ucore data inspect {out}")
 
 
+def shard(data: Path, out: Path, images: int = 1000, skip_bad: bool = False) -> None:
+    """Copy a dataset of any layout into WebDataset tar files, for clusters and object stores.
+
+    Args:
+        data: Dataset folder.
+        out: Folder for the shards.
+        images: Most images a shard.
+        skip_bad: Leave out images that cannot be read, with a warning.
+    """
+    from ucore.data import read_dataset
+    from ucore.sharding import write_shards
+
+    written = write_shards(read_dataset(data, skip_bad=skip_bad), out, images)
+    print(f"{len(written):,} shard(s), {sum(path.stat().st_size for path in written) / 1e6:,.1f} MB, in {out}.")
+    print(f"Look at them: ucore data inspect {out}")
+
+
 # One line a command of `ucore data`: its name and the function behind it.
 DataCommand = (
     Annotated[Any, tyro.conf.subcommand("inspect", constructor=inspect)]
     | Annotated[Any, tyro.conf.subcommand("help", constructor=explain)]
     | Annotated[Any, tyro.conf.subcommand("build", constructor=build)]
+    | Annotated[Any, tyro.conf.subcommand("shard", constructor=shard)]
 )
 
 

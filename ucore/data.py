@@ -18,6 +18,7 @@ from ucore.images import load_image
 from ucore.manifest import Manifest, Names, few
 from ucore.readers import caption_groups, usable
 from ucore.rsicd import is_rsicd, read_rsicd
+from ucore.shards import is_shards, read_shards
 from ucore.skyscript import is_skyscript, read_skyscript
 from ucore.urbancross import is_urbancross, read_urbancross
 
@@ -37,6 +38,7 @@ __all__ = [
     "read_geotiles",
     "read_manifest",
     "read_rsicd",
+    "read_shards",
     "read_skyscript",
     "read_urbancross",
 ]
@@ -109,8 +111,9 @@ LAYOUTS = (
     Layout("skyscript", "a CSV file with filepath, title, title_multi_objects", is_skyscript, read_skyscript),
     Layout("geotiles", "metadata.csv (file, ...) and captions.jsonl", is_geotiles, read_geotiles),
     Layout("rsicd", "dataset*.json (images[].filename, split, sentences[].raw) and images/", is_rsicd, read_rsicd),
+    Layout("shards", "*.tar (WebDataset) or *.parquet with a column image, or shards.txt", is_shards, read_shards),
 )
-SUBFOLDERS = ("", "rsicd", "urbancross", "skyscript", "geotiles")
+SUBFOLDERS = ("", "rsicd", "urbancross", "skyscript", "geotiles", "shards")
 
 
 def find_layout(folder: str | Path) -> tuple[Layout, Path] | None:
@@ -147,7 +150,8 @@ def read_dataset(
     domain: Names | None = None,
     skip_bad: bool = False,
 ) -> Manifest:
-    """Read a dataset folder of any layout in `LAYOUTS`, or its subfolder rsicd, urbancross, skyscript or geotiles.
+    """Read a dataset folder of any layout in `LAYOUTS`, or its subfolder rsicd, urbancross, skyscript, geotiles or
+    shards.
 
     path: the folder; without it, the environment variable UCORE_DATA.
     split: one name or several; where the dataset itself says which image is in which split, images of the other

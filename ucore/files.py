@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ucore.errors import DataError, UserError
+from ucore.spans import part_bytes
 
 
 @contextmanager
@@ -120,7 +121,10 @@ def safe_join(root: str | Path, name: str) -> Path:
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """SHA-256 of the bytes of a file, or of a picture in a shard (`spans`), hexadecimal."""
+    data = part_bytes(path)
+    if data is not None:
+        return hashlib.sha256(data).hexdigest()
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -1,5 +1,6 @@
 """Image files: any readable picture -> RGB uint8, and the check that every listed file is one."""
 
+import io
 import os
 import stat
 import sys
@@ -13,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from ucore.errors import DataError
+from ucore.spans import part_bytes
 
 # Files are untrusted: leave out Pillow's formats that start other programs (EPS runs Ghostscript).
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM")
@@ -35,7 +37,7 @@ class ImageError(DataError):
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read a picture as PIL RGB, uint8 in [0, 255].
+    """Read a picture, a file or one in a shard (`spans`), as PIL RGB, uint8 in [0, 255].
 
     Grey and palette are expanded, CMYK converted, alpha composited on white (the background of
     segment crops). Integers of more than 8 bits are taken to span 0..65535 and scaled by 1/257, the
@@ -88,12 +90,14 @@ def _problem(path: Path) -> str:
 
 
 def _read(path: Path) -> Image.Image:
-    info = path.stat()
-    if not stat.S_ISREG(info.st_mode):
-        raise DataError("not a file")
-    if info.st_size == 0:
+    data = part_bytes(path)
+    if data is None:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise DataError("not a file")
+    if (info.st_size if data is None else len(data)) == 0:
         raise DataError("zero bytes")
-    with Image.open(path, formats=FORMATS) as image:
+    with Image.open(path if data is None else io.BytesIO(data), formats=FORMATS) as image:
         image.load()
         return _to_rgb(image)
 

@@ -66,6 +66,7 @@ DESCRIPTIONS = {
     "skyscript": "a dataset in SkyScript's layout",
     "geotiles": "a dataset of geo-tagged tiles",
     "rsicd": "a dataset in RSICD's layout",
+    "shards": "a dataset in shards",
     "zip": "a zip archive",
     "osm": "an OpenStreetMap extract",
     "imagery": "imagery to cut tiles from",
