@@ -46,8 +46,7 @@ SMALL = 2**24  # bytes of a text beside a picture
 
 
 def is_shards(folder: Path) -> bool:
-    """Whether `folder` holds shards.txt, or tar files or Parquet files with pictures, in it or in train/, val/, data/ and
-    the like."""
+    """Whether `folder` has shards.txt, or tar files or Parquet files with pictures, also in train/, val/, data/..."""
     first = next(iter(sorted(_inside(folder))), None)
     return (folder / LIST).is_file() or (first is not None and (first.suffix == ".tar" or _has_pictures(first)))
 
