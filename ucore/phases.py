@@ -83,12 +83,16 @@ class Phase:
 
     def next_batch(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the next images and, for each, of one of its texts: int64 (B,), (B,)."""
-        trainer, place = self.trainer, self.step_count % self.batches_per_epoch
-        rng = np.random.default_rng(self.seed_of(self.epoch))
-        order = self.composed(rng.permutation(len(trainer.train)))
-        chosen = trainer.pairs.draw(rng, self.config.description_share)
+        place = self.step_count % self.batches_per_epoch
+        order, chosen = self.epoch_draw()
         rows = order[place * self.batch_size : (place + 1) * self.batch_size]
         return rows, chosen[rows]
+
+    def epoch_draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """The current epoch's images in their order, int64 (N,), and a text for each of all images, int64 (N,)."""
+        rng = np.random.default_rng(self.seed_of(self.epoch))
+        order = self.composed(rng.permutation(len(self.trainer.train)))
+        return order, self.trainer.pairs.draw(rng, self.config.description_share)
 
     def composed(self, order: np.ndarray) -> np.ndarray:
         """The epoch's images, int64 (N,), in batches; from `order`, its shuffled ones."""

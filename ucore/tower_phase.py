@@ -115,8 +115,7 @@ class TowerPhase(Phase):
 
     def _epoch_pixels(self) -> Iterator[Tensor]:
         """Augmented pixels of this process's share of the epoch's remaining batches, decoded ahead."""
-        rng = np.random.default_rng(self.seed_of(self.epoch))
-        order = rng.permutation(len(self.trainer.train))  # the same draw as in next_batch
+        order, _ = self.epoch_draw()
         first, size = self.step_count % self.batches_per_epoch, self.batch_size
         own = self.chunks[distributed.rank() :: distributed.size()]
         whole = [order[i * size : (i + 1) * size] for i in range(first, self.batches_per_epoch)]
