@@ -71,6 +71,11 @@ ORDER = [
         "micro_captioner_data",
         "micro_captioner_train",
         "losses",
+        "transfer",
+        "adversary",
+        "curriculum",
+        "pseudo",
+        "adapt_config",
         "hubness",
         "fusion",
         "checkpoint",
@@ -104,7 +109,7 @@ ORDER = [
         "segment_explorer",
         "caption_explorer",
     ),
-    *("notebooks", "ablations", "runner", "cli_data", "cli_augment", "cli"),
+    *("notebooks", "ablations", "runner", "cli_data", "cli_augment", "cli_adapt", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")

@@ -53,7 +53,7 @@ def save_encoder(
     card = {
         "format": FORMAT,
         "encoder": _card(encoder),
-        "train": config.to_dict(),
+        **config.card(),
         "validation": dict(best),
     }
     write_json(folder / CARD, card)

@@ -1,4 +1,4 @@
-"""The command line: `ucore train`, `eval`, `run`, `reproduce`, `data`, `simulate`, `segment`, `caption`.
+"""The command line: `ucore train`, `eval`, `adapt`, `run`, `reproduce`, `data`, `simulate`, `segment`, `caption`.
 
 A command imports what it needs.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from ucore.cli_adapt import adapt
 from ucore.cli_augment import caption, captions, segment, segments
 from ucore.cli_data import data, simulate
 from ucore.errors import ConfigError, UserError
@@ -136,6 +137,7 @@ def evaluate(
     views: int | None = None,
     correct_hubs: bool = True,
     segments: Path | None = None,
+    splits: Path | None = None,
     device: str = "auto",
     skip_bad: bool = False,
 ) -> None:
@@ -150,6 +152,7 @@ def evaluate(
         views: Dihedral views averaged per image (1, 2, 4, 8); default: as the checkpoint was trained to use.
         correct_hubs: Lower the scores of texts and images that fit much of the training data; otherwise plain cosines.
         segments: Folder of masks that `ucore segment` wrote for these images; wanted by a checkpoint trained with any.
+        splits: split.json that `ucore adapt` wrote for this data, in place of the dataset's own splits.
         device: auto, cpu, cuda or cuda:N.
         skip_bad: Leave unreadable images out instead of stopping.
     """
@@ -161,7 +164,11 @@ def evaluate(
     with _progress("Loading libraries, data and checkpoint"):
         from ucore.data import read_dataset
 
-        manifest = read_dataset(data, split=split, domain=domain, skip_bad=skip_bad)
+        manifest = read_dataset(data, split=None if splits else split, domain=domain, skip_bad=skip_bad)
+        if splits is not None:
+            from ucore.splits import load_split
+
+            manifest = load_split(manifest, splits).split(split)
 
         from ucore.checkpoint import load_bank, load_checkpoint
         from ucore.config import TrainConfig
@@ -282,6 +289,7 @@ def main() -> None:
     commands = {
         "train": train,
         "eval": evaluate,
+        "adapt": adapt,
         "run": run,
         "reproduce": reproduce,
         "data": data,

@@ -135,14 +135,13 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def card(self) -> dict[str, Any]:
+        """What a checkpoint's encoder.json keeps of the settings; `train` are those that reading it needs."""
+        return {"train": self.to_dict()}
+
     def check(self) -> None:
         """Raise ConfigError for a value out of its range, naming the setting."""
-        hints = get_type_hints(type(self))
-        names = ("scale", "method", "loss", "segments", "segment_background", "augmentation", "precision")
-        for name in names:
-            allowed = get_args(hints[name])
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        self._check_choices("scale", "method", "loss", "segments", "segment_background", "augmentation", "precision")
         ranges = {
             "head_epochs": (0, 10_000), "tune_epochs": (0, 10_000), "head_batch_size": (2, 1_000_000),
             "tune_batch_size": (2, 1_000_000), "head_lr": (0, 1), "tune_head_lr": (0, 1), "image_lr": (0, 1),
@@ -153,7 +152,7 @@ class TrainConfig:
             "soft_temperature": (0.001, 10), "hard_share": (0, 0.9), "description_share": (0, 1),
             "chunk": (0, 1_000_000),
         }  # fmt: skip
-        _check_ranges(self, ranges)
+        self._check_ranges(ranges)
         for name in ("train_views", "test_views"):
             value = getattr(self, name)
             if not _is_number(value, whole=True) or value not in (1, 2, 4, 8):
@@ -165,6 +164,16 @@ class TrainConfig:
             raise ConfigError(f"max_train_images is {most!r}; it must be a whole number of at least 2, or none")
         if self.head_epochs + self.tune_epochs == 0:
             raise ConfigError("head_epochs and tune_epochs are both 0: nothing would be trained; raise one of them")
+
+    def _check_choices(self, *names: str) -> None:
+        hints = get_type_hints(type(self))
+        for name in names:
+            allowed = get_args(hints[name])
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+
+    def _check_ranges(self, ranges: dict[str, tuple[float, float]]) -> None:
+        _check_ranges(self, ranges)
 
     def require_masks(self, given: bool) -> None:
         """Raise ConfigError where these settings need segments and none are given."""

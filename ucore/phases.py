@@ -190,13 +190,22 @@ class HeadPhase(Phase):
         self.text = torch.from_numpy(text_tower_features(encoder, trainer.texts, **common))
         self.val_image = torch.from_numpy(image_tower_features(encoder, trainer.val, 1, **common)[:, 0])
         self.val_text = torch.from_numpy(text_tower_features(encoder, trainer.val.texts[0], **common))
+        self.trainer, self.encoder = trainer, encoder
+        self._standardise()
+        self._hard = HardBatches(self.image[:, 0].numpy(), config.hard_share) if config.hard_share else None
+        self._composed: tuple[int, np.ndarray] | None = None  # the epoch it is of, and its order
+        super().__init__(trainer, self._groups())
+
+    def _standardise(self) -> None:
+        """Give the heads the mean and deviation that their features have."""
+        encoder = self.encoder
         encoder.image_head.standardise(self.image.flatten(0, 1))
         encoder.text_head.standardise(self.text)
         if encoder.segments is not None:
-            encoder.segments.head.standardise(trainer.segment_sets("train").flat())
-        self._hard = HardBatches(self.image[:, 0].numpy(), config.hard_share) if config.hard_share else None
-        self._composed: tuple[int, np.ndarray] | None = None  # the epoch it is of, and its order
-        super().__init__(trainer, {"heads": (encoder.joining, config.head_lr)})
+            encoder.segments.head.standardise(self.trainer.segment_sets("train").flat())
+
+    def _groups(self) -> Groups:
+        return {"heads": (self.encoder.joining, self.trainer.config.head_lr)}
 
     @classmethod
     def epochs_of(cls, config: TrainConfig) -> int:

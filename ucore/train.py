@@ -50,6 +50,8 @@ class Trainer:
     cache: folder for tower features, shared between runs.
     """
 
+    criterion = "mR"  # the metric of a validation by which weights are chosen
+
     def __init__(
         self,
         encoder: DualEncoder,
@@ -258,7 +260,7 @@ class Trainer:
     def _judge(self) -> tuple[Metrics, bool]:
         """Validate; keep and write the weights when they are the best so far."""
         phase, metrics = self.phase, self.validate()
-        better = metrics["mR"] > self.best["mR"]
+        better = metrics[self.criterion] > self.best.get(self.criterion, -math.inf)
         if better:
             self.best = {**metrics, "phase": phase.name, "epoch": phase.epoch, "step": self.step_count}
             self.best_state = {k: v.detach().clone() for k, v in self.encoder.state_dict().items()}

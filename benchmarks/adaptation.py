@@ -1,0 +1,143 @@
+"""Adaptation from country to country: every method, every direction, over seeds, on the target's untouched test part.
+
+    python benchmarks/adaptation.py --data DATASET [--directions a-b ...] [--methods ...] [--seeds 3] [--out table.json]
+    python benchmarks/adaptation.py --source RSICD --data GEOTILES --targets nepal germany tanzania
+
+Heads of the bundled encoder are trained on the source (scale tiny, the seed's own), then adapted to the target with its
+part "finetune" (20 %), and scored on "test" (70 %): whole gallery, plain cosines. Differences of mR to "source-only",
+which goes on training on the source for as many steps, are paired by seed and query; the interval draws both again.
+"""
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ucore.adapt import Adapter
+from ucore.adapt_config import METHODS, AdaptConfig
+from ucore.comparison import seeded_difference
+from ucore.config import TrainConfig
+from ucore.data import read_dataset
+from ucore.evaluate import METRICS, Ranks, metrics_from_ranks, retrieval_ranks_from_features
+from ucore.features import image_tower_features, text_tower_features
+from ucore.files import write_json
+from ucore.manifest import Manifest
+from ucore.model import DualEncoder, load_encoder
+from ucore.report import machine_facts
+from ucore.splits import adaptation_split
+from ucore.train import Trainer
+
+BASE = "source-only"
+WATCHED = ("mR", "return_probability", "discriminator_accuracy", "pseudo_pairs", "pseudo_precision")
+
+
+def ranks_of(encoder: DualEncoder, manifest: Manifest, cache: Path) -> Ranks:
+    """Ranks of the whole gallery by plain cosines, from cached tower features, one view an image."""
+    texts, owner = manifest.texts
+    image = image_tower_features(encoder, manifest, 1, cache, progress=False)[:, 0]
+    text = text_tower_features(encoder, texts, cache, progress=False)
+    with torch.no_grad():
+        features = [F.normalize(head(torch.from_numpy(part)), dim=1).numpy()
+                    for head, part in ((encoder.image_head, image), (encoder.text_head, text))]  # fmt: skip
+    return retrieval_ranks_from_features(features[0], features[1], owner)
+
+
+def settings(text: str) -> tuple[str, dict[str, Any]]:
+    """ "ucore,pseudo_weight=0" -> ("ucore", {"pseudo_weight": 0})."""
+    method, *changes = text.split(",")
+    return method, {name: json.loads(value) if value[:1] in "-.0123456789tfn" else value
+                    for name, value in (change.split("=") for change in changes)}  # fmt: skip
+
+
+def direction(
+    fresh: DualEncoder, source: Manifest, target: Manifest, methods: Sequence[str], seeds: int, cache: Path, scale: str
+) -> dict[str, list[tuple[Ranks, dict[str, Any], float]]]:
+    """For every method and seed: ranks on the target's test part, the adapter's best metrics, seconds."""
+    train, val = source.split("train"), source.split("val")
+    target = adaptation_split(target, seed=0)
+    parts = [target.split(name) for name in ("finetune", "val", "test")]
+    found: dict[str, list[tuple[Ranks, dict[str, Any], float]]] = {}
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        start = copy.deepcopy(fresh)
+        start.new_heads()
+        config = TrainConfig.at("tiny", seed=seed, head_batch_size=64 if len(train) < 1000 else 128)
+        Trainer(start, train, val, config, None, cache, progress=False).fit()
+        found.setdefault("zero-shot", []).append((ranks_of(start, parts[2], cache), {}, 0.0))
+        for text in methods:
+            method, changes = settings(text)
+            encoder, started = copy.deepcopy(start), time.perf_counter()
+            own = AdaptConfig.of(
+                method, scale, **{"seed": seed, "head_batch_size": min(128, len(train) // 2), **changes}
+            )
+            adapter = Adapter(encoder, train, parts[0], parts[1], own, None, cache, progress=False)
+            best = adapter.fit()
+            seconds = time.perf_counter() - started
+            rows = [row["metrics"] for row in adapter.history if "metrics" in row]
+            trace = {name: [round(row.get(name, float("nan")), 1) for row in rows] for name in WATCHED}
+            encoder.load_state_dict(adapter.best_state)
+            found.setdefault(text, []).append(
+                (ranks_of(encoder, parts[2], cache), {"epoch": best["epoch"], **trace}, seconds)
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--source", type=Path, help="another dataset whose pairs are the source")
+    parser.add_argument("--targets", nargs="+", help="domains of --data; by default all")
+    parser.add_argument("--directions", nargs="+", help="SOURCE-TARGET within --data; by default all")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="names, or name,setting=value,...")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--scale", default="tiny")
+    parser.add_argument("--cache", type=Path, default=Path("runs/features"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--trace", action="store_true", help="print what every epoch showed")
+    options = parser.parse_args()
+    data = read_dataset(options.data)
+    if options.source is not None:
+        source = read_dataset(options.source, split=("train", "val"))
+        pairs = [(source, data.domain(name)) for name in options.targets or sorted(set(data.frame["domain"]))]
+    else:
+        names = sorted(set(data.frame["domain"]))
+        wanted = options.directions or [f"{a}-{b}" for a in names for b in names if a != b]
+        pairs = [tuple(data.domain(name) for name in one.split("-")) for one in wanted]
+    methods = list(dict.fromkeys([BASE, *options.methods]))
+    print(f"{'SIMULATED' if data.simulated else 'Real'} data; {json.dumps(machine_facts())}")
+    fresh, rows, gains = load_encoder(), [], {}
+    for source, target in pairs:
+        name = f"{source.name} -> {target.name}"
+        found = direction(fresh, source, target, methods, options.seeds, options.cache, options.scale)
+        owner = adaptation_split(target, seed=0).split("test").texts[1]
+        base = [ranks for ranks, _, _ in found[BASE]]
+        for method, runs in found.items():
+            metrics = [metrics_from_ranks(*ranks) for ranks, _, _ in runs]
+            difference = seeded_difference([ranks for ranks, _, _ in runs], base, owner)
+            means = {metric: float(np.mean([one[metric] for one in metrics])) for metric in METRICS}
+            seconds = float(np.mean([seconds for _, _, seconds in runs]))
+            row = {"direction": name, "method": method, "test_images": int(owner.max()) + 1, **means,
+                   "mR_difference": difference, "seconds": seconds}  # fmt: skip
+            rows.append(row)
+            gains.setdefault(method, []).append((row["mR"], difference[0]))
+            low, high = difference[1:]
+            print(f"{name:24} {method:28} mR {row['mR']:6.2f}  {difference[0]:+6.2f} [{low:+.2f}, {high:+.2f}]  "
+                  f"{row['seconds']:5.1f} s", flush=True)  # fmt: skip
+            if options.trace:
+                print("   ", runs[0][1], flush=True)
+    for method, values in gains.items():
+        mean, gain = np.mean(values, axis=0)
+        print(f"{'mean of directions':24} {method:28} mR {mean:6.2f}  {gain:+6.2f}")
+    if options.out:
+        write_json(options.out, {"command": " ".join(map(str, vars(options).items())), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Adaptation: what a step sees of both domains, that resuming equals never stopping, and that it helps."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command import ucore
+from makers import make_rsicd
+
+from ucore.adapt import Adapter
+from ucore.adapt_config import METHODS, AdaptConfig
+from ucore.adversary import reversal_strength
+from ucore.checkpoint import load_checkpoint
+from ucore.data import read_dataset
+from ucore.errors import ConfigError
+
+SMALL: dict[str, Any] = dict(head_epochs=3, head_batch_size=8, target_batch_size=4, train_views=2, test_views=1)
+
+
+@pytest.fixture(scope="module")
+def sides(tiny_rsicd, tmp_path_factory):
+    """Source train, and the target's finetune and val."""
+    other = read_dataset(make_rsicd(tmp_path_factory.mktemp("other") / "set", 12, 8, 0, seed=7))
+    return read_dataset(tiny_rsicd, split="train"), other.split("train"), other.split("val")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def new_adapter(sides, cache, encoder_factory):
+    def make(method="paper", out=None, **changes):
+        config = AdaptConfig.of(method, **{**SMALL, **changes})
+        return Adapter(encoder_factory(), *sides, config, out, cache, progress=False)
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["paper", "ucore"])
+def test_resuming_equals_never_stopping(new_adapter, tmp_path, method):
+    changes = {"pseudo_start": 0.0} if method == "ucore" else {}
+    whole = new_adapter(method, **changes)
+    whole.fit()
+    broken = new_adapter(method, tmp_path, **changes)
+    for stop in (1, 3, 2):
+        for _ in range(stop):
+            broken.step()
+        broken.save()
+        broken = new_adapter(method, tmp_path, **changes)
+        assert broken.resume()
+    broken.fit()
+    assert [row["loss"] for row in whole.history] == [row["loss"] for row in broken.history]
+    assert whole.best == broken.best
+    for mine, theirs in zip(whole.encoder.state_dict().values(), broken.encoder.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_every_method_makes_its_parts_of_the_loss(new_adapter):
+    expected = {
+        "source-only": {"image_text"}, "dann": {"image_text", "adversarial"}, "cdan": {"image_text", "adversarial"},
+        "coral": {"image_text", "coral"}, "mmd": {"image_text", "mmd"},
+        "paper": {"image_text", "adversarial", "triplet"}, "ucore": {"image_text", "pseudo_pairs"},
+        "target-only": {"target_pairs"}, "joint": {"image_text", "target_pairs"},
+    }  # fmt: skip
+    assert set(expected) == set(METHODS)
+    for method, parts in expected.items():
+        adapter = new_adapter(method, pseudo_start=0.0, head_batch_size=8)
+        result = adapter.step()
+        assert set(result.parts) == parts, method
+        assert result.loss == pytest.approx(sum(result.parts.values())) and np.isfinite(result.loss)
+
+
+def test_the_curriculum_grows_with_the_cycles_through_the_target(new_adapter):
+    adapter = new_adapter("paper", head_batch_size=10, target_batch_size=4, head_epochs=10)
+    phase, kept = adapter.phase, []
+    for step in range(15):
+        phase.step_count = step
+        rows, texts = phase.next_batch()
+        assert len(rows) == len(texts) == len(phase.source_weights)
+        kept.append(len(rows))
+        assert phase.source_weights.sum().item() == pytest.approx(1)
+        assert phase.target_weights.sum().item() == pytest.approx(1)
+    assert kept == [2] * 3 + [4] * 3 + [6] * 3 + [8] * 3 + [10] * 3  # 12 images in batches of 4: a cycle is 3 steps
+
+
+def test_unpaired_images_and_texts_are_drawn_apart_and_pairs_together(new_adapter, sides):
+    owner = sides[1].texts[1]
+    apart, together = new_adapter("dann").phase, new_adapter("joint").phase
+    matches = []
+    for step in range(6):
+        apart.step_count = together.step_count = step
+        images, texts = apart._draw_target()
+        matches += (owner[texts] == images).tolist()
+        images, texts = together._draw_target()
+        assert (owner[texts] == images).all()
+    assert np.mean(matches) < 0.5
+    seen = []
+    for step in range(3):
+        apart.step_count = step
+        seen += apart._draw_target()[0].tolist()
+    assert sorted(seen) == list(range(12))
+
+
+def test_moments_of_the_target_replace_the_sources(new_adapter):
+    adapter = new_adapter("ucore")
+    phase = adapter.phase
+    target = phase.target_image.flatten(0, 1).float()
+    head = adapter.encoder.image_head
+    assert torch.allclose(head.mean, target.mean(0), atol=2e-2)
+    source = phase.image.flatten(0, 1).float()
+    assert torch.allclose(source.mean(0), target.mean(0), atol=2e-2)
+    stays = new_adapter("dann")
+    before = stays.encoder.image_head.mean.clone()
+    assert stays.phase is not None and torch.equal(before, stays.encoder.image_head.mean)
+
+
+def test_the_adversary_pushes_heads_and_discriminators_apart(new_adapter, monkeypatch):
+    """The discriminators descend their loss, the heads ascend it: the same gradient with the other sign."""
+
+    def gradients(reverse: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        adapter = new_adapter("dann", adversarial_weight=1.0)
+        phase = adapter.phase
+        phase.discriminators.eval(), adapter.encoder.eval()
+        phase.step_count = phase.epochs * phase.batches_per_epoch  # full strength
+        with monkeypatch.context() as patch:
+            if not reverse:
+                patch.setattr("ucore.adapt.reverse_gradient", lambda features, strength: features)
+            rows, texts = phase.next_batch()
+            phase.adversarial(phase.forward(rows, texts), phase.target_features()).backward()
+        head = adapter.encoder.image_head.contract.weight.grad
+        return head.clone(), phase.discriminators["image"].layers[0].weight.grad.clone()
+
+    (reversed_head, judge), (plain_head, plain_judge) = gradients(True), gradients(False)
+    assert torch.equal(judge, plain_judge) and judge.abs().max() > 0
+    assert torch.allclose(reversed_head, -reversal_strength(1.0) * plain_head, rtol=1e-4, atol=1e-8)
+    assert plain_head.abs().max() > 0
+
+
+def test_weights_are_chosen_without_the_targets_pairs(new_adapter):
+    adapter = new_adapter("ucore", head_epochs=4)
+    adapter.fit()
+    rows = [row["metrics"]["return_probability"] for row in adapter.history if "metrics" in row]
+    assert adapter.best["return_probability"] >= max(rows) - 1e-9
+    assert {"mR", "return_probability"} <= set(adapter.best)
+
+
+def test_too_small_a_target_and_what_adaptation_cannot_do_are_refused(sides, cache, encoder_factory):
+    from ucore.manifest import subset
+
+    with pytest.raises(ConfigError, match="at least 2 of each"):
+        Adapter(encoder_factory(), sides[0], subset(sides[1], 1), sides[2], AdaptConfig.of("dann"), None, cache)
+    for changes, told in (
+        ({"tune_epochs": 2}, "trains the heads"), ({"segments": "late"}, "knows no segments"),
+        ({"curriculum": "cosin"}, "choose one of none, cosine, density"), ({"coral_weight": -1}, "coral_weight is -1"),
+        ({"domain_weights": 1}, "true or false"), ({"pseudo_wieght": 1}, "did you mean 'pseudo_weight'"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=told):
+            AdaptConfig.of("ucore", **changes)
+    with pytest.raises(ConfigError, match="did you mean 'paper'"):
+        AdaptConfig.of("papr")
+
+
+# --- the command ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_rsicd, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("start") / "run"
+    done = ucore("train", "--data", tiny_rsicd, "--scale", "tiny", "-s", "head_epochs=1", "-s", "head_batch_size=8",
+                 "--cache", out.parent / "cache", "--out", out)  # fmt: skip
+    assert done.status == 0, done.err
+    return out
+
+
+def command(tiny_rsicd: Path, trained: Path, tmp_path: Path, *more: Any) -> tuple[Any, ...]:
+    return ("adapt", "--source", tiny_rsicd, "--target", tmp_path / "tiles", "--checkpoint", trained, "--cache",
+            tmp_path / "cache", "--out", tmp_path / "out", "--scale", "tiny", "-s", "head_epochs=2",
+            "-s", "head_batch_size=8", *more)  # fmt: skip
+
+
+def test_the_command_adapts_and_its_checkpoint_scores_the_test_part(tiny_rsicd, trained, tmp_path):
+    from makers_geo import make_geotiles
+
+    make_geotiles(tmp_path / "tiles", side=16, columns=("x", "y", "z"))
+    done = ucore(*command(tiny_rsicd, trained, tmp_path, "--method", "paper"))
+    assert done.status == 0, done.err
+    assert "Validation mR" in done.out and "--splits" in done.out
+    facts = json.loads((tmp_path / "out" / "adaptation.json").read_text())
+    assert facts["parameters"]["method"] == "paper" and facts["split"] == "val"
+    encoder, card = load_checkpoint(tmp_path / "out")
+    assert card["adapt"]["method"] == "paper" and not encoder.training
+    parts = json.loads((tmp_path / "out" / "split.json").read_text())["samples"]["finland"]
+    assert {"finetune", "val", "test"} <= set(parts)
+    scored = ucore("eval", "--checkpoint", tmp_path / "out", "--data", tmp_path / "tiles", "--splits",
+                   tmp_path / "out" / "split.json", "--out", tmp_path / "scores.npz")  # fmt: skip
+    assert scored.status == 0, scored.err
+    tests = {name for names in parts["test"].values() for name in names}
+    assert set(np.load(tmp_path / "scores.npz")["image_ids"]) == tests
+    again = ucore(*command(tiny_rsicd, trained, tmp_path, "--method", "paper"))
+    assert again.status == 0 and "finished" in again.out
+
+
+def test_the_same_set_on_both_sides_is_refused(tiny_rsicd, trained, tmp_path):
+    done = ucore(
+        "adapt", "--source", tiny_rsicd, "--target", tiny_rsicd, "--checkpoint", trained, "--out", tmp_path / "o"
+    )
+    assert done.status == 2 and "are in the source, too" in done.err and "Traceback" not in done.err
+    done = ucore("adapt", "--source", tiny_rsicd, "--target", tiny_rsicd, "--checkpoint", trained, "--out", trained)
+    assert done.status == 2 and "choose another folder" in done.err
+
+
+def test_a_target_of_several_domains_asks_which(tiny_rsicd, trained, tmp_path):
+    from makers_geo import make_skyscript
+
+    make_skyscript(tmp_path / "tiles")
+    done = ucore(*command(tiny_rsicd, trained, tmp_path))
+    assert done.status == 2 and "Choose one with --target-domain" in done.err

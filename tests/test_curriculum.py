@@ -1,0 +1,99 @@
+"""Which source samples are shown, which pairs a model finds itself, and how alignment is judged without pairs."""
+
+import numpy as np
+import pytest
+
+from ucore.curriculum import CurriculumSampler, density_ratio, scaled, share_of
+from ucore.errors import ConfigError
+from ucore.pseudo import balanced_matching, mutual_pairs, return_probability
+
+
+def unit(degrees: list[float]) -> np.ndarray:
+    angles = np.deg2rad(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def test_the_kept_share_grows_with_the_cycles_as_in_the_paper() -> None:
+    assert [share_of(cycle) for cycle in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
+
+
+def test_the_rows_nearest_to_the_batchs_target_are_kept_in_their_order() -> None:
+    sampler = CurriculumSampler(unit([90, 10, 180, 350, 20, 60, 120, 5, 40, 80]), unit([0, 10, 90]))
+    kept, weights = sampler.keep(np.arange(10), np.array([0, 1]), cycle=0)
+    assert kept.tolist() == [1, 7]  # 10 and 5 degrees are nearest to 0 and 10 degrees
+    assert weights.sum() == pytest.approx(1)
+    kept, _ = sampler.keep(np.arange(10), np.array([0, 1]), cycle=1)
+    assert kept.tolist() == [1, 3, 4, 7]
+    kept, _ = sampler.keep(np.arange(10), np.array([2]), cycle=0)
+    assert kept.tolist() == [0, 9]
+    kept, _ = sampler.keep(np.arange(10), np.array([2]), cycle=9)
+    assert kept.tolist() == list(range(10))
+    assert sampler.keep(np.array([2, 6]), np.array([0]), cycle=0)[0].tolist() == [0, 1]  # never fewer than two
+
+
+def test_weights_are_min_max_scaled_and_sum_to_1() -> None:
+    assert scaled(np.array([2.0, 4.0, 3.0])).tolist() == pytest.approx([0, 2 / 3, 1 / 3])
+    assert scaled(np.array([5.0, 5.0])).tolist() == [0.5, 0.5]
+
+
+def test_target_rows_count_by_their_nearest_source_rows() -> None:
+    sampler = CurriculumSampler(unit([0, 0, 180]), unit([0, 180, 90]))
+    cosines = np.array([2.0, 0.0, 0.0])  # sums of the two largest: 1 + 1, 1 - 1, 0 + 0
+    assert sampler.target_weights(np.arange(3), np.arange(3), top=2) == pytest.approx(scaled(cosines), abs=1e-12)
+
+
+def test_none_keeps_everything_evenly() -> None:
+    sampler = CurriculumSampler(unit([0, 90, 180, 270]), unit([0]), "none")
+    kept, weights = sampler.keep(np.array([3, 1]), np.array([0]), 0)
+    assert kept.tolist() == [0, 1] and weights.tolist() == [0.5, 0.5]
+
+
+def test_the_density_ratio_finds_source_rows_like_the_target() -> None:
+    rng = np.random.default_rng(0)
+    like, unlike = rng.normal([2, 0, 0], 0.5, (40, 3)), rng.normal([-2, 0, 0], 0.5, (160, 3))
+    source = rng.permutation(np.concatenate([like, unlike]))
+    target = rng.normal([2, 0, 0], 0.5, (30, 3))
+    ratio = density_ratio(source, target)
+    best = np.argsort(-ratio)[:40]
+    assert (source[best, 0] > 0).mean() > 0.95
+    sampler = CurriculumSampler(source, target, "density")
+    kept, _ = sampler.keep(np.arange(200), np.array([0]), cycle=0)
+    assert (source[kept, 0] > 0).all()
+
+
+def test_features_of_two_encoders_are_refused() -> None:
+    with pytest.raises(ConfigError, match="use one encoder"):
+        CurriculumSampler(np.zeros((2, 3)), np.zeros((2, 4)))
+
+
+def test_matching_gives_every_text_its_share() -> None:
+    similarity = np.array([[0.9, 0.8, 0.1], [0.9, 0.1, 0.2], [0.9, 0.2, 0.3]])  # text 0 is a hub
+    matching = balanced_matching(similarity, 0.02)
+    assert matching.sum(axis=1) == pytest.approx(np.ones(3))
+    assert matching.sum(axis=0) == pytest.approx(np.ones(3), abs=0.05)
+    assert matching.argmax(axis=1).tolist() == [1, 0, 2]
+    shares = balanced_matching(np.zeros((4, 2)), 1.0, np.array([0.75, 0.25]))
+    assert shares[0] == pytest.approx([0.75, 0.25])
+
+
+def test_pairs_are_those_that_choose_each_other() -> None:
+    matching = np.array([[0.7, 0.2, 0.1], [0.6, 0.1, 0.3], [0.1, 0.2, 0.7]])
+    images, texts, confidences = mutual_pairs(matching, np.array([0, 1, 2]))
+    assert (images.tolist(), texts.tolist(), confidences.tolist()) == ([0, 2], [0, 2], [0.7, 0.7])
+
+
+def test_copies_of_a_text_choose_as_one_with_as_many_places() -> None:
+    matching = np.array([[0.3, 0.3, 0.4], [0.25, 0.35, 0.4], [0.0, 0.1, 0.9]])
+    images, texts, confidences = mutual_pairs(matching, np.array([5, 5, 7]))
+    assert images.tolist() == [0, 1, 2] and texts.tolist() == [0, 0, 2]
+    assert confidences == pytest.approx([0.6, 0.6, 0.9])
+
+
+def test_walks_return_where_images_and_texts_single_each_other_out() -> None:
+    aligned, blurred = return_probability(np.eye(4)), return_probability(np.zeros((4, 4)))
+    assert aligned > 99 and blurred == pytest.approx(25)
+    rng = np.random.default_rng(0)
+    similarity = rng.uniform(-1, 1, (5, 7))
+    forth = np.exp(similarity / 0.1) / np.exp(similarity / 0.1).sum(1, keepdims=True)
+    back = np.exp(similarity / 0.1) / np.exp(similarity / 0.1).sum(0)
+    assert return_probability(similarity, 0.1) == pytest.approx(100 * np.trace(forth @ back.T) / 5)

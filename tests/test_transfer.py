@@ -1,0 +1,126 @@
+"""Losses between domains against hand calculation and other implementations' values, and the gradient's reversal."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ucore.adversary import DomainDiscriminator, balanced_accuracy, reversal_strength, reverse_gradient
+from ucore.transfer import (
+    adversarial_loss,
+    conditional_features,
+    coral_loss,
+    domain_triplet_loss,
+    mmd_loss,
+    normalised,
+)
+
+
+def test_weights_are_normalised_once_whatever_the_batch() -> None:
+    assert normalised(torch.tensor([1.0, 3.0])).tolist() == [0.25, 0.75]
+    assert normalised(torch.zeros(4)).tolist() == [0.25] * 4
+    logits = torch.zeros(7)
+    small = adversarial_loss(logits[:2], logits[:2], torch.full((2,), 0.5), torch.full((2,), 0.5))
+    large = adversarial_loss(logits, logits, torch.full((7,), 1 / 7), torch.full((7,), 1 / 7))
+    assert small.item() == pytest.approx(2 * math.log(2)) == large.item()
+
+
+def test_adversarial_loss_is_the_papers_with_one_logit() -> None:
+    source, target = torch.tensor([0.3, -1.2]), torch.tensor([2.0, 0.1, -0.4])
+    w, v = torch.tensor([0.9, 0.1]), torch.tensor([0.2, 0.5, 0.3])
+    by_hand = -(w * torch.sigmoid(source).log()).sum() - (v * (1 - torch.sigmoid(target)).log()).sum()
+    assert adversarial_loss(source, target, w, v).item() == pytest.approx(by_hand.item(), rel=1e-6)
+    even = F.binary_cross_entropy_with_logits(source, torch.ones(2)) + F.binary_cross_entropy_with_logits(
+        target, torch.zeros(3)
+    )
+    assert adversarial_loss(source, target).item() == pytest.approx(even.item(), rel=1e-6)
+
+
+def test_adversarial_loss_stays_finite_where_a_sigmoid_would_not() -> None:
+    far = torch.tensor([2000.0, -2000.0], requires_grad=True)
+    loss = adversarial_loss(far, far)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(far.grad).all()
+
+
+def test_the_gradient_is_reversed_and_scaled_and_the_value_is_not() -> None:
+    features = torch.tensor([1.0, -2.0], requires_grad=True)
+    out = reverse_gradient(features, 0.3)
+    assert out.tolist() == features.tolist()
+    (out * torch.tensor([5.0, 7.0])).sum().backward()
+    assert features.grad.tolist() == pytest.approx([-1.5, -2.1])
+
+
+def test_reversal_begins_at_nothing_and_ends_near_one() -> None:
+    values = [reversal_strength(done) for done in (0, 0.1, 0.5, 1)]
+    assert values[0] == 0 and values == sorted(values) and 0.999 < values[-1] < 1
+
+
+def test_a_discriminator_learns_and_an_encoder_against_it_hides_the_domain() -> None:
+    torch.manual_seed(0)
+    source, target = torch.randn(400, 4) + 0.6, torch.randn(400, 4) - 0.6
+
+    def accuracies(strength: float) -> list[float]:
+        torch.manual_seed(1)
+        encoder, judge = torch.nn.Linear(4, 4), DomainDiscriminator(4, hidden=16, dropout=0.0)
+        torch.nn.init.eye_(encoder.weight)
+        groups = [{"params": encoder.parameters(), "lr": 3e-3}, {"params": judge.parameters(), "lr": 3e-3}]
+        optimizer, found = torch.optim.Adam(groups), []
+        for _ in range(400):
+            logits = [judge(reverse_gradient(encoder(part), strength)) for part in (source, target)]
+            optimizer.zero_grad()
+            adversarial_loss(*logits).backward()
+            optimizer.step()
+            found.append(balanced_accuracy(*logits))
+        return found[-100:]
+
+    assert np.mean(accuracies(0.0)) > 85  # the encoder stands still: the domains are told apart
+    assert np.mean(accuracies(1.0)) < 65
+
+
+def test_balanced_accuracy_counts_both_domains_alike() -> None:
+    assert balanced_accuracy(torch.ones(1000), torch.tensor([1.0, -1.0])) == 75
+    assert balanced_accuracy(torch.ones(10), torch.ones(3)) == 50
+
+
+def test_coral_is_the_distance_of_covariances() -> None:
+    rng = np.random.default_rng(0)
+    source, target = rng.normal(size=(9, 4)), 2 * rng.normal(size=(7, 4))
+    by_numpy = ((np.cov(source.T) - np.cov(target.T)) ** 2).sum() / (4 * 4**2)
+    assert coral_loss(torch.from_numpy(source), torch.from_numpy(target)).item() == pytest.approx(by_numpy)
+    assert coral_loss(torch.from_numpy(source), torch.from_numpy(source + 5)).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_mmd_is_the_kernels_means_and_0_for_equal_sets() -> None:
+    rng = np.random.default_rng(0)
+    source, target = torch.from_numpy(rng.normal(size=(6, 3))), torch.from_numpy(rng.normal(size=(5, 3)) + 1)
+    both = torch.cat([source, target])
+    squared = ((both[:, None] - both[None]) ** 2).sum(-1)
+    middle = squared.sum() / (11 * 10)
+    kernel = sum(torch.exp(-squared / (middle * 2.0**power)) for power in (-2, -1, 0, 1, 2)) / 5
+    w = torch.tensor([1 / 6] * 6 + [-1 / 5] * 5, dtype=torch.float64)
+    assert mmd_loss(source, target).item() == pytest.approx((w @ kernel @ w).item())
+    assert mmd_loss(source, source.clone()).item() == pytest.approx(0, abs=1e-12)
+    assert mmd_loss(source, target + 3) > mmd_loss(source, target) > 0
+
+
+def test_conditional_features_are_outer_products() -> None:
+    seen = conditional_features(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.25, 0.75]]))
+    assert seen.tolist() == [[0.25, 0.5, 0.75, 1.5]]
+
+
+def test_triplet_takes_the_hardest_negative_of_the_same_domain() -> None:
+    images = torch.tensor([[0.0, 0.0], [3.0, 0.0], [9.0, 9.0]])
+    texts = torch.tensor([[0.0, 1.0], [3.0, 0.0], [0.0, 1.0]])
+    positives = torch.eye(3, dtype=torch.bool)
+    positives[0, 2] = positives[2, 0] = True  # equal texts: no negatives of each other
+    # image 0: own text at 1, nearest negative at 3; image 1: 0, sqrt(10); image 2: sqrt(81 + 64), sqrt(36 + 81)
+    expected = [max(0, 2.5 + 1 - 3), 0.0, 2.5 + math.sqrt(145) - math.sqrt(117)]
+    loss = domain_triplet_loss(images, texts, positives, 2.5)
+    assert loss.item() == pytest.approx(sum(expected) / 3, rel=1e-6)
+    weights = torch.tensor([0.5, 0.5, 0.0])
+    assert domain_triplet_loss(images, texts, positives, 2.5, weights).item() == pytest.approx(0.25, rel=1e-6)
+    everything = torch.ones(3, 3, dtype=torch.bool)
+    assert domain_triplet_loss(images, texts, everything, 2.5).item() == 0

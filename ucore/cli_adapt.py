@@ -1,0 +1,171 @@
+"""The command that takes a trained model across a border: `ucore adapt`."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from ucore.errors import ConfigError, DataError
+from ucore.files import require_writable
+
+if TYPE_CHECKING:
+    from ucore.manifest import Manifest
+
+Settings = Annotated[
+    list[str],
+    tyro.conf.arg(name="set", aliases=["-s"], metavar="NAME=VALUE", help="Any setting of AdaptConfig; repeatable."),
+    tyro.conf.UseAppendAction,
+]
+
+
+def adapt(
+    source: Path,
+    target: Path,
+    checkpoint: Path,
+    target_domain: str | None = None,
+    source_domain: str | None = None,
+    method: str = "ucore",
+    scale: str = "small",
+    seed: int = 0,
+    out: Path = Path("runs/adapt"),
+    settings: Settings = [],  # noqa: B006 - tyro reads the default, nobody changes it
+    cache: Path = Path("runs/features"),
+    device: str = "auto",
+    skip_bad: bool = False,
+    restart: bool = False,
+) -> None:
+    """Adapt a checkpoint to a target domain whose pairs are unknown; a repeated call goes on where it stopped.
+
+    Of the target, 20 % are adapted to and 10 % choose the weights, without their pairs; 70 % are left for `ucore eval
+    --splits OUT/split.json`. Splits go by blocks of ground, unless the dataset itself has a split "finetune".
+
+    Args:
+        source: Dataset folder whose pairs are known.
+        target: Dataset folder to adapt to.
+        checkpoint: Folder that `ucore train` wrote for the source.
+        target_domain: One domain (country) of the target; needed where it has several.
+        source_domain: One domain of the source.
+        method: ucore (the best we found), paper (UrbanCross's, its mistakes corrected), dann, cdan, coral, mmd,
+            source-only (as many more steps on the source), or, with the target's pairs, target-only and joint.
+        scale: small, or tiny (one view an image).
+        seed: Of every random choice, the target's splits among them.
+        out: Folder for the adapted checkpoint, adaptation.json and split.json.
+        cache: Folder for tower features, shared between runs.
+        device: auto, cpu, cuda or cuda:N.
+        skip_bad: Leave unreadable images out instead of stopping.
+        restart: Forget an earlier run in OUT.
+    """
+    from ucore.adapt_config import AdaptConfig
+    from ucore.notebooks import parse_parameters
+
+    started = time.perf_counter()
+    values: dict[str, Any] = {"scale": scale, "method": method, "seed": seed, **parse_parameters(settings)}
+    config = AdaptConfig.of(str(values.pop("method")), str(values.pop("scale")), **values)
+    for folder in (out, cache):
+        require_writable(folder)
+    if out.resolve() == checkpoint.resolve():
+        raise ConfigError(f"--out {out} is the checkpoint to start from; choose another folder")
+    from ucore.data import read_dataset
+
+    pairs = read_dataset(source, split="train", domain=source_domain, skip_bad=skip_bad)
+    everything = read_dataset(target, domain=target_domain, skip_bad=skip_bad)
+    finetune, val = target_parts(everything, target_domain, config.seed)
+    refuse_shared(pairs, everything)
+
+    import torch
+
+    from ucore.adapt import Adapter
+    from ucore.checkpoint import load_checkpoint
+    from ucore.device import pick_device
+    from ucore.splits import save_split
+    from ucore.tasks import forget_run, score, training_bank, write_metrics
+
+    encoder, card = load_checkpoint(checkpoint, pick_device(device))
+    if encoder.segments is not None:
+        raise ConfigError(f"{checkpoint} was trained with segments, which adaptation does not know yet; train without")
+    torch.manual_seed(config.seed)
+    before = score(encoder, val)
+    if restart:
+        forget_run(out)
+    adapter = Adapter(encoder, pairs, finetune, val, config, out, cache)
+    print(
+        f"{len(pairs):,} pairs of {pairs.name}; of {val.name} {len(finetune):,} images to adapt to, {len(val):,} to "
+        f"choose by; method {config.method}"
+    )
+    if adapter.resume():
+        print(f"Found a run in {out}, {'finished' if adapter.finished else f'at step {adapter.step_count}'}.")
+    best = adapter.fit()
+    training_bank(encoder, finetune, out)
+    save_split(everything, out / "split.json")
+    after = score(encoder, val)
+    seconds = {**adapter.seconds, "total": time.perf_counter() - started}
+    write_metrics(
+        out / "adaptation.json",
+        [*before.rows("before adaptation", config.seed), *after.rows(f"adapted ({config.method})", config.seed)],
+        dataset=val.name, simulated=val.simulated or pairs.simulated, split="val", seed=config.seed, source=pairs.name,
+        parameters=config.to_dict(), chosen=best, started_from=card["train"], seconds=seconds, history=adapter.history,
+    )  # fmt: skip
+    mR = [scores.metrics()[0]["mR"] for scores in (before, after)]
+    print(
+        f"Validation mR {mR[0]:.2f} before, {mR[1]:.2f} after (weights of epoch {best['epoch']}, chosen without pairs)"
+    )
+    if accuracy := best.get("discriminator_accuracy"):
+        print(
+            f"The discriminator told the domains apart in {accuracy:.0f} % (50: a guess).{_collapsed(adapter.history)}"
+        )
+    chosen = f" --domain {target_domain}" if target_domain else ""
+    print(f"Score the test part: ucore eval --checkpoint {out} --data {target}{chosen} --splits {out / 'split.json'}")
+
+
+def target_parts(everything: "Manifest", domain: str | None, seed: int) -> "tuple[Manifest, Manifest]":
+    """The target's parts finetune and val; splits are drawn, in place, unless it has a split "finetune".
+
+    Raises DataError for several domains, and where no block of ground is left for one of the parts.
+    """
+    from ucore.splits import adaptation_split
+
+    domains = sorted(set(everything.frame["domain"]))
+    if len(domains) > 1:
+        raise DataError(f"The target has several domains: {', '.join(domains)}. Choose one with --target-domain.")
+    if "finetune" not in set(everything.frame["split"]):
+        drawn = adaptation_split(everything, seed=seed)
+        places = dict(zip(drawn.frame["sample_id"], zip(drawn.frame["split"], drawn.frame["block"], strict=True),
+                          strict=True))  # fmt: skip
+        for number, column in enumerate(("split", "block")):
+            everything.frame[column] = [places[name][number] for name in everything.frame["sample_id"]]
+        everything.frame.attrs = drawn.frame.attrs
+    return everything.split("finetune"), everything.split("val")
+
+
+def refuse_shared(source: "Manifest", target: "Manifest") -> None:
+    """Raise DataError, naming them, for images that are in both: what was learned by heart is no adaptation."""
+    from ucore.files import file_hash
+    from ucore.images import map_files
+    from ucore.manifest import few
+
+    known = dict(
+        zip(map_files(file_hash, source.image_paths, "Hashing images"), source.frame["sample_id"], strict=True)
+    )
+    hashes = map_files(file_hash, target.image_paths, "Hashing images")
+    shared = [f"{name} ({known[key]})" for key, name in zip(hashes, target.frame["sample_id"], strict=True)
+              if key in known]  # fmt: skip
+    if shared:
+        whole = len(shared) == len(target) == len(source)
+        told = "Source and target are the same" if whole else f"{len(shared):,} of {len(target):,} images of the target"
+        told += "" if whole else " are in the source, too"
+        raise DataError(f"{told}: {few(shared)}. Choose another --target-domain or --source-domain.")
+
+
+def _collapsed(history: list[dict[str, Any]]) -> str:
+    """A warning where the discriminator said one thing of everything, or never lost."""
+    found = [
+        row["metrics"]["discriminator_accuracy"]
+        for row in history
+        if "discriminator_accuracy" in row.get("metrics", {})
+    ]
+    if len(found) > 1 and min(found[1:]) > 99:
+        return " It never lost: its gradient vanishes there. Lower adversarial_weight or choose another method."
+    if len(found) > 1 and max(abs(value - 50) for value in found[1:]) < 0.5:
+        return " It never told them apart: it has collapsed, and aligns nothing. Raise the number of epochs."
+    return ""
