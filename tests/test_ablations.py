@@ -107,7 +107,7 @@ def test_segments_are_one_more_setting(new_study, shared, tmp_path):
 def test_what_the_data_do_not_allow_is_named(new_study, shared):
     study = new_study()
     assert study.lacking("segments=mean") == "there are no segments"
-    assert study.lacking("segment_share=0.25") == "it changes nothing without segments"
+    assert study.lacking("segment_share=0.5") == "it changes nothing without segments"
     assert study.lacking("description_share=0.3") == "no training image has a description"
     assert study.lacking("ema=0") == ""
     with pytest.raises(ConfigError, match="The arm segments=mean cannot be run: there are no segments; leave it out"):

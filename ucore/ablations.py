@@ -34,7 +34,7 @@ from ucore.train import Trainer
 
 BASE = "base"
 ARMS = (
-    *("segments=none", "segments=mean", "segments=attention", "segment_share=0.25", "segment_share=0.75"),
+    *("segments=none", "segments=mean", "segments=attention", "segment_share=0.5", "segment_share=0.75"),
     *("segment_count=3", "image_segment_weight=1", "loss=triplet", "loss=sigmoid", "soft_share=0.1", "hard_share=0.5"),
     *("label_smoothing=0", "ema=0", "train_views=2", "description_share=0.3"),
 )

@@ -60,7 +60,7 @@ class TrainConfig:
     segment_background: Background = "box"  # what surrounds a segment's crop; the paper's is "white"
     segment_weight: float = 1.0  # of the loss between segments and texts, beside that between images and texts
     image_segment_weight: float = 0.0  # of the loss between images and segments
-    segment_share: float = 0.5  # of the segments in the score of an image and a text
+    segment_share: float = 0.25  # of the segments in the score of an image and a text
     head_epochs: int = 12  # phase 1, towers frozen; 0 skips it
     head_batch_size: int = 512
     head_lr: float = 1e-3
@@ -111,7 +111,7 @@ class TrainConfig:
         methods: dict[str, dict[str, Any]] = {
             "ucore": {},
             "paper": dict(
-                loss="triplet", segments="mean", segment_background="white", label_smoothing=0.0, ema=0.0,
+                loss="triplet", segments="mean", segment_background="white", segment_share=0.5, label_smoothing=0.0, ema=0.0,
                 weight_decay=0.0, train_views=1, test_views=1, augmentation="flip", min_crop=1.0, tune_batch_size=40,
             ),
         }  # fmt: skip
