@@ -111,8 +111,9 @@ class TrainConfig:
         methods: dict[str, dict[str, Any]] = {
             "ucore": {},
             "paper": dict(
-                loss="triplet", segments="mean", segment_background="white", segment_share=0.5, label_smoothing=0.0, ema=0.0,
-                weight_decay=0.0, train_views=1, test_views=1, augmentation="flip", min_crop=1.0, tune_batch_size=40,
+                loss="triplet", segments="mean", segment_background="white", segment_share=0.5, label_smoothing=0.0,
+                ema=0.0, weight_decay=0.0, train_views=1, test_views=1, augmentation="flip", min_crop=1.0,
+                tune_batch_size=40,
             ),
         }  # fmt: skip
         if method not in methods:
