@@ -4,7 +4,8 @@
     python benchmarks/adaptation.py --source RSICD --data GEOTILES --targets nepal germany tanzania
 
 Heads of the bundled encoder are trained on the source (scale tiny, the seed's own), then adapted to the target with its
-part "finetune" (20 %), and scored on "test" (70 %): whole gallery, plain cosines. Differences of mR to "source-only",
+part "finetune" (20 %), and scored on "test" (70 %): whole gallery, plain cosines and, "+qb", with hubs corrected by the
+images and texts of "finetune". Differences of mR to "source-only",
 which goes on training on the source for as many steps, are paired by seed and query; the interval draws both again.
 """
 
@@ -25,9 +26,10 @@ from ucore.adapt_config import METHODS, AdaptConfig
 from ucore.comparison import seeded_difference
 from ucore.config import TrainConfig
 from ucore.data import read_dataset
-from ucore.evaluate import METRICS, Ranks, metrics_from_ranks, retrieval_ranks_from_features
+from ucore.evaluate import METRICS, Ranks, metrics_from_ranks, retrieval_ranks, similarity_matrix
 from ucore.features import image_tower_features, text_tower_features
 from ucore.files import write_json
+from ucore.hubness import Bank, correct_hubs
 from ucore.manifest import Manifest
 from ucore.model import DualEncoder, load_encoder
 from ucore.report import machine_facts
@@ -38,15 +40,24 @@ BASE = "source-only"
 WATCHED = ("mR", "return_probability", "discriminator_accuracy", "pseudo_pairs", "pseudo_precision")
 
 
-def ranks_of(encoder: DualEncoder, manifest: Manifest, cache: Path) -> Ranks:
-    """Ranks of the whole gallery by plain cosines, from cached tower features, one view an image."""
-    texts, owner = manifest.texts
+def features_of(encoder: DualEncoder, manifest: Manifest, cache: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Features of images, one view each, and texts, from cached tower features."""
     image = image_tower_features(encoder, manifest, 1, cache, progress=False)[:, 0]
-    text = text_tower_features(encoder, texts, cache, progress=False)
+    text = text_tower_features(encoder, manifest.texts[0], cache, progress=False)
     with torch.no_grad():
-        features = [F.normalize(head(torch.from_numpy(part)), dim=1).numpy()
-                    for head, part in ((encoder.image_head, image), (encoder.text_head, text))]  # fmt: skip
-    return retrieval_ranks_from_features(features[0], features[1], owner)
+        image, text = (F.normalize(head(torch.from_numpy(part)), dim=1).numpy()
+                       for head, part in ((encoder.image_head, image), (encoder.text_head, text)))  # fmt: skip
+    return image, text
+
+
+def ranks_of(encoder: DualEncoder, test: Manifest, finetune: Manifest, cache: Path) -> dict[str, Ranks]:
+    """Ranks of the whole gallery by plain cosines, and with hubs corrected by the target's images and texts to adapt
+    to (QB-Norm with a bank of the target)."""
+    image, text = features_of(encoder, test, cache)
+    plain, bank = similarity_matrix(image, text), Bank(*features_of(encoder, finetune, cache))
+    corrected = correct_hubs(plain, image, text, bank, float(torch.exp(-encoder.logit_scale)))
+    owner = test.texts[1]
+    return {"": retrieval_ranks(plain, owner), " +qb": retrieval_ranks(corrected, owner)}
 
 
 def settings(text: str) -> tuple[str, dict[str, Any]]:
@@ -56,36 +67,40 @@ def settings(text: str) -> tuple[str, dict[str, Any]]:
                     for name, value in (change.split("=") for change in changes)}  # fmt: skip
 
 
+Found = dict[str, list[tuple[Ranks, dict[str, Any], float]]]
+
+
 def direction(
     fresh: DualEncoder, source: Manifest, target: Manifest, methods: Sequence[str], seeds: int, cache: Path, scale: str
-) -> dict[str, list[tuple[Ranks, dict[str, Any], float]]]:
-    """For every method and seed: ranks on the target's test part, the adapter's best metrics, seconds."""
+) -> Found:
+    """For every method and seed: ranks on the target's test part, what every epoch showed, seconds."""
     train, val = source.split("train"), source.split("val")
     target = adaptation_split(target, seed=0)
-    parts = [target.split(name) for name in ("finetune", "val", "test")]
-    found: dict[str, list[tuple[Ranks, dict[str, Any], float]]] = {}
+    finetune, choose, test = (target.split(name) for name in ("finetune", "val", "test"))
+    found: Found = {}
+
+    def keep(name: str, encoder: DualEncoder, shown: dict[str, Any], seconds: float) -> None:
+        for how, ranks in ranks_of(encoder, test, finetune, cache).items():
+            found.setdefault(name + how, []).append((ranks, shown, seconds))
+
     for seed in range(seeds):
         torch.manual_seed(seed)
         start = copy.deepcopy(fresh)
         start.new_heads()
-        config = TrainConfig.at("tiny", seed=seed, head_batch_size=64 if len(train) < 1000 else 128)
+        batch = 64 if len(train) < 1000 else 128
+        config = TrainConfig.at("tiny", seed=seed, head_batch_size=batch, max_train_images=None)
         Trainer(start, train, val, config, None, cache, progress=False).fit()
-        found.setdefault("zero-shot", []).append((ranks_of(start, parts[2], cache), {}, 0.0))
+        keep("zero-shot", start, {}, 0.0)
         for text in methods:
             method, changes = settings(text)
             encoder, started = copy.deepcopy(start), time.perf_counter()
-            own = AdaptConfig.of(
-                method, scale, **{"seed": seed, "head_batch_size": min(128, len(train) // 2), **changes}
-            )
-            adapter = Adapter(encoder, train, parts[0], parts[1], own, None, cache, progress=False)
+            own = AdaptConfig.of(method, scale, **{"seed": seed, "head_batch_size": batch, **changes})
+            adapter = Adapter(encoder, train, finetune, choose, own, None, cache, progress=False)
             best = adapter.fit()
-            seconds = time.perf_counter() - started
             rows = [row["metrics"] for row in adapter.history if "metrics" in row]
             trace = {name: [round(row.get(name, float("nan")), 1) for row in rows] for name in WATCHED}
             encoder.load_state_dict(adapter.best_state)
-            found.setdefault(text, []).append(
-                (ranks_of(encoder, parts[2], cache), {"epoch": best["epoch"], **trace}, seconds)
-            )
+            keep(text, encoder.eval(), {"epoch": best["epoch"], **trace}, time.perf_counter() - started)
     return found
 
 

@@ -77,9 +77,9 @@ ORDER = [
         "pseudo",
         "adapt_config",
         "hubness",
+        "evaluate",
         "fusion",
         "checkpoint",
-        "evaluate",
         "comparison",
         "report",
     ),
@@ -93,6 +93,7 @@ ORDER = [
         "retrieve",
         "tasks",
         "visualize",
+        "transfer_figures",
         "gallery",
         "overlays",
         "caption_figures",
@@ -109,7 +110,7 @@ ORDER = [
         "segment_explorer",
         "caption_explorer",
     ),
-    *("notebooks", "ablations", "runner", "cli_data", "cli_augment", "cli_adapt", "cli"),
+    *("notebooks", "ablations", "gap", "runner", "cli_data", "cli_augment", "cli_adapt", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")

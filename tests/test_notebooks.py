@@ -97,6 +97,21 @@ def test_segments_and_captions_run_on_simulated_data_and_keep_the_leak_apart(tmp
         assert (tmp_path / "runs" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_gap_is_a_matrix_of_all_domains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    simulate_dataset(
+        "runs/simulated-tiny-3", SimulationConfig(tiles=24, seed=3, masks=False), workers=1, progress=False
+    )
+    given = {"dataset": "runs/simulated-tiny-3", "seed": 3, "epochs": 1}
+    run_notebook("05", given, tmp_path / "notebooks", progress=False)
+    report = load_report(tmp_path / "reports" / "05_domain_gap-lite0-minilm-tiny-simulated" / "metrics.json")
+    labels = [row["label"] for row in report["metrics"]]
+    assert len(labels) == 2 * (9 + 1) and report["simulated"]
+    assert {"finland -> spain, one camera", "finland -> spain, own cameras"} <= set(labels)
+    page = (tmp_path / "notebooks" / "05_domain_gap" / "05_domain_gap.html").read_text("utf-8")
+    assert "of the whole loss is the camera" in page
+
+
 def test_an_ablation_shows_its_arms_with_intervals_and_repeats_nothing(tiny_rsicd, tmp_path):
     given = {
         "dataset": str(tiny_rsicd),

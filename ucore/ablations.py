@@ -16,16 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ucore.comparison import seeded_difference
 from ucore.config import TrainConfig
 from ucore.errors import ConfigError
-from ucore.evaluate import METRICS, Ranks, metrics_from_ranks, retrieval_ranks, similarity_matrix
+from ucore.evaluate import METRICS, Ranks, metrics_from_ranks, retrieval_ranks
 from ucore.features import image_tower_features, text_tower_features
 from ucore.files import atomic_path, content_hash, write_json
-from ucore.fusion import with_segments
+from ucore.fusion import heads_similarity, with_segments
 from ucore.manifest import Manifest
 from ucore.model import DualEncoder
 from ucore.notebooks import parse_parameters
@@ -168,19 +167,12 @@ def save_table(rows: Sequence[dict[str, Any]], path: str | Path) -> Any:
     return frame[shown].round(2)
 
 
-@torch.inference_mode()
 def _similarity(trainer: Trainer) -> np.ndarray:
     """Scores float32 (I, T) of the validation gallery by the weights chosen, from cached features of the towers."""
     encoder, config, val = trainer.encoder, trainer.config, trainer.val
     views = image_tower_features(encoder, val, config.test_views, trainer.cache, progress=False)
     texts = text_tower_features(encoder, val.texts[0], trainer.cache, progress=False)
-    seen = [
-        F.normalize(encoder.image_head(torch.from_numpy(view).to(encoder.device)), dim=1)
-        for view in views.swapaxes(0, 1)
-    ]
-    image = F.normalize(torch.stack(seen).mean(0), dim=1).cpu().numpy()
-    text = F.normalize(encoder.text_head(torch.from_numpy(texts).to(encoder.device)), dim=1).cpu().numpy()
-    similarity = similarity_matrix(image, text)
+    similarity, text = heads_similarity(encoder, views, texts)
     if encoder.segments is None:
         return similarity
     return with_segments(encoder, similarity, trainer.segment_sets("val"), text, config.segment_share)

@@ -3,11 +3,13 @@
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ucore.alignment import SegmentBranch, SegmentSets, has_segments, present_of
 from ucore.config import TrainConfig
 from ucore.crop_features import segment_features
 from ucore.errors import DataError
+from ucore.evaluate import similarity_matrix
 from ucore.hubness import Bank, bias_of, distinct_rows
 from ucore.losses import contrastive_loss, hinge_loss, sigmoid_loss
 from ucore.manifest import Manifest
@@ -24,6 +26,19 @@ def segment_sets(
     count = config.segment_count
     features, counts = segment_features(encoder, manifest, store, count, config.segment_background, progress=progress)
     return SegmentSets(torch.from_numpy(features), present_of(torch.from_numpy(counts), count))
+
+
+@torch.inference_mode()
+def heads_similarity(encoder: DualEncoder, views: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines float32 (N, M) of images, their views averaged, and texts, and the texts' features float32 (M, D).
+
+    views: tower features float (N, V, W); texts: tower features float (M, W').
+    """
+    device = encoder.device
+    seen = [F.normalize(encoder.image_head(torch.from_numpy(view).to(device)), dim=1) for view in views.swapaxes(0, 1)]
+    image = F.normalize(torch.stack(seen).mean(0), dim=1).cpu().numpy()
+    text = F.normalize(encoder.text_head(torch.from_numpy(texts).to(device)), dim=1).cpu().numpy()
+    return similarity_matrix(image, text), text
 
 
 @torch.inference_mode()
