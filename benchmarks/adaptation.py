@@ -32,12 +32,13 @@ from ucore.files import write_json
 from ucore.hubness import Bank, correct_hubs
 from ucore.manifest import Manifest
 from ucore.model import DualEncoder, load_encoder
+from ucore.notebooks import parse_parameters
 from ucore.report import machine_facts
 from ucore.splits import adaptation_split
 from ucore.train import Trainer
 
 BASE = "source-only"
-WATCHED = ("mR", "return_probability", "discriminator_accuracy", "pseudo_pairs", "pseudo_precision")
+WATCHED = ("mR", "return_probability", "discriminator_accuracy", "matching_precision")
 
 
 def features_of(encoder: DualEncoder, manifest: Manifest, cache: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -63,8 +64,7 @@ def ranks_of(encoder: DualEncoder, test: Manifest, finetune: Manifest, cache: Pa
 def settings(text: str) -> tuple[str, dict[str, Any]]:
     """ "ucore,pseudo_weight=0" -> ("ucore", {"pseudo_weight": 0})."""
     method, *changes = text.split(",")
-    return method, {name: json.loads(value) if value[:1] in "-.0123456789tfn" else value
-                    for name, value in (change.split("=") for change in changes)}  # fmt: skip
+    return method, parse_parameters(changes)
 
 
 Found = dict[str, list[tuple[Ranks, dict[str, Any], float]]]

@@ -64,7 +64,7 @@ def test_every_method_makes_its_parts_of_the_loss(new_adapter):
     expected = {
         "source-only": {"image_text"}, "dann": {"image_text", "adversarial"}, "cdan": {"image_text", "adversarial"},
         "coral": {"image_text", "coral"}, "mmd": {"image_text", "mmd"},
-        "paper": {"image_text", "adversarial", "triplet"}, "ucore": {"image_text", "pseudo_pairs"},
+        "paper": {"image_text", "adversarial", "triplet"}, "ucore": {"image_text", "mmd", "matched"},
         "target-only": {"target_pairs"}, "joint": {"image_text", "target_pairs"},
     }  # fmt: skip
     assert set(expected) == set(METHODS)
@@ -106,17 +106,19 @@ def test_unpaired_images_and_texts_are_drawn_apart_and_pairs_together(new_adapte
     assert sorted(seen) == list(range(12))
 
 
-def test_moments_of_the_target_replace_the_sources(new_adapter):
-    adapter = new_adapter("ucore")
+def test_matching_gives_soft_pairs_of_the_target_from_the_epoch_on_that_is_set(new_adapter):
+    adapter = new_adapter("ucore", head_epochs=4, pseudo_start=0.5)
     phase = adapter.phase
-    target = phase.target_image.flatten(0, 1).float()
-    head = adapter.encoder.image_head
-    assert torch.allclose(head.mean, target.mean(0), atol=2e-2)
-    source = phase.image.flatten(0, 1).float()
-    assert torch.allclose(source.mean(0), target.mean(0), atol=2e-2)
-    stays = new_adapter("dann")
-    before = stays.encoder.image_head.mean.clone()
-    assert stays.phase is not None and torch.equal(before, stays.encoder.image_head.mean)
+    for _ in range(2 * phase.batches_per_epoch):
+        assert "matched" not in adapter.step().parts
+    result = adapter.step()
+    assert result.parts["matched"] > 0
+    images, texts, chances = phase.pseudo_features()
+    assert chances.shape == (len(images), len(texts)) and chances.min() >= 0 and chances.max() <= 1
+    epoch, matching = phase._matching
+    assert epoch == 2 and torch.allclose(matching.sum(1), torch.ones(12))
+    adapter.fit()
+    assert 0 <= adapter.history[-1]["metrics"]["matching_precision"] <= 100
 
 
 def test_the_adversary_pushes_heads_and_discriminators_apart(new_adapter, monkeypatch):

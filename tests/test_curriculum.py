@@ -5,7 +5,7 @@ import pytest
 
 from ucore.curriculum import CurriculumSampler, density_ratio, scaled, share_of
 from ucore.errors import ConfigError
-from ucore.pseudo import balanced_matching, mutual_pairs, return_probability
+from ucore.pseudo import balanced_matching, return_probability
 
 
 def unit(degrees: list[float]) -> np.ndarray:
@@ -74,19 +74,6 @@ def test_matching_gives_every_text_its_share() -> None:
     assert matching.argmax(axis=1).tolist() == [1, 0, 2]
     shares = balanced_matching(np.zeros((4, 2)), 1.0, np.array([0.75, 0.25]))
     assert shares[0] == pytest.approx([0.75, 0.25])
-
-
-def test_pairs_are_those_that_choose_each_other() -> None:
-    matching = np.array([[0.7, 0.2, 0.1], [0.6, 0.1, 0.3], [0.1, 0.2, 0.7]])
-    images, texts, confidences = mutual_pairs(matching, np.array([0, 1, 2]))
-    assert (images.tolist(), texts.tolist(), confidences.tolist()) == ([0, 2], [0, 2], [0.7, 0.7])
-
-
-def test_copies_of_a_text_choose_as_one_with_as_many_places() -> None:
-    matching = np.array([[0.3, 0.3, 0.4], [0.25, 0.35, 0.4], [0.0, 0.1, 0.9]])
-    images, texts, confidences = mutual_pairs(matching, np.array([5, 5, 7]))
-    assert images.tolist() == [0, 1, 2] and texts.tolist() == [0, 0, 2]
-    assert confidences == pytest.approx([0.6, 0.6, 0.9])
 
 
 def test_walks_return_where_images_and_texts_single_each_other_out() -> None:

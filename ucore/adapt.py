@@ -29,7 +29,7 @@ from ucore.manifest import Manifest
 from ucore.model import DualEncoder
 from ucore.phases import Groups, HeadPhase
 from ucore.progress import Metrics
-from ucore.pseudo import balanced_matching, mutual_pairs, return_probability
+from ucore.pseudo import balanced_matching, return_probability
 from ucore.train import Trainer
 from ucore.transfer import (
     adversarial_loss,
@@ -41,6 +41,7 @@ from ucore.transfer import (
 
 CLUSTERS = 16  # of the source's texts, which CDAN conditions on
 SHARPNESS = 0.1  # temperature of the memberships
+TEXTS_AN_IMAGE = 8  # of the target's texts that a batch of its images is matched with, at most
 
 
 class Adapter(Trainer):
@@ -107,7 +108,7 @@ class Adapter(Trainer):
         if config.regime == "paired":
             parts["target_pairs"] = self._contrast(*target, *phase.target_pair_positives())
         if config.pseudo_weight and (found := phase.pseudo_features()) is not None:
-            parts["pseudo_pairs"] = config.pseudo_weight * self._contrast(*found)
+            parts["matched"] = config.pseudo_weight * self._contrast(*found)
         return parts
 
     def _contrast(self, images: Tensor, texts: Tensor, positives: Tensor) -> Tensor:
@@ -140,18 +141,11 @@ class AdaptPhase(HeadPhase):
         self.discriminators.to(encoder.device)
         self.source_weights = self.target_weights = torch.zeros(0)
         self._drawn: tuple[np.ndarray, np.ndarray] = (np.zeros(0, int), np.zeros(0, int))
-        self._pairs: tuple[int, np.ndarray, np.ndarray] | None = None  # of the epoch, and its images and texts
+        self._matching: tuple[int, Tensor] | None = None  # of the epoch, chances float (images, texts)
         super().__init__(trainer)
 
     def _standardise(self) -> None:
-        """The heads take the target's mean and deviation, or stay with the source's; features of the other domain are
-        brought to the same moments, so that a camera's colours and sharpness do not tell the domains apart."""
-        if self.trainer.config.moments == "target":
-            target = self.trainer.target_text
-            self.image = _moved(self.image, self.target_image.flatten(0, 1))
-            self.text = _moved(self.text, target)
-            self.encoder.image_head.standardise(self.image.flatten(0, 1))
-            self.encoder.text_head.standardise(self.text)
+        """The heads keep the mean and deviation that they learned with."""
 
     def _groups(self) -> Groups:
         groups = super()._groups()
@@ -176,7 +170,7 @@ class AdaptPhase(HeadPhase):
         config, sampler, device = self.trainer.config, self.trainer.sampler, self.encoder.device
         self._drawn = self._draw_target()
         if config.pseudo_weight and self.epoch >= config.pseudo_start * self.epochs:
-            self._find_pairs()  # now, as the averaged weights are put in the place of the trained ones for it
+            self._match()  # now, as the averaged weights are put in the place of the trained ones for it
         kept, weights = sampler.keep(texts, self._drawn[1], self.cycle)
         self.source_weights = torch.from_numpy(weights).float().to(device)
         weights = sampler.target_weights(texts[kept], self._drawn[1])
@@ -241,32 +235,32 @@ class AdaptPhase(HeadPhase):
         return conditional_features(features, memberships)
 
     @torch.no_grad()
-    def _find_pairs(self) -> None:
-        """Images and texts of the target that choose each other with the weights of the epoch's start."""
-        if self._pairs is None or self._pairs[0] != self.epoch:
-            with self.averaged_weights():
-                device = self.encoder.device
-                image = F.normalize(self.encoder.image_head(self.target_image[:, 0].to(device)), dim=1).cpu().numpy()
-                text = _shared(self.encoder, self.trainer.target_text)
-                temperature = float(torch.exp(-self.encoder.logit_scale))
-                matching = balanced_matching(image @ text.T, temperature)
-                images, texts, _ = mutual_pairs(matching, self.trainer.target_groups)
-            self._pairs = self.epoch, images, texts
+    def _match(self) -> None:
+        """Which text of the target is likely which image's, with the averaged weights of the epoch's start."""
+        if self._matching is not None and self._matching[0] == self.epoch:
+            return
+        with self.averaged_weights():
+            device = self.encoder.device
+            image = F.normalize(self.encoder.image_head(self.target_image[:, 0].to(device)), dim=1).cpu().numpy()
+            text = _shared(self.encoder, self.trainer.target_text)
+            chances = balanced_matching(image @ text.T, float(torch.exp(-self.encoder.logit_scale)))
+        self._matching = self.epoch, torch.from_numpy(chances).float()
 
     def pseudo_features(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Features of pairs that were found, and bool (P, P) which texts are equal; None while there are too few."""
-        if self._pairs is None or len(self._pairs[1]) < 2:
+        """Features of target images (B, D) and texts (T, D), and the chance float (B, T) that they belong together;
+        None before the first matching."""
+        if self._matching is None:
             return None
-        _, images, texts = self._pairs
         rng = np.random.default_rng(self.seed_of(self.step_count, salt=7))
-        some = rng.permutation(len(images))[: self.target_batch]
-        groups = torch.from_numpy(self.trainer.target_groups[texts[some]])
-        image, text = self._of_target(images[some], texts[some], salt=8)
-        return image, text, (groups[:, None] == groups).to(image.device)
+        images = rng.permutation(len(self.trainer.finetune))[: self.target_batch]
+        texts = rng.permutation(len(self.trainer.target_texts))[: TEXTS_AN_IMAGE * self.target_batch]
+        image, text = self._of_target(images, texts, salt=8)
+        return image, text, self._matching[1][images][:, texts].to(image.device)
 
     @torch.no_grad()
     def watched(self) -> Metrics:
-        """discriminator_accuracy, percent, on all of the target and as much of the source; what was found of pairs."""
+        """discriminator_accuracy, percent, on all of the target and up to 1,000 images of the source; and
+        matching_precision, percent of the target's images whose likeliest text is theirs."""
         result: Metrics = {}
         encoder, device, trainer = self.encoder, self.encoder.device, self.trainer
         if trainer.config.adversary != "none":
@@ -279,37 +273,25 @@ class AdaptPhase(HeadPhase):
             logits = [self.discriminators["image"](self._seen(part)) for part in (source, target)]
             self.discriminators.train()
             result["discriminator_accuracy"] = balanced_accuracy(*logits)
-        if self._pairs is not None and len(self._pairs[1]):
-            _, images, texts = self._pairs
-            result["pseudo_pairs"] = float(len(images))
+        if self._matching is not None:
+            chosen = self._matching[1].argmax(dim=1).numpy()
             groups, owner = trainer.target_groups, trainer.target_owner
-            right = [groups[text] in groups[owner == image] for image, text in zip(images, texts, strict=True)]
-            result["pseudo_precision"] = 100 * float(np.mean(right))  # by the true pairs: to be looked at alone
+            right = [groups[text] in groups[owner == image] for image, text in enumerate(chosen)]
+            result["matching_precision"] = 100 * float(np.mean(right))  # by the true pairs: to be looked at alone
         return result
 
     def state(self) -> dict[str, Any]:
-        pairs = None if self._pairs is None else [self._pairs[0], *(torch.from_numpy(part) for part in self._pairs[1:])]
-        return {**super().state(), "discriminators": self.discriminators.state_dict(), "pairs": pairs}
+        return {**super().state(), "discriminators": self.discriminators.state_dict(), "matching": self._matching}
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
         self.discriminators.load_state_dict(state["discriminators"])
-        pairs = state["pairs"]
-        self._pairs = None if pairs is None else (pairs[0], pairs[1].numpy(), pairs[2].numpy())
+        self._matching = state["matching"]
 
 
 def _coral(source: Tensor, target: Tensor) -> Tensor:
     """Of unit vectors, whose covariances are 1 / D in all: times D^2 the loss is of order 1, as for wide layers."""
     return source.shape[1] ** 2 * coral_loss(source, target)
-
-
-def _moved(features: Tensor, like: Tensor) -> Tensor:
-    """`features`, float (..., W), with the mean and deviation of each dimension that `like`, float (M, W), has."""
-    flat = features.flatten(0, -2).double()
-    deviation, mean = torch.std_mean(flat, dim=0)
-    other, middle = torch.std_mean(like.double(), dim=0)
-    moved = (features.double() - mean) / deviation.clamp(min=1e-4) * other.clamp(min=1e-4) + middle
-    return moved.to(features.dtype)
 
 
 @torch.no_grad()

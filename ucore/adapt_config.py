@@ -11,7 +11,6 @@ from ucore.errors import ConfigError
 AdaptMethod = Literal["ucore", "paper", "dann", "cdan", "coral", "mmd", "source-only", "target-only", "joint"]
 Adversary = Literal["none", "dann", "cdan"]
 Regime = Literal["unpaired", "paired"]
-Moments = Literal["source", "target"]
 
 METHODS: dict[str, dict[str, Any]] = {
     "source-only": {},
@@ -23,7 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
         curriculum="cosine", adversary="dann", domain_weights=True, triplet_weight=1.0, label_smoothing=0.0, ema=0.0,
         weight_decay=0.0, train_views=1, test_views=1, head_batch_size=80, target_batch_size=16, head_epochs=5,
     ),
-    "ucore": dict(moments="target", pseudo_weight=1.0),
+    "ucore": dict(pseudo_weight=1.0, mmd_weight=5.0, label_smoothing=0.0),
     "target-only": dict(regime="paired", source_weight=0.0),
     "joint": dict(regime="paired"),
 }  # fmt: skip
@@ -53,9 +52,8 @@ class AdaptConfig(TrainConfig):
     triplet_margin: float = 0.5
     triplet_growth: float = 0.2  # of the margin a cycle
     triplet_most: float = 1.5
-    pseudo_weight: float = 0.0  # of the contrastive loss of target pairs that the model finds itself
+    pseudo_weight: float = 0.0  # of the contrastive loss of target pairs that the model finds (`balanced_matching`)
     pseudo_start: float = 0.2  # share of the epochs before they count
-    moments: Moments = "source"  # whose mean and deviation the heads take from a target's features
 
     @classmethod
     def of(cls, method: str = "ucore", scale: str = "small", **overrides: Any) -> Self:
@@ -75,7 +73,7 @@ class AdaptConfig(TrainConfig):
 
     def check(self) -> None:
         super().check()
-        self._check_choices("method", "regime", "curriculum", "adversary", "moments")
+        self._check_choices("method", "regime", "curriculum", "adversary")
         weights = ("source_weight", "adversarial_weight", "coral_weight", "mmd_weight", "triplet_weight")
         ranges = dict.fromkeys((*weights, "pseudo_weight"), (0, 1000))
         shares = dict.fromkeys(("curriculum_start", "curriculum_growth", "pseudo_start"), (0, 1))

@@ -20,24 +20,6 @@ def balanced_matching(similarity: np.ndarray, temperature: float, shares: np.nda
     return np.exp(logits)
 
 
-def mutual_pairs(matching: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(images, texts, confidences) that choose each other: int64 (P,), int64 (P,), float64 (P,).
-
-    matching: as of `balanced_matching`; groups: int64 (M,), equal for equal texts, which choose as one. The confidence
-    is the chance of the chosen kind of text.
-    """
-    kinds, first, kind = np.unique(groups, return_index=True, return_inverse=True)
-    chances = np.zeros((len(matching), len(kinds)))
-    np.add.at(chances.T, kind, matching.T)
-    chosen = chances.argmax(axis=1)
-    images = np.arange(len(matching))
-    # A text has several places: as many images may be chosen by it as there are copies.
-    places = np.bincount(kind, minlength=len(kinds))
-    rank = (chances[:, chosen] > chances[images, chosen]).sum(axis=0)
-    mutual = rank < places[chosen]
-    return images[mutual], first[chosen[mutual]], chances[images, chosen][mutual]
-
-
 def return_probability(similarity: np.ndarray, temperature: float = 0.05) -> float:
     """Percent of a walk from a random image to a text and back, by softmax of the cosines, that ends where it began.
 
