@@ -63,5 +63,5 @@ def test_a_study_ranks_every_test_part_and_is_kept(two_domains, encoder_factory,
 
 
 def test_one_domain_alone_is_refused(two_domains, encoder_factory, tmp_path):
-    with pytest.raises(DataError, match="a gap needs two"):
+    with pytest.raises(DataError, match="A gap needs two domains"):
         domain_gap(encoder_factory(), two_domains.domain("a"), TrainConfig.at("tiny"), tmp_path)

@@ -120,12 +120,12 @@ def _read(path: Path, tests: list[Manifest]) -> list[Ranks] | None:
     return kept if [(len(one), len(other)) for one, other in kept] == sizes else None
 
 
-def gap_rows(gap: Gap, label: str = "") -> list[dict[str, Any]]:
+def gap_rows(gap: Gap, label: str = "", seed: int = 0) -> list[dict[str, Any]]:
     """Rows for a `Report`: of each source and target mR with its 95 % interval, and what is lost on average."""
     rows = []
     for source, ranks in zip(gap.domains, gap.ranks, strict=True):
         for target, one, owner in zip(gap.domains, ranks, gap.owner, strict=True):
-            low, high = bootstrap_ci(*one, owner)["mR"]
+            low, high = bootstrap_ci(*one, owner, seed=seed)["mR"]
             name = ", ".join(part for part in (f"{source} -> {target}", label) if part)
             value = metrics_from_ranks(*one)["mR"]
             rows.append({"label": name, "metric": "mR", "value": value, "low": low, "high": high, "n": len(owner)})
