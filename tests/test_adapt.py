@@ -113,7 +113,7 @@ def test_matching_gives_soft_pairs_of_the_target_from_the_epoch_on_that_is_set(n
         assert "matched" not in adapter.step().parts
     result = adapter.step()
     assert result.parts["matched"] > 0
-    images, texts, chances = phase.pseudo_features()
+    images, texts, chances, _ = phase.pseudo_features()
     assert chances.shape == (len(images), len(texts)) and chances.min() >= 0 and chances.max() <= 1
     epoch, matching = phase._matching
     assert epoch == 2 and torch.allclose(matching.sum(1), torch.ones(12))
@@ -151,6 +151,21 @@ def test_weights_are_chosen_without_the_targets_pairs(new_adapter):
     assert {"mR", "return_probability"} <= set(adapter.best)
 
 
+def test_a_run_from_another_checkpoint_is_refused(new_adapter, tmp_path):
+    new_adapter(out=tmp_path).save()
+    other = new_adapter(out=tmp_path)
+    assert other.resume()
+    with torch.no_grad():
+        changed = new_adapter(out=tmp_path).encoder
+        changed.image_head.contract.bias.add_(1)
+    again = new_adapter(out=tmp_path)
+    again = Adapter(
+        changed, again.train, again.finetune, again.val, again.config, tmp_path, again.cache, progress=False
+    )
+    with pytest.raises(ConfigError, match="the dataset or the encoder"):
+        again.resume()
+
+
 def test_too_small_a_target_and_what_adaptation_cannot_do_are_refused(sides, cache, encoder_factory):
     from ucore.manifest import subset
 
@@ -159,7 +174,8 @@ def test_too_small_a_target_and_what_adaptation_cannot_do_are_refused(sides, cac
     for changes, told in (
         ({"tune_epochs": 2}, "trains the heads"), ({"segments": "late"}, "knows no segments"),
         ({"curriculum": "cosin"}, "choose one of none, cosine, density"), ({"coral_weight": -1}, "coral_weight is -1"),
-        ({"domain_weights": 1}, "true or false"), ({"pseudo_wieght": 1}, "did you mean 'pseudo_weight'"),
+        ({"domain_weights": 1}, "true or false"), ({"loss": "sigmoid"}, "knows no sigmoid"),
+        ({"source_weight": 0}, "nothing would keep retrieval up"), ({"pseudo_wieght": 1}, "did you mean 'pseudo_weight'"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=told):
             AdaptConfig.of("ucore", **changes)

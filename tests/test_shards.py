@@ -17,7 +17,7 @@ from makers import make_rsicd
 from PIL import Image
 
 from ucore.data import find_layout, load_image, read_dataset
-from ucore.errors import DataError
+from ucore.errors import DataError, UserError
 from ucore.files import file_hash, safe_join
 from ucore.images import ImageError
 from ucore.inspection import inspect_path
@@ -225,6 +225,62 @@ def test_damaged_shards_are_told_from_absent_pictures(tmp_path: Path) -> None:
     rotten.write_bytes(b"PAR1" + bytes(50))
     with pytest.raises(ImageError, match="damaged"):
         load_image(rotten / "x@0:0")
+
+
+def test_what_follows_a_tar_files_end_is_damage(tmp_path: Path) -> None:
+    one = tar_of(tmp_path / "a.tar", {"0.png": png(1), "0.txt": b"x"}).read_bytes()
+    path = tmp_path / "set" / "train-0.tar"
+    path.parent.mkdir()
+    path.write_bytes(one + one)
+    with pytest.raises(DataError, match="follows its end"):
+        read_dataset(tmp_path / "set")
+    many = bytearray(tar_of(path, {f"{n}.{kind}": png(n) if kind == "png" else b"x" for n in range(4)
+                                   for kind in ("png", "txt")}).read_bytes())  # fmt: skip
+    many[many.index(b"2.png") + 150] ^= 0xFF  # in the header's checksum
+    path.write_bytes(many)
+    with pytest.raises(DataError, match="follows its end"):
+        read_dataset(tmp_path / "set")
+
+
+def test_a_mask_beside_a_picture_is_not_the_picture(tmp_path: Path) -> None:
+    members = {"0.png": png(1), "0.mask.png": png(99), "0.txt": b"x"}
+    tar_of(tmp_path / "set" / "train-0.tar", members)
+    assert np.asarray(load_image(read_shards(tmp_path / "set").image_path(0)))[0, 0, 0] == 1
+
+
+def test_zeros_are_values(tmp_path: Path) -> None:
+    rows = [{**row, "lat": 0, "lon": 0.0, "id": n} for n, row in enumerate(hf_rows(2))]
+    parquet_of(tmp_path / "set" / "train.parquet", rows)
+    frame = read_shards(tmp_path / "set").frame
+    assert list(frame["lat"]) == [0, 0] == list(frame["lon"]) and list(frame["sample_id"]) == ["0", "1"]
+
+
+def test_links_are_refused_and_folders_called_like_shards_are_entered(tmp_path: Path) -> None:
+    parquet_of(tmp_path / "blobs" / "abc.parquet", hf_rows(2))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.parquet").symlink_to(tmp_path / "blobs" / "abc.parquet")
+    with pytest.raises(DataError, match="symbolic link"):
+        read_dataset(tmp_path / "set")
+    parquet_of(tmp_path / "spark.parquet" / "train-0.parquet", hf_rows(2))
+    manifest = read_dataset(tmp_path / "spark.parquet")
+    assert [load_image(path).size for path in manifest.image_paths] == [(8, 6)] * 2
+    place = tmp_path / "s [v2]"
+    place.mkdir()
+    (place / "shards.txt").write_text("../blobs/a*.parquet\n")
+    with pytest.warns(UserWarning, match="name no split"):
+        assert len(read_shards(place)) == 2
+
+
+def test_captions_as_bytes_are_text(tmp_path: Path) -> None:
+    parquet_of(tmp_path / "set" / "train.parquet", [{"image": png(1), "caption": "stra\u00dfe".encode()}])
+    assert read_shards(tmp_path / "set").texts[0] == ["stra\u00dfe"]
+
+
+def test_shards_are_not_mixed_with_old_ones(tmp_path: Path) -> None:
+    manifest = read_dataset(make_rsicd(tmp_path / "set"))
+    write_shards(manifest, tmp_path / "shards", images=10)
+    with pytest.raises(UserError, match="holds shards already"):
+        write_shards(manifest, tmp_path / "shards", images=20)
 
 
 def test_compressed_tar_files_are_refused_by_name(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ import torch
 from torch.nn import functional as F
 
 from ucore.adversary import DomainDiscriminator, balanced_accuracy, reversal_strength, reverse_gradient
+from ucore.losses import contrastive_loss
 from ucore.transfer import (
     adversarial_loss,
     conditional_features,
     coral_loss,
     domain_triplet_loss,
+    matched_loss,
     mmd_loss,
     normalised,
 )
@@ -124,3 +126,18 @@ def test_triplet_takes_the_hardest_negative_of_the_same_domain() -> None:
     assert domain_triplet_loss(images, texts, positives, 2.5, weights).item() == pytest.approx(0.25, rel=1e-6)
     everything = torch.ones(3, 3, dtype=torch.bool)
     assert domain_triplet_loss(images, texts, everything, 2.5).item() == 0
+
+
+def test_chances_count_by_what_of_them_lies_in_the_batch() -> None:
+    torch.manual_seed(0)
+    similarity, scale = torch.randn(3, 3), torch.tensor(1.3)
+    certain = torch.eye(3)
+    assert matched_loss(similarity, scale, certain, certain).item() == pytest.approx(
+        contrastive_loss(similarity, scale).item(), rel=1e-6
+    )
+    elsewhere = torch.cat([similarity, torch.randn(3, 1)], dim=1)  # a text whose image is not in the batch
+    chances = torch.cat([certain, torch.full((3, 1), 1e-9)], dim=1)
+    with_text = matched_loss(elsewhere, scale, chances, chances).item()
+    forth = F.cross_entropy(scale.exp() * elsewhere, torch.arange(3)).item()
+    back = F.cross_entropy(scale.exp() * similarity.T, torch.arange(3)).item()
+    assert with_text == pytest.approx((forth + back) / 2, rel=1e-5)

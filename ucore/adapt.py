@@ -36,10 +36,12 @@ from ucore.transfer import (
     conditional_features,
     coral_loss,
     domain_triplet_loss,
+    matched_loss,
     mmd_loss,
 )
 
 CLUSTERS = 16  # of the source's texts, which CDAN conditions on
+MOST_CHANCES = 2 * 10**8  # entries of a matching: 1.6 GB as float64
 SHARPNESS = 0.1  # temperature of the memberships
 TEXTS_AN_IMAGE = 8  # of the target's texts that a batch of its images is matched with, at most
 
@@ -73,7 +75,14 @@ class Adapter(Trainer):
                 f"The target's part finetune has {len(finetune)} image(s) and {len(self.target_texts)} text(s); "
                 "adaptation needs at least 2 of each. Take a larger target, or leave adaptation out"
             )
-        self.start += [content_hash(list(finetune.frame["sample_id"]), self.target_texts)]
+        if config.pseudo_weight and len(finetune) * len(self.target_texts) > MOST_CHANCES:
+            raise ConfigError(
+                f"Matching {len(finetune):,} images with {len(self.target_texts):,} texts takes too much memory; give "
+                "a smaller target, or -s pseudo_weight=0"
+            )
+        own = {name: value for name, value in encoder.state_dict().items() if not name.startswith("clip.")}
+        heads = [part.detach().cpu().numpy().tobytes() for part in (*own.values(), encoder.logit_scale)]
+        self.start += [content_hash(*heads), content_hash(list(finetune.frame["sample_id"]), self.target_texts)]
         common: dict[str, Any] = {"cache": self.cache, "progress": self.progress}
         raw = [text_tower_features(encoder, texts, **common) for texts in (self.texts, self.target_texts)]
         self.target_text = torch.from_numpy(raw[1])
@@ -108,7 +117,9 @@ class Adapter(Trainer):
         if config.regime == "paired":
             parts["target_pairs"] = self._contrast(*target, *phase.target_pair_positives())
         if config.pseudo_weight and (found := phase.pseudo_features()) is not None:
-            parts["matched"] = config.pseudo_weight * self._contrast(*found)
+            image, text, of_texts, of_images = found
+            loss = matched_loss(image @ text.T, self.encoder.logit_scale, of_texts, of_images)
+            parts["matched"] = config.pseudo_weight * loss
         return parts
 
     def _contrast(self, images: Tensor, texts: Tensor, positives: Tensor) -> Tensor:
@@ -217,13 +228,15 @@ class AdaptPhase(HeadPhase):
     def adversarial(self, source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Tensor:
         """The discriminators' loss on images and on texts, with the gradient towards the features reversed."""
         strength = reversal_strength(self.step_count / max(1, self.epochs * self.batches_per_epoch))
-        weighted = self.trainer.config.domain_weights
-        total = source[0].new_zeros(())
+        config, total = self.trainer.config, source[0].new_zeros(())
+        even = torch.full_like(self.target_weights, 1 / max(1, len(self.target_weights)))
         for side, ours, others in zip(("image", "text"), source, target, strict=True):
             logits = [
                 self.discriminators[side](self._seen(reverse_gradient(part, strength))) for part in (ours, others)
             ]
-            weights = (self.source_weights, self.target_weights) if weighted else (None, None)
+            # The weights are those of the target's texts: where images were drawn apart, theirs are even.
+            of_target = self.target_weights if side == "text" or config.regime == "paired" else even
+            weights = (self.source_weights, of_target) if config.domain_weights else (None, None)
             total = total + adversarial_loss(logits[0], logits[1], *weights)
         return total / 2
 
@@ -246,16 +259,18 @@ class AdaptPhase(HeadPhase):
             chances = balanced_matching(image @ text.T, float(torch.exp(-self.encoder.logit_scale)))
         self._matching = self.epoch, torch.from_numpy(chances).float()
 
-    def pseudo_features(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Features of target images (B, D) and texts (T, D), and the chance float (B, T) that they belong together;
-        None before the first matching."""
+    def pseudo_features(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Features of target images (B, D) and texts (T, D), and the chances float (B, T) that a text is an image's and
+        that an image is a text's; None before the first matching."""
         if self._matching is None:
             return None
         rng = np.random.default_rng(self.seed_of(self.step_count, salt=7))
         images = rng.permutation(len(self.trainer.finetune))[: self.target_batch]
         texts = rng.permutation(len(self.trainer.target_texts))[: TEXTS_AN_IMAGE * self.target_batch]
         image, text = self._of_target(images, texts, salt=8)
-        return image, text, self._matching[1][images][:, texts].to(image.device)
+        chances = self._matching[1]
+        of_images = chances / chances.sum(dim=0).clamp(min=1e-12)
+        return image, text, *(part[images][:, texts].to(image.device) for part in (chances, of_images))
 
     @torch.no_grad()
     def watched(self) -> Metrics:

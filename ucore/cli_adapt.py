@@ -84,6 +84,8 @@ def adapt(
     encoder, card = load_checkpoint(checkpoint, pick_device(device))
     if encoder.segments is not None:
         raise ConfigError(f"{checkpoint} was trained with segments, which adaptation does not know yet; train without")
+    if encoder.logit_bias is not None:
+        raise ConfigError(f"{checkpoint} was trained with loss=sigmoid, which adaptation does not know; train without")
     torch.manual_seed(config.seed)
     before = score(encoder, val)
     if restart:
@@ -110,11 +112,12 @@ def adapt(
     print(
         f"Validation mR {mR[0]:.2f} before, {mR[1]:.2f} after (weights of epoch {best['epoch']}, chosen without pairs)"
     )
-    if accuracy := best.get("discriminator_accuracy"):
+    if (accuracy := best.get("discriminator_accuracy")) and best["step"]:
         print(
             f"The discriminator told the domains apart in {accuracy:.0f} % (50: a guess).{_collapsed(adapter.history)}"
         )
     chosen = f" --domain {target_domain}" if target_domain else ""
+    chosen += " --skip-bad" if skip_bad else ""
     print(f"Score the test part: ucore eval --checkpoint {out} --data {target}{chosen} --splits {out / 'split.json'}")
 
 

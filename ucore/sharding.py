@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ucore.errors import ConfigError, DataError
+from ucore.errors import ConfigError, DataError, UserError
 from ucore.files import atomic_path, require_writable
-from ucore.manifest import COLUMNS, Manifest
+from ucore.manifest import COLUMNS, Manifest, few
 from ucore.shards import PICTURES
 from ucore.spans import part_bytes
 
@@ -21,12 +21,16 @@ def write_shards(manifest: Manifest, out: str | Path, images: int = 1000) -> lis
     """Write tar files SPLIT-NUMBER.tar of at most `images` images each, in the manifest's order; `read_shards` gives
     the same rows back. A shard is whole or absent.
 
-    Raises UserError where `out` cannot be written, DataError for an image that cannot be read.
+    Raises UserError where `out` cannot be written or has shards, DataError for an image that cannot be read.
     """
     out = Path(out)
     if images < 1:
         raise ConfigError(f"images is {images}; a shard holds 1 or more")
     require_writable(out)
+    if out.is_dir() and (old := sorted(path.name for path in out.glob("*.tar"))):
+        raise UserError(
+            f"{out} holds shards already ({few(old)}), which would mix with the new ones. Choose another --out."
+        )
     written: list[Path] = []
     for split, rows in manifest.frame.groupby("split", sort=True).indices.items():
         name = re.sub(r"[^A-Za-z0-9]+", "_", str(split))

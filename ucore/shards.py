@@ -9,6 +9,7 @@ JSON and columns may hold captions (or caption, text, sentences), description, t
 country), split, lon, lat, footprint (WKT), gsd_m, source and licence.
 """
 
+import glob
 import json
 import math
 import os
@@ -96,14 +97,18 @@ def shard_files(folder: Path) -> list[Path]:
         for line in map(str.strip, read_text(folder / LIST).splitlines()):
             if not line or line.startswith("#"):
                 continue
-            place = Path(line) if Path(line).is_absolute() else folder / line
-            found = sorted(Path(place.anchor).glob(str(place.relative_to(place.anchor))))
+            found = sorted(
+                glob.glob(line if Path(line).is_absolute() else os.path.join(glob.escape(str(folder)), line))
+            )
             if not found:
                 raise DataError(f"{folder / LIST} names {line}, which does not exist. Correct that line.")
-            files += [path.resolve() for path in found]
+            files += map(Path, found)
     if not files:
         raise DataError(f"There is no .tar or .parquet file in {folder}. Put the shards there, or list them in {LIST}.")
-    return list(dict.fromkeys(files))
+    for file in files:
+        if file.is_symlink():  # its pictures' paths would lead through it, out of the folder
+            raise DataError(f"{file} is a symbolic link. Copy the file itself (cp -L), or list its place in {LIST}.")
+    return list(dict.fromkeys(file.parent.resolve() / file.name for file in files))
 
 
 def _inside(folder: Path) -> Iterator[Path]:
@@ -160,15 +165,25 @@ def _tar(path: Path) -> Iterator[Entry]:
                 if key != group.get("key"):
                     yield from _complete(group, path)
                     group = {"key": key, "facts": {}}
-                if f".{kind.lower()}".endswith(tuple(PICTURES)):
+                if f".{kind.lower()}" in PICTURES:  # not mask.png beside jpg
                     group["image"] = part_name("", place.name, member.offset_data, "+", member.size)[1:]
                 elif kind.lower() in ("json", "txt", "caption"):
                     stream = tar.extractfile(member) if member.size <= SMALL else None
                     facts = _facts(stream.read() if stream else b"", kind.lower(), f"{member.name} in {path}")
                     group["facts"] = {**facts, **group["facts"]} if kind != "json" else {**group["facts"], **facts}
+            _require_end(path, tar.offset)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{path} is not a whole, uncompressed tar file ({error}). Fetch it again.") from error
     yield from _complete(group, path)
+
+
+def _require_end(path: Path, offset: int) -> None:
+    """Raise tarfile's error where something follows what it took for the end: damage, or a second archive."""
+    with open(path, "rb") as stream:
+        stream.seek(offset)
+        while block := stream.read(2**20):
+            if block.strip(b"\0"):
+                raise tarfile.ReadError(f"something follows its end at byte {offset:,}")
 
 
 def _facts(data: bytes, kind: str, where: str) -> dict[str, Any]:
@@ -215,11 +230,14 @@ def _fields(file: Any, image: str) -> list[Any]:
 
 def _entry(image: str, key: str, facts: dict[str, Any], where: str) -> Entry:
     """A row on its way, JSON-able. Raises DataError for a value of the wrong kind."""
+    facts = {name: _decoded(value) for name, value in facts.items()}
     facts = {name: next((facts[other] for other in (name, *SAME.get(name, ())) if _known(facts.get(other))), None)
              for name in (*COLUMNS, *TEXTS)}  # fmt: skip
     texts = next((facts[name] for name in TEXTS if _known(facts[name])), [])
     texts = texts if isinstance(texts, list) else [texts]
-    numbers = {name: number(str(facts[name] or ""), name, where) for name in ("lon", "lat", "gsd_m")}
+    numbers = {
+        name: number("" if facts[name] is None else str(facts[name]), name, where) for name in ("lon", "lat", "gsd_m")
+    }
     if (
         abs(numbers["lat"]) > 90
         or abs(numbers["lon"]) > 180
@@ -230,13 +248,20 @@ def _entry(image: str, key: str, facts: dict[str, Any], where: str) -> Entry:
     split = str(facts["split"] or "")
     return {
         "image": image,
-        "sample_id": str(facts["sample_id"] or key),
+        "sample_id": str(key if facts["sample_id"] is None else facts["sample_id"]),
         "captions": [text.get("raw") if isinstance(text, dict) else text for text in texts],
         **{name: str(facts[name] or "") for name in words},
         "split": SPLITS.get(split.lower(), split),
         **{name: _tags(facts[name], where) for name in ("tags", "surrounding_tags")},
         **{name: value for name, value in numbers.items() if not math.isnan(value)},
     }
+
+
+def _decoded(value: Any) -> Any:
+    """Parquet's bytes as text, as some writers leave it."""
+    if isinstance(value, list):
+        return [_decoded(item) for item in value]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _known(value: Any) -> bool:

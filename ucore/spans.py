@@ -14,7 +14,8 @@ from typing import Any
 
 from ucore.errors import DataError
 
-PART = re.compile(r"(?P<shard>.+?\.(?:tar|parquet))/.+@(?P<first>\d{1,18})(?P<sign>[+:])(?P<second>\d{1,18})")
+PART = re.compile(r".+\.(?:tar|parquet)/.+@(?P<first>\d{1,18})(?P<sign>[+:])(?P<second>\d{1,18})")
+BORDER = re.compile(r"(?<=\.tar)(/)|(?<=\.parquet)(/)")
 MOST = 2**30  # bytes of one picture
 _turn = threading.Lock()  # pyarrow's readers are not made for several threads
 
@@ -24,11 +25,14 @@ def part_bytes(path: str | Path) -> bytes | None:
 
     Raises OSError where the shard cannot be read, DataError where it ends before the picture does.
     """
-    found = PART.fullmatch(Path(path).as_posix())
+    name = Path(path).as_posix()
+    found = PART.fullmatch(name)
     if found is None:
         return None
-    shard, first, second = Path(found["shard"]), int(found["first"]), int(found["second"])
-    if shard.is_dir():  # a folder that is called like one
+    first, second = int(found["first"]), int(found["second"])
+    shards = (Path(name[: end.start()]) for end in BORDER.finditer(name))
+    shard = next((shard for shard in shards if not shard.is_dir()), None)  # a folder may be called like one
+    if shard is None:
         return None
     return _span(shard, first, second) if found["sign"] == "+" else _cell(shard, first, second)
 
@@ -73,7 +77,8 @@ def _cell(shard: Path, group: int, row: int) -> bytes:
         cells = _row_group(str(shard), info.st_mtime_ns, info.st_size, group)
     if row >= len(cells):
         raise DataError(f"{shard.name} ends before it")
-    return cells[row].as_py() or b""
+    value = cells[row].as_py()
+    return (value.get("bytes") if isinstance(value, dict) else value) or b""
 
 
 @lru_cache(maxsize=4)
@@ -87,9 +92,9 @@ def _row_group(shard: str, changed: int, size: int, group: int) -> Any:
             name = image_column(file.schema_arrow)
             if name is None or group >= file.num_row_groups:
                 raise DataError(f"{Path(shard).name} ends before it")
-            column = file.read_row_group(group, columns=[name]).column(0).combine_chunks()
+            column = file.read_row_group(group, columns=[name]).column(0)
     except (ValueError, OSError) as error:  # pyarrow's own errors are of these kinds
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise DataError(f"{Path(shard).name} is damaged") from error
-    return column.field("bytes") if name.endswith(".bytes") else column
+    return column

@@ -79,3 +79,20 @@ def domain_triplet_loss(
     hardest = distances.masked_fill(positives, torch.inf).min(dim=1).values
     losses = (margin + distances.diagonal() - hardest).clamp(min=0)
     return losses.mean() if weights is None else (weights * losses).sum()
+
+
+def matched_loss(similarity: Tensor, logit_scale: Tensor, of_texts: Tensor, of_images: Tensor) -> Tensor:
+    """InfoNCE towards chances instead of known pairs, both ways.
+
+    similarity: float (B, T), cosines; logit_scale: natural log of the inverse temperature; of_texts: float (B, T), the
+    chance that a text is the image's; of_images: that an image is the text's. Over all texts, or all images, they sum
+    to 1; the batch holds some, and a row or column counts by what of it lies in the batch: a text whose likely image is
+    elsewhere asks for nothing. With certain pairs it is CLIP's loss.
+    """
+    logits = logit_scale.exp() * similarity
+
+    def one_way(logits: Tensor, chances: Tensor) -> Tensor:
+        inside = chances.sum().clamp(min=1e-12)
+        return -(chances * F.log_softmax(logits, dim=1)).sum() / inside
+
+    return (one_way(logits, of_texts) + one_way(logits.T, of_images.T)) / 2
