@@ -175,7 +175,7 @@ def test_too_small_a_target_and_what_adaptation_cannot_do_are_refused(sides, cac
         ({"tune_epochs": 2}, "trains the heads"), ({"segments": "late"}, "knows no segments"),
         ({"curriculum": "cosin"}, "choose one of none, cosine, density"), ({"coral_weight": -1}, "coral_weight is -1"),
         ({"domain_weights": 1}, "true or false"), ({"loss": "sigmoid"}, "knows no sigmoid"),
-        ({"source_weight": 0}, "nothing would keep retrieval up"), ({"pseudo_wieght": 1}, "did you mean 'pseudo_weight'"),
+        ({"source_weight": 0}, "nothing would keep retrieval up"), ({"pseudo_wieght": 1}, "mean 'pseudo_weight'"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=told):
             AdaptConfig.of("ucore", **changes)

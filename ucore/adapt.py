@@ -270,7 +270,8 @@ class AdaptPhase(HeadPhase):
         image, text = self._of_target(images, texts, salt=8)
         chances = self._matching[1]
         of_images = chances / chances.sum(dim=0).clamp(min=1e-12)
-        return image, text, *(part[images][:, texts].to(image.device) for part in (chances, of_images))
+        inside = [part[images][:, texts].to(image.device) for part in (chances, of_images)]
+        return image, text, inside[0], inside[1]
 
     @torch.no_grad()
     def watched(self) -> Metrics:
