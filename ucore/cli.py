@@ -249,20 +249,14 @@ def reproduce(
         seed: Of every random choice.
         out: Folder for checkpoints and executed notebooks.
     """
-    from ucore.data import find_dataset, read_dataset
+    from ucore.data import find_dataset
     from ucore.runner import reproduce as run_all
+    from ucore.runner import series_for
 
     place = find_dataset(data, scale, seed, out)
     parameters: dict[str, Any] = {"dataset": str(place), "scale": scale, "seed": seed, "out": str(out)}
     started = time.perf_counter()
-    series = ["00_setup_check", "01_explore_map", "02_segments", "03_captions", "04_train"]
-    splits = read_dataset(place).frame.groupby("domain")["split"].agg(set)
-    if len(splits) > 1 and all({"train", "val", "test"} <= of_domain for of_domain in splits):
-        series += ["05_domain_gap"]
-    else:
-        print("05_domain_gap is left out: it needs two domains, each with the splits train, val and test.")
-    series += ["07_ablations", "09_results"]
-    run_all(parameters, series, out / "notebooks")
+    run_all(parameters, series_for(place), out / "notebooks")
     print(f"All ran in {time.perf_counter() - started:.1f} s. Read {out / 'notebooks'} and reports/results.md")
 
 

@@ -60,12 +60,11 @@ class Inspection:
         return "\n".join("".join(sign for sign in line if sign.isprintable()) for line in lines)
 
 
+OWNERS = {"urbancross": "UrbanCross", "skyscript": "SkyScript", "rsicd": "RSICD"}
 DESCRIPTIONS = {
+    **{layout: f"a dataset in {owner}'s layout" for layout, owner in OWNERS.items()},
     "ucore": "a dataset that ucore wrote",
-    "urbancross": "a dataset in UrbanCross's layout",
-    "skyscript": "a dataset in SkyScript's layout",
     "geotiles": "a dataset of geo-tagged tiles",
-    "rsicd": "a dataset in RSICD's layout",
     "shards": "a dataset in shards",
     "zip": "a zip archive",
     "osm": "an OpenStreetMap extract",

@@ -80,6 +80,18 @@ def run_notebook(
     return RunResult(kept, page if html else None, seconds)
 
 
+def series_for(dataset: str | Path) -> list[str]:
+    """The notebooks that a dataset allows, in order; prints a sentence about each that it does not."""
+    from ucore.data import read_dataset
+
+    series = ["00_setup_check", "01_explore_map", "02_segments", "03_captions", "04_train"]
+    splits = read_dataset(dataset).frame.groupby("domain")["split"].agg(set)
+    if len(splits) > 1 and all({"train", "val", "test"} <= of_domain for of_domain in splits):
+        return [*series, "05_domain_gap", "07_ablations", "09_results"]
+    print("05_domain_gap is left out: it needs two domains, each with the splits train, val and test.")
+    return [*series, "07_ablations", "09_results"]
+
+
 def reproduce(
     parameters: Mapping[str, Any],
     names: Sequence[str | Path],
