@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ucore.probes import QueryProbe
     from ucore.train import Trainer
 
-REDRAW_SECONDS = 0.05  # a view changes at most twenty times a second
+REDRAW_SECONDS = 0.1  # a view changes at most every tenth of a second
 REDRAW_SHARE = 4  # a view rests four times as long as it took, so that training keeps most of the time
 
 # Gives similarity, real (B, T), and positives, bool (B, T), of a batch: for example a `probes.BatchProbe`.
