@@ -34,8 +34,8 @@ def write_shards(manifest: Manifest, out: str | Path, images: int = 1000) -> lis
     written: list[Path] = []
     for split, rows in manifest.frame.groupby("split", sort=True).indices.items():
         name = re.sub(r"[^A-Za-z0-9]+", "_", str(split))
-        for number_, part in enumerate(np.split(rows, range(images, len(rows), images))):
-            written.append(out / f"{name}-{number_:05d}.tar")
+        for number, part in enumerate(np.split(rows, range(images, len(rows), images))):
+            written.append(out / f"{name}-{number:05d}.tar")
             _write_shard(manifest, part, written[-1])
     return written
 

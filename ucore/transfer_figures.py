@@ -20,7 +20,8 @@ def plot_gap(domains: Sequence[str], mean_recall: np.ndarray, title: str = "") -
     for source, target in np.ndindex(side, side):
         home = source == target
         value = f"{mean_recall[source, target]:.1f}"
-        axes.text(target, source, value, ha="center", va="center", color=INK, weight="bold" if home else "normal")
+        colour = "white" if mean_recall[source, target] > 0.7 * mean_recall.max() else INK  # readable on dark blue
+        axes.text(target, source, value, ha="center", va="center", color=colour, weight="bold" if home else "normal")
     axes.set_xticks(range(side), domains)
     axes.set_yticks(range(side), domains)
     axes.set_xlabel("scored in")
