@@ -90,20 +90,44 @@ def test_the_curriculum_grows_with_the_cycles_through_the_target(new_adapter):
 
 def test_unpaired_images_and_texts_are_drawn_apart_and_pairs_together(new_adapter, sides):
     owner = sides[1].texts[1]
-    apart, together = new_adapter("dann").phase, new_adapter("joint").phase
+    apart, together = new_adapter("dann").phase, new_adapter("joint", shots=3).phase
     matches = []
     for step in range(6):
         apart.step_count = together.step_count = step
         images, texts = apart._draw_target()
         matches += (owner[texts] == images).tolist()
-        images, texts = together._draw_target()
-        assert (owner[texts] == images).all()
+        images, texts = together._draw_pairs()
+        assert (owner[texts] == images).all() and set(images) == set(together.trainer.known) and len(images) == 3
     assert np.mean(matches) < 0.5
     seen = []
     for step in range(3):
         apart.step_count = step
         seen += apart._draw_target()[0].tolist()
     assert sorted(seen) == list(range(12))
+
+
+def test_known_pairs_are_certain_in_the_matching_and_nothing_else_is_their_images(new_adapter, sides):
+    adapter = new_adapter("ucore", regime="paired", shots=4, pseudo_start=0.0)
+    assert set(adapter.step().parts) == {"image_text", "mmd", "target_pairs", "matched"}
+    owner, known = sides[1].texts[1], adapter.known
+    chances = adapter.phase._matching[1].numpy()
+    for image in known:
+        assert chances[image][owner == image].sum() == pytest.approx(1, abs=1e-3)
+    of_known = np.isin(owner, known)
+    assert chances[np.setdiff1d(range(len(chances)), known)][:, of_known].max() < 1e-3
+
+
+def test_weights_are_chosen_by_what_is_asked_for(new_adapter):
+    by = {}
+    for choice in ("return_probability", "mR", "last"):
+        adapter = new_adapter("source-only", choose_by=choice)
+        best = adapter.fit()
+        rows = [row["metrics"] for row in adapter.history if "metrics" in row]
+        assert best[choice] == max(row[choice] for row in rows)
+        by[choice] = best
+    assert by["last"]["epoch"] == 3
+    with pytest.raises(ConfigError, match="shots needs the regime paired"):
+        AdaptConfig.of("ucore", shots=5)
 
 
 def test_matching_gives_soft_pairs_of_the_target_from_the_epoch_on_that_is_set(new_adapter):
@@ -131,7 +155,7 @@ def test_the_adversary_pushes_heads_and_discriminators_apart(new_adapter, monkey
         phase.step_count = phase.epochs * phase.batches_per_epoch  # full strength
         with monkeypatch.context() as patch:
             if not reverse:
-                patch.setattr("ucore.adapt.reverse_gradient", lambda features, strength: features)
+                patch.setattr("ucore.adapt_phase.reverse_gradient", lambda features, strength: features)
             rows, texts = phase.next_batch()
             phase.adversarial(phase.forward(rows, texts), phase.target_features()).backward()
         head = adapter.encoder.image_head.contract.weight.grad

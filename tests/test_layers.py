@@ -89,6 +89,7 @@ ORDER = [
         "phases",
         "tower_phase",
         "train",
+        "adapt_phase",
         "adapt",
         "retrieve",
         "tasks",

@@ -11,6 +11,7 @@ from ucore.errors import ConfigError
 AdaptMethod = Literal["ucore", "paper", "dann", "cdan", "coral", "mmd", "source-only", "target-only", "joint"]
 Adversary = Literal["none", "dann", "cdan"]
 Regime = Literal["unpaired", "paired"]
+Choice = Literal["return_probability", "mR", "last"]
 
 METHODS: dict[str, dict[str, Any]] = {
     "source-only": {},
@@ -32,12 +33,14 @@ METHODS: dict[str, dict[str, Any]] = {
 class AdaptConfig(TrainConfig):
     """Settings of `Adapter`: those of training (phase 1 alone), and what is done with the target's samples.
 
-    The target's images and texts are drawn apart ("unpaired": which text belongs to which image is unknown), or as
-    pairs ("paired": the few that were annotated).
+    The target's images and texts are drawn apart (regime "unpaired": which text belongs to which image is unknown), or,
+    beside that, as pairs ("paired": the few that were annotated).
     """
 
     method: AdaptMethod = "ucore"  # type: ignore[assignment]
     regime: Regime = "unpaired"
+    shots: int | None = None  # images of the target whose texts are known, in the regime "paired"; None: all
+    choose_by: Choice = "return_probability"  # which weights are kept; "mR" needs the target's pairs: the oracle
     target_batch_size: int = 64  # images, and texts, of the target a step
     source_weight: float = 1.0  # of the contrastive loss of source pairs
     curriculum: Curriculum = "none"  # which source samples are shown
@@ -73,12 +76,16 @@ class AdaptConfig(TrainConfig):
 
     def check(self) -> None:
         super().check()
-        self._check_choices("method", "regime", "curriculum", "adversary")
+        self._check_choices("method", "regime", "curriculum", "adversary", "choose_by")
         weights = ("source_weight", "adversarial_weight", "coral_weight", "mmd_weight", "triplet_weight")
         ranges = dict.fromkeys((*weights, "pseudo_weight"), (0, 1000))
         shares = dict.fromkeys(("curriculum_start", "curriculum_growth", "pseudo_start"), (0, 1))
         margins = dict.fromkeys(("triplet_margin", "triplet_growth", "triplet_most"), (0, 10))
         self._check_ranges({**ranges, **shares, **margins, "target_batch_size": (2, 1_000_000)})
+        if self.shots is not None:
+            self._check_ranges({"shots": (1, 1_000_000)})
+            if self.regime == "unpaired":
+                raise ConfigError("shots needs the regime paired: without it no pair of the target is known")
         if not isinstance(self.domain_weights, bool):
             raise ConfigError(f"domain_weights is {self.domain_weights!r}; it must be true or false")
         if self.tune_epochs:

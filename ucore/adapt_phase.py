@@ -1,0 +1,217 @@
+"""What a step of adaptation sees of both domains: the source's batch, the target's samples, and what aligns them."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ucore.adversary import DomainDiscriminator, balanced_accuracy, reversal_strength, reverse_gradient
+from ucore.features import image_tower_features
+from ucore.model import DualEncoder
+from ucore.phases import Groups, HeadPhase
+from ucore.progress import Metrics
+from ucore.pseudo import balanced_matching
+from ucore.transfer import adversarial_loss, conditional_features
+
+if TYPE_CHECKING:
+    from ucore.adapt import Adapter
+
+CLUSTERS = 16  # of the source's texts, which CDAN conditions on
+SHARPNESS = 0.1  # temperature of the memberships
+TEXTS_AN_IMAGE = 8  # of the target's texts that a batch of its images is matched with, at most
+
+
+class AdaptPhase(HeadPhase):
+    """Heads on cached features of frozen towers, of both domains."""
+
+    name = "adaptation"
+    trainer: "Adapter"
+
+    def __init__(self, trainer: "Adapter") -> None:
+        encoder, config = trainer.encoder, trainer.config
+        common: dict[str, Any] = {"cache": trainer.cache, "progress": trainer.progress}
+        self.target_image = torch.from_numpy(
+            image_tower_features(encoder, trainer.finetune, config.train_views, **common)
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            width = encoder.embed_dim * (CLUSTERS if config.adversary == "cdan" else 1)
+            self.discriminators = torch.nn.ModuleDict({side: DomainDiscriminator(width) for side in ("image", "text")})
+        self.discriminators.to(encoder.device)
+        self.source_weights = self.target_weights = torch.zeros(0)
+        self._drawn: tuple[np.ndarray, np.ndarray] = (np.zeros(0, int), np.zeros(0, int))
+        self._matching: tuple[int, Tensor] | None = None  # of the epoch, chances float (images, texts)
+        super().__init__(trainer)
+
+    def _standardise(self) -> None:
+        """The heads keep the mean and deviation that they learned with."""
+
+    def _groups(self) -> Groups:
+        groups = super()._groups()
+        if self.trainer.config.adversary != "none":
+            groups["discriminator"] = (list(self.discriminators.parameters()), 1e-3)
+        return groups
+
+    # --- batches ----------------------------------------------------------------------------------------------
+
+    @property
+    def target_batch(self) -> int:
+        """Images, and texts, of the target a step."""
+        return min(self.trainer.config.target_batch_size, len(self.trainer.finetune))
+
+    @property
+    def cycle(self) -> int:
+        """Complete passes through the target's images."""
+        return self.step_count // (len(self.trainer.finetune) // self.target_batch)
+
+    def next_batch(self) -> tuple[np.ndarray, np.ndarray]:
+        rows, texts = super().next_batch()
+        config, sampler, device = self.trainer.config, self.trainer.sampler, self.encoder.device
+        self._drawn = self._draw_target()
+        if config.pseudo_weight and self.epoch >= config.pseudo_start * self.epochs:
+            self._match()  # now, as the averaged weights are put in the place of the trained ones for it
+        kept, weights = sampler.keep(texts, self._drawn[1], self.cycle)
+        self.source_weights = torch.from_numpy(weights).float().to(device)
+        weights = sampler.target_weights(texts[kept], self._drawn[1])
+        self.target_weights = torch.from_numpy(weights).float().to(device)
+        return rows[kept], texts[kept]
+
+    def _draw_target(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images and texts of the target for this step, int64 (B,) each, drawn apart."""
+        trainer, size = self.trainer, self.target_batch
+        place = self.step_count % (len(trainer.finetune) // size)
+        rng = np.random.default_rng(self.seed_of(self.cycle, salt=5))
+        images = rng.permutation(len(trainer.finetune))[place * size : (place + 1) * size]
+        count = min(size, len(trainer.target_texts))
+        places = (place * size + np.arange(count)) % len(trainer.target_texts)
+        return images, rng.permutation(len(trainer.target_texts))[places]
+
+    def _draw_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images of the target whose texts are known, at most a batch, and a text of each, int64 (P,) both."""
+        known, owner = self.trainer.known, self.trainer.target_owner
+        rng = np.random.default_rng(self.seed_of(self.step_count, salt=9))
+        images = rng.permutation(known)[: self.target_batch]
+        order = rng.permutation(len(owner))
+        owners, first = np.unique(owner[order], return_index=True)
+        return images, order[first][np.searchsorted(owners, images)]
+
+    def target_features(self) -> tuple[Tensor, Tensor]:
+        """Features of the step's target images and texts, float32 (B, D) each, L2-normalised, with gradients."""
+        images, texts = self._drawn
+        return self._of_target(images, texts, salt=6)
+
+    def _of_target(self, images: np.ndarray, texts: np.ndarray, salt: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng(self.seed_of(self.step_count, salt=salt))
+        views = rng.integers(0, self.target_image.shape[1], len(images))
+        device, encoder = self.encoder.device, self.encoder
+        image = encoder.image_head(self.target_image[images, views].to(device))
+        text = encoder.text_head(self.trainer.target_text[texts].to(device))
+        return F.normalize(image, dim=1), F.normalize(text, dim=1)
+
+    def known_pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Features float32 (P, D) of target images and texts that are known to belong together, row by row, and bool
+        (P, P): which text belongs to which image."""
+        images, texts = self._draw_pairs()
+        groups, owner = self.trainer.target_groups, self.trainer.target_owner
+        own = [set(groups[owner == image].tolist()) for image in images]
+        belonging = [[int(groups[text]) in of_image for text in texts] for of_image in own]
+        image, text = self._of_target(images, texts, salt=10)
+        return image, text, torch.tensor(belonging, device=self.encoder.device)
+
+    # --- what aligns ------------------------------------------------------------------------------------------
+
+    def adversarial(self, source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Tensor:
+        """The discriminators' loss on images and on texts, with the gradient towards the features reversed."""
+        strength = reversal_strength(self.step_count / max(1, self.epochs * self.batches_per_epoch))
+        config, total = self.trainer.config, source[0].new_zeros(())
+        even = torch.full_like(self.target_weights, 1 / max(1, len(self.target_weights)))
+        for side, ours, others in zip(("image", "text"), source, target, strict=True):
+            logits = [
+                self.discriminators[side](self._seen(reverse_gradient(part, strength))) for part in (ours, others)
+            ]
+            of_target = self.target_weights if side == "text" else even  # they are the texts'; images are drawn apart
+            weights = (self.source_weights, of_target) if config.domain_weights else (None, None)
+            total = total + adversarial_loss(logits[0], logits[1], *weights)
+        return total / 2
+
+    def _seen(self, features: Tensor) -> Tensor:
+        centres = self.trainer.centres
+        if centres is None:
+            return features
+        memberships = torch.softmax(features.detach() @ centres.to(features.device).T / SHARPNESS, dim=1)
+        return conditional_features(features, memberships)
+
+    @torch.no_grad()
+    def _match(self) -> None:
+        """Which text of the target is likely which image's, with the averaged weights of the epoch's start."""
+        if self._matching is not None and self._matching[0] == self.epoch:
+            return
+        with self.averaged_weights():
+            device = self.encoder.device
+            image = F.normalize(self.encoder.image_head(self.target_image[:, 0].to(device)), dim=1).cpu().numpy()
+            text = shared_text_features(self.encoder, self.trainer.target_text)
+            cosines = self._with_known(image @ text.T)
+            chances = balanced_matching(cosines, float(torch.exp(-self.encoder.logit_scale)))
+        self._matching = self.epoch, torch.from_numpy(chances).float()
+
+    def _with_known(self, cosines: np.ndarray) -> np.ndarray:
+        """Cosines (N, T); where pairs are known 1 for them, and -1 for what else their images or texts could be."""
+        if self.trainer.config.regime == "unpaired":
+            return cosines
+        own = self.trainer.target_owner[None, :] == np.arange(len(cosines))[:, None]
+        known = np.isin(np.arange(len(cosines)), self.trainer.known)
+        told = known[:, None] | known[self.trainer.target_owner][None, :]
+        return np.where(told, np.where(own, 1.0, -1.0), cosines)
+
+    def pseudo_features(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Features of target images (B, D) and texts (T, D), and the chances float (B, T) that a text is an image's and
+        that an image is a text's; None before the first matching."""
+        if self._matching is None:
+            return None
+        rng = np.random.default_rng(self.seed_of(self.step_count, salt=7))
+        images = rng.permutation(len(self.trainer.finetune))[: self.target_batch]
+        texts = rng.permutation(len(self.trainer.target_texts))[: TEXTS_AN_IMAGE * self.target_batch]
+        image, text = self._of_target(images, texts, salt=8)
+        chances = self._matching[1]
+        of_images = chances / chances.sum(dim=0).clamp(min=1e-12)
+        inside = [part[images][:, texts].to(image.device) for part in (chances, of_images)]
+        return image, text, inside[0], inside[1]
+
+    @torch.no_grad()
+    def watched(self) -> Metrics:
+        """discriminator_accuracy, percent, on all of the target and up to 1,000 images of the source; and
+        matching_precision, percent of the target's images whose likeliest text is theirs."""
+        result: Metrics = {}
+        encoder, device, trainer = self.encoder, self.encoder.device, self.trainer
+        if trainer.config.adversary != "none":
+            rows = np.linspace(0, len(self.image) - 1, min(len(self.image), 1000)).round().astype(int)
+            source, target = (
+                F.normalize(encoder.image_head(part.to(device)), dim=1)
+                for part in (self.image[rows, 0], self.target_image[:, 0])
+            )
+            self.discriminators.eval()
+            logits = [self.discriminators["image"](self._seen(part)) for part in (source, target)]
+            self.discriminators.train()
+            result["discriminator_accuracy"] = balanced_accuracy(*logits)
+        if self._matching is not None:
+            chosen = self._matching[1].argmax(dim=1).numpy()
+            groups, owner = trainer.target_groups, trainer.target_owner
+            right = [groups[text] in groups[owner == image] for image, text in enumerate(chosen)]
+            result["matching_precision"] = 100 * float(np.mean(right))  # by the true pairs: to be looked at alone
+        return result
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "discriminators": self.discriminators.state_dict(), "matching": self._matching}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.discriminators.load_state_dict(state["discriminators"])
+        self._matching = state["matching"]
+
+
+@torch.no_grad()
+def shared_text_features(encoder: DualEncoder, text: Tensor) -> np.ndarray:
+    """Text features float32 (T, D) in the shared space, L2-normalised, from the tower's."""
+    return F.normalize(encoder.text_head(text.to(encoder.device)), dim=1).cpu().numpy()
