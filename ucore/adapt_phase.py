@@ -12,7 +12,7 @@ from ucore.features import image_tower_features
 from ucore.model import DualEncoder
 from ucore.phases import Groups, HeadPhase
 from ucore.progress import Metrics
-from ucore.pseudo import balanced_matching
+from ucore.pseudo import balanced_matching, bridged_similarity
 from ucore.transfer import adversarial_loss, conditional_features
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class AdaptPhase(HeadPhase):
         self.discriminators.to(encoder.device)
         self.source_weights = self.target_weights = torch.zeros(0)
         self._drawn: tuple[np.ndarray, np.ndarray] = (np.zeros(0, int), np.zeros(0, int))
+        self._bridge: np.ndarray | None = None  # see `_bridged`
         self._matching: tuple[int, Tensor] | None = None  # of the epoch, chances float (images, texts)
         super().__init__(trainer)
 
@@ -53,6 +54,11 @@ class AdaptPhase(HeadPhase):
         if self.trainer.config.adversary != "none":
             groups["discriminator"] = (list(self.discriminators.parameters()), 1e-3)
         return groups
+
+    @classmethod
+    def batches_of(cls, config: Any, n: int) -> int:
+        """Steps of an epoch: those through the source, but not more than the setting says."""
+        return min(super().batches_of(config, n), config.epoch_steps)
 
     # --- batches ----------------------------------------------------------------------------------------------
 
@@ -152,9 +158,26 @@ class AdaptPhase(HeadPhase):
             device = self.encoder.device
             image = F.normalize(self.encoder.image_head(self.target_image[:, 0].to(device)), dim=1).cpu().numpy()
             text = shared_text_features(self.encoder, self.trainer.target_text)
-            cosines = self._with_known(image @ text.T)
+            cosines = self._with_known(self._bridged(image @ text.T))
             chances = balanced_matching(cosines, float(torch.exp(-self.encoder.logit_scale)))
         self._matching = self.epoch, torch.from_numpy(chances).float()
+
+    def _bridged(self, cosines: np.ndarray) -> np.ndarray:
+        """The model's cosines (N, T) joined with what is said of alike source images, spread as before."""
+        weight, pairs = self.trainer.config.bridge_weight, self.trainer.pairs
+        if not weight:
+            return cosines
+        if self._bridge is None:
+            captions = int(pairs.first[-1])
+            owner = np.repeat(np.arange(len(self.image)), np.diff(pairs.first))
+            target, source = (
+                (self.target_image[:, 0], self.trainer.target_text),
+                (self.image[:, 0], self.text[:captions]),
+            )
+            images, texts, known_images, known_texts = (part.float().numpy() for part in (*target, *source))
+            self._bridge = bridged_similarity(images, texts, known_images, known_texts, owner)
+        spread, bridge = cosines.std(), self._bridge
+        return spread / np.sqrt(1 + weight**2) * (cosines / spread + weight * bridge / bridge.std().clip(1e-6))
 
     def _with_known(self, cosines: np.ndarray) -> np.ndarray:
         """Cosines (N, T); where pairs are known 1 for them, and -1 for what else their images or texts could be."""
