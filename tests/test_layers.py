@@ -83,7 +83,7 @@ ORDER = [
         "comparison",
         "report",
     ),
-    *("columns", "filters", "nearest", "index_rows", "index_files", "index_flat", "index_lance", "index"),
+    *("columns", "filters", "nearest", "cells", "index_rows", "index_files", "index_flat", "index_lance", "index"),
     *("pairs", "neighbours"),
     *(
         "progress",
