@@ -180,7 +180,7 @@ class FlatEngine:
             _, crc = files.append(self.folder / name, 0, blocks)
             table = pa.concat_tables([now.table.take(pa.array(keep))]).combine_chunks()
             new |= {"rows": len(keep), "vectors": {"name": name, "chunks": [[len(keep), crc]]}, "gone": None}
-            new["parts"] = [self._write_table(table, number)]
+            new["parts"] = [self._write_table(table, number)] if len(keep) else []
             self._commit(new)
 
     def _write_table(self, table: pa.Table, number: str) -> dict[str, Any]:
