@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from makers_index import CARD, DIM, change_for_ever, expected, make_features, make_rows, state_of
 from test_nearest import assert_same, brute_force
 
-from ucore import index_files, index_flat
+from ucore import cells, index_files, index_flat
 from ucore.errors import ConfigError, DataError, UserError
 from ucore.filters import Filter
 from ucore.index import GalleryIndex
@@ -145,7 +145,7 @@ def test_many_small_adds_stay_few_files(tmp_path):
 
 def test_cells_are_learned_when_there_is_enough(tmp_path, monkeypatch):
     monkeypatch.setattr(index_flat, "FROM", 500)
-    monkeypatch.setattr(index_flat, "LOOK", 100)
+    monkeypatch.setattr(cells, "LEAST", 100)
     index = GalleryIndex.create(tmp_path / "i", CARD, DIM)
     index.add(make_features(600), make_rows(600))
     before = state_of(index)

@@ -15,7 +15,7 @@ import numpy as np
 from ucore.nearest import BLOCK, faiss_module, nearest
 
 FROM = 50_000  # rows from which on cells are learned
-LOOK = 40_000  # rows that a query looks at
+SHARE, LEAST = 0.04, 10_000  # of the rows, and rows, that a query looks at
 SAMPLE = 64  # rows a cell that centroids are learned from
 ROUNDS = 10  # of k-means
 
@@ -59,6 +59,11 @@ class Cells:
     def _sizes(self) -> np.ndarray:
         return np.bincount(self.cell, minlength=len(self.centroids))
 
+    @property
+    def look(self) -> int:
+        """How many rows a query looks at."""
+        return max(LEAST, int(SHARE * len(self.cell)))
+
     def search(
         self,
         vectors: np.ndarray,
@@ -66,12 +71,13 @@ class Cells:
         k: int,
         allowed: np.ndarray | None,
         scale: float = 1.0,
-        look: int = LOOK,
+        look: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Like `nearest`, of about `look` rows a query, and never fewer than k where k are allowed.
+        """Like `nearest`, of about `look` rows a query; never fewer than k, where k are allowed.
 
-        allowed: bool (N,), the rows that may be found; None: all.
+        allowed: bool (N,), the rows that may be found; None: all. look: None means `self.look`.
         """
+        look = self.look if look is None else look
         counts = self._sizes if allowed is None else np.bincount(self.cell[allowed], minlength=len(self._sizes))
         found, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
         for number, nearness in enumerate(queries @ self.centroids.T):

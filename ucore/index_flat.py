@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from ucore import index_files as files
-from ucore.cells import FROM, LOOK, Cells
+from ucore.cells import FROM, Cells
 from ucore.columns import Columns
 from ucore.errors import DataError
 from ucore.filters import Filter
@@ -219,7 +219,7 @@ class FlatEngine:
         allowed = self._allowed(kind, where)
         count = int(np.count_nonzero(allowed))
         wide, cells, everything = self._wide(queries, bias), self.now.cells, count == len(allowed)
-        if cells and not exact and count > max(LOOK, k):
+        if cells and not exact and count > max(cells.look, k):
             found, scores = cells.search(self.now.vectors, wide, k, None if everything else allowed, self.now.scale)
             return found, scores, count, False
         rows = None if everything else np.flatnonzero(allowed)
