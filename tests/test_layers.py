@@ -75,6 +75,7 @@ ORDER = [
         "adversary",
         "curriculum",
         "pseudo",
+        "test_time",
         "adapt_config",
         "hubness",
         "evaluate",
