@@ -1,7 +1,7 @@
 """A filter as an SQL condition, for tables that are searched elsewhere (LanceDB).
 
-SQL says domains, sources, tags and boxes. A circle and a polygon become boxes around them, and `exactly` is what is left
-to be checked on the rows that come back. Tags are looked for in a list column `terms`: tags and their bare keys.
+SQL says domains, sources, tags and boxes. A circle and a polygon become boxes around them, and `exactly` is what is
+left to be checked on the rows that come back. Tags are looked for in a list column `terms`: tags and their bare keys.
 """
 
 import math

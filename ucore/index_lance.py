@@ -131,7 +131,7 @@ class LanceEngine:
             self._items.delete(one_of("item_id", item_ids))
 
     def compact(self) -> None:
-        """Join files; index the columns that filters look at, where rows are many, and from FROM rows on the vectors."""
+        """Join files; where rows are many, index the columns that filters look at, and from FROM rows on the vectors."""
         from lancedb.index import Bitmap, BTree, IvfPq, LabelList
 
         with self._writing():
