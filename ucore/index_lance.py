@@ -64,9 +64,11 @@ class LanceEngine:
             # The description comes last: without it there is no index, whatever a killed process left.
             vector = pa.field("vector", pa.list_(pa.float32(), dim + EXTRA))
             schema = SCHEMA.append(vector).append(pa.field("terms", pa.list_(pa.string())))
-            database.create_table(ITEMS, schema=schema, mode="overwrite")
+            left = database.list_tables().tables
+            database.create_table(ITEMS, schema=schema, mode="overwrite" if ITEMS in left else "create")
             about = json.dumps({"format": FORMAT, "card": card, "dim": dim, "bias": False})
-            database.create_table(ABOUT, data=pa.table({"about": [about]}), mode="overwrite")
+            data = pa.table({"about": [about]})
+            database.create_table(ABOUT, data=data, mode="overwrite" if ABOUT in left else "create")
 
     def refresh(self) -> None:
         with _told(self.uri):
@@ -131,7 +133,7 @@ class LanceEngine:
             self._items.delete(one_of("item_id", item_ids))
 
     def compact(self) -> None:
-        """Join files; where rows are many, index the columns that filters look at, and from FROM rows on the vectors."""
+        """Join files; where rows are many, index the columns of filters, and from FROM rows on the vectors."""
         from lancedb.index import Bitmap, BTree, IvfPq, LabelList
 
         with self._writing():

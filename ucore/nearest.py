@@ -19,7 +19,7 @@ from ucore.errors import UserError
 SPARE = 8  # rows more than k that FAISS proposes at first
 BATCH = 16  # from so many queries on, blocks of rows are multiplied with all of them at once
 BLOCK = 32_768  # rows of such a block: 64 MB at 512 dimensions
-SEVERAL = 16_384  # rows that are worth a second thread, for one query: some milliseconds of work
+SEVERAL = 2**23  # values, 32 MB, that are worth a second thread for one query: some milliseconds of work
 DENSE = 0.6  # share of rows from which on walking over all of them is faster than jumping from one to the next
 
 
@@ -120,7 +120,7 @@ def _propose(
         ask: Callable[[slice], Any] = lambda cut: _multiply(vectors, queries, want, rows, cut)  # noqa: E731
         parts = map(ask, cuts)
     else:
-        pieces = threads if count >= SEVERAL else 1
+        pieces = threads if count * vectors.shape[1] >= SEVERAL else 1
         edges = np.linspace(0, count, pieces + 1).astype(int)
         cuts = [slice(*edge) for edge in itertools.pairwise(edges.tolist())]
         ask = lambda cut: _walk(vectors, queries, want, rows, cut)  # noqa: E731
