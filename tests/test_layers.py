@@ -84,6 +84,18 @@ ORDER = [
         "comparison",
         "report",
     ),
+    *(
+        "columns",
+        "filters",
+        "filter_sql",
+        "nearest",
+        "cells",
+        "index_rows",
+        "index_files",
+        "index_flat",
+        "index_lance",
+        "index",
+    ),
     *("pairs", "neighbours"),
     *(
         "progress",
