@@ -31,6 +31,7 @@ ORDER = [
     ),
     *(
         "depthwise",
+        "bundled_text",
         "bundled",
         "weights",
         "device",
@@ -79,6 +80,7 @@ ORDER = [
         "hubness",
         "evaluate",
         "fusion",
+        "checkpoint_files",
         "checkpoint",
         "comparison",
         "report",
