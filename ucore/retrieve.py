@@ -1,0 +1,301 @@
+"""Search a `GalleryIndex`: text -> images or segments, image -> captions or images.
+
+    searcher = Searcher("runs/index")                    # the folder alone: its card names the checkpoint
+    answer = searcher.text("tennis courts beside a school", k=10, where=Filter(near=(60.17, 24.94), km=5))
+    answer.table(); answer.save("found.geojson")
+
+A text query needs the text tower alone, and of the bundled encoder without torch (`bundled_text`), so that the first
+answer of a new process comes in seconds.
+"""
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ucore.answers import Answer, Hit
+from ucore.checkpoint_files import WEIGHTS, load_bank, read_card
+from ucore.duplicates import normal_caption
+from ucore.errors import CheckpointError, ConfigError, DataError
+from ucore.files import file_hash, safe_join
+from ucore.filters import Filter
+from ucore.hubness import Bank, hub_bias
+from ucore.index import GalleryIndex
+from ucore.late import LateScores
+from ucore.queries import TextEncoder, checked_query, open_text_encoder, read_part
+from ucore.sureness import Sureness, read_sureness
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ucore.model import DualEncoder
+
+Kind = Literal["image", "text", "segment"]
+NEAR = 0.9995  # cosine from which two images or segments are one: the same picture, stored twice
+RERANKED = 200  # images, at least, whose segments are compared with the query
+MOST_KEPT = 256  # queries whose features are kept
+
+
+class Searcher:
+    """Queries over an index.
+
+    index: an open one, or its folder. checkpoint: where its encoder's weights are now, if not where the card says.
+    device: of the image tower, for queries that are files.
+    Raises DataError, CheckpointError: no index, or not the weights that it was built with.
+    """
+
+    def __init__(
+        self, index: "GalleryIndex | str | Path", checkpoint: str | Path | None = None, device: str = "cpu"
+    ) -> None:
+        self.index = index if isinstance(index, GalleryIndex) else GalleryIndex.open(index)
+        self.device = device
+        self.folder = Path(self.index.folder)
+        self.checkpoint = self._find_checkpoint(checkpoint)
+        self.root = self._find("root", "relative_root")
+        self._features: dict[str, np.ndarray] = {}
+
+    # --- what it was built with -------------------------------------------------------------------------------
+
+    def _find(self, absolute: str, relative: str) -> Path:
+        """A folder that the card names: seen from the index, else where it was."""
+        card = self.index.card
+        near = (self.folder / str(card.get(relative, ""))).resolve()
+        return near if relative in card and near.is_dir() else Path(str(card.get(absolute, "")))
+
+    def _find_checkpoint(self, given: str | Path | None) -> Path:
+        place = Path(given) if given else self._find("absolute_checkpoint", "checkpoint")
+        made = self.index.card.get("encoder", {})
+        if not given and not place.is_dir():
+            raise CheckpointError(
+                f"The checkpoint that {self.folder} was built with is not in {place} any more. "
+                "Name its folder with --checkpoint, or build the index again"
+            )
+        name = read_card(place)["encoder"]["name"]
+        weights = place / WEIGHTS
+        if not weights.is_file() or file_hash(weights) != made.get("weights"):
+            raise CheckpointError(
+                f"{self.folder} was built with other weights of {made.get('name')} than {place} holds ({name}). "
+                "Name the right folder with --checkpoint, or build the index again: ucore index build"
+            )
+        return place
+
+    @property
+    def simulated(self) -> bool:
+        return bool(self.index.card.get("simulated"))
+
+    @property
+    def temperature(self) -> float:
+        return float(self.index.card["encoder"]["temperature"])
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        return open_text_encoder(self.checkpoint)
+
+    @cached_property
+    def bank(self) -> Bank | None:
+        return load_bank(self.checkpoint, self.index.card["encoder"]["weights"])
+
+    @cached_property
+    def sureness(self) -> Sureness | None:
+        return read_sureness(self.folder)
+
+    @cached_property
+    def encoder(self) -> "DualEncoder":
+        """The whole encoder: for queries that are files."""
+        from ucore.checkpoint import load_checkpoint
+
+        return load_checkpoint(self.checkpoint, self.device)[0]
+
+    @cached_property
+    def late_scores(self) -> LateScores:
+        return LateScores(self.index, self.checkpoint)
+
+    # --- queries ----------------------------------------------------------------------------------------------
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Features float32 (T, D) of texts; those of late are kept."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._features]
+        if new:
+            if len(self._features) + len(new) > MOST_KEPT:
+                self._features.clear()
+                new = list(dict.fromkeys(texts))
+            self._features |= dict(zip(new, self.text_encoder.embed(new), strict=True))
+        return np.stack([self._features[text] for text in texts])
+
+    def read(self, text: str) -> tuple[str, list[str]]:
+        """The part of a query that is read, and notes on what is not. Raises ConfigError for an empty one."""
+        reading = read_part(checked_query(text), self.text_encoder.fits)
+        return reading.text, [reading.note] if reading.note else []
+
+    def text(
+        self,
+        text: str,
+        k: int = 10,
+        find: Kind = "image",
+        where: Filter | None = None,
+        correct_hubs: bool = True,
+        late: bool = False,
+        group: bool = True,
+    ) -> Answer:
+        """The k images, or segments, that fit a text best.
+
+        where: searched within it alone; never fewer than k where k exist. correct_hubs: lower what fits everything.
+        late: images and their segments in one score, as trained (`late`). group: near repetitions as one hit.
+        """
+        started = time.perf_counter()
+        if find not in ("image", "segment"):
+            raise ConfigError(f"A text finds images or segments, not {find!r}")
+        query, notes = self.read(text)
+        vector = self.embed([query])[0]
+        correct = correct_hubs and self.bank is not None
+        if correct_hubs and self.bank is None:
+            notes.append("The checkpoint has no bank, so hubs are not corrected; ucore train makes one.")
+        own = float(hub_bias(vector[None], self.bank.images, self.temperature)[0]) if correct and self.bank else 0.0
+        sure = self.sureness if find == "image" and not late and correct == (self.bank is not None) else None
+        return self._answer(query, vector, k, find, where, correct, group, notes, started, late=late, own=own, sure=sure)
+
+    def sample(
+        self, sample_id: str, k: int = 10, find: Kind = "image", where: Filter | None = None,
+        correct_hubs: bool = True, group: bool = True,
+    ) -> Answer:  # fmt: skip
+        """The k other images, or the captions, that are closest to an image of the gallery.
+
+        Raises DataError, with the nearest name, for one that is not in it.
+        """
+        started = time.perf_counter()
+        position = self.position(sample_id)
+        vector = np.asarray(self.index.features([position])[0], np.float32)
+        left_out = {position} if find == "image" else set[int]()
+        return self._from_image(f"image {sample_id}", vector, k, find, where, correct_hubs, group, started, left_out)
+
+    def file(
+        self, path: str | Path, k: int = 10, find: Kind = "image", where: Filter | None = None,
+        correct_hubs: bool = True, group: bool = True,
+    ) -> Answer:  # fmt: skip
+        """The k images, or captions, that are closest to a picture of your own. Raises DataError where it is none."""
+        from ucore.features import embed_images
+        from ucore.images import load_image
+        from ucore.manifest import Manifest
+
+        started, path = time.perf_counter(), Path(path)
+        load_image(path)
+        row = {"sample_id": path.name, "image": path.name, "captions": [], "domain": "query", "split": "query"}
+        views = int(self.index.card["encoder"].get("views", 1))
+        vector = embed_images(self.encoder, Manifest.from_rows([row], path.resolve().parent), views, False)[0]
+        return self._from_image(f"image {path.name}", vector, k, find, where, correct_hubs, group, started, set())
+
+    def position(self, sample_id: str) -> int:
+        """Place in the index of a sample's image. Raises DataError, with the nearest name, where there is none."""
+        found = self.index.positions([f"image:{sample_id}"])
+        if found[0] < 0:
+            from ucore.config import did_you_mean
+
+            names = [name.partition(":")[2] for name in self.index.item_ids if name.startswith("image:")]
+            raise DataError(f"There is no sample {sample_id!r} in {self.folder}{did_you_mean(sample_id, names)}")
+        return int(found[0])
+
+    def scores(
+        self, text: str, where: Filter | None = None, correct_hubs: bool = True
+    ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Positions int64 (N,) of all images within `where`, their scores float32 (N,) with a text, and notes."""
+        query, notes = self.read(text)
+        vector = self.embed([query])[0]
+        positions = self.index.select(where, "image")
+        values = np.asarray(self.index.features(positions), np.float32) @ vector
+        if correct_hubs and self.bank is not None:
+            values = values + self.index.rows(positions)["hub_bias"].to_numpy(np.float32)
+        return positions, values.astype(np.float32), notes
+
+    # --- answers ----------------------------------------------------------------------------------------------
+
+    def _from_image(
+        self, query: str, vector: np.ndarray, k: int, find: Kind, where: Filter | None, correct_hubs: bool,
+        group: bool, started: float, left_out: set[int],
+    ) -> Answer:  # fmt: skip
+        if find not in ("image", "text"):
+            raise ConfigError(f"An image finds images or captions, not {find!r}")
+        correct = correct_hubs and find == "text" and self.bank is not None
+        return self._answer(query, vector, k, find, where, correct, group, [], started, left_out=left_out)
+
+    def _answer(
+        self, query: str, vector: np.ndarray, k: int, kind: Kind, where: Filter | None, correct: bool, group: bool,
+        notes: list[str], started: float, late: bool = False, own: float = 0.0, sure: Sureness | None = None,
+        left_out: set[int] | None = None,
+    ) -> Answer:  # fmt: skip
+        if k < 1:
+            raise ConfigError(f"k is {k}; ask for at least one result")
+        left_out = left_out or set()
+        fetch = max(2 * k + 10 + len(left_out), RERANKED if late else 0)
+        while True:
+            hits = self.index.search(vector[None], fetch, where, kind, bias=correct)
+            positions, scores = hits.positions[0], hits.scores[0]
+            there = positions >= 0
+            exhausted = int(there.sum()) < fetch
+            kept = there & ~np.isin(positions, list(left_out))
+            positions, scores = positions[kept], scores[kept]
+            if late:
+                positions, scores = self.late_scores.rerank(vector, positions, scores)
+            table = self.index.rows(positions)
+            groups = self._groups(table, positions, kind) if group else [[number] for number in range(len(positions))]
+            if exhausted or len(groups) >= k:
+                break
+            fetch *= 2
+        groups = groups[:k]
+        if not len(positions):
+            notes.append(f"No {kind} of the index is within the filter." if where else f"The index has no {kind}s.")
+        elif len(groups) < k:
+            notes.append(f"{k} were asked for; there are only {len(groups)}{' within the filter' if where else ''}.")
+        values = scores.astype(np.float64) + own
+        chances = None if sure is None else sure(values)
+        hits_ = tuple(
+            _hit(rank, table, members, float(scores[members[0]]), None if chances is None else chances[members[0]])
+            for rank, members in enumerate(groups, 1)
+        )
+        places = tuple(int(positions[members[0]]) for members in groups)
+        seconds = time.perf_counter() - started
+        return Answer(query, kind, hits_, tuple(notes), correct, self.simulated, seconds, places)
+
+    def _groups(self, table: "pd.DataFrame", positions: np.ndarray, kind: Kind) -> list[list[int]]:
+        """Rows of hits by likeness, each group led by its best: equal captions, or features nearer than NEAR."""
+        groups: list[list[int]] = []
+        if kind == "text":
+            places: dict[str, int] = {}
+            for number, text in enumerate(table["text"]):
+                place = places.setdefault(normal_caption(text), len(groups))
+                groups.extend([[]] * 0 if place < len(groups) else [[]])
+                groups[place].append(number)
+            return groups
+        features = np.asarray(self.index.features(positions), np.float32)
+        alike = features @ features.T >= NEAR
+        for number in range(len(positions)):
+            for members in groups:
+                if alike[members[0], number]:
+                    members.append(number)
+                    break
+            else:
+                groups.append([number])
+        return groups
+
+    def image_path(self, name: str) -> Path:
+        """Path of an image by its name in the index. Raises DataError for a name that leaves the images' folder."""
+        return safe_join(self.root, name)
+
+
+def _hit(rank: int, table: "pd.DataFrame", members: list[int], score: float, sure: float | None) -> Hit:
+    row: Any = table.iloc[members[0]]
+
+    def number(name: str) -> float | None:
+        value = row.get(name)
+        return None if value is None or not np.isfinite(value) else float(value)
+
+    return Hit(
+        rank=rank, score=round(score, 6), sure=None if sure is None else round(float(sure), 4),
+        item_id=str(row["item_id"]), kind=str(row["kind"]), sample_id=str(row["sample_id"]), image=str(row["image"]),
+        text=str(row["text"]), domain=str(row["domain"]), tags=tuple(row["tags"]), source=str(row["source"]),
+        lon=number("lon"), lat=number("lat"), gsd_m=number("gsd_m"), split=str(row.get("split", "")),
+        area=number("area") if row["kind"] == "segment" else None, times=len(members),
+        others=tuple(str(table["item_id"].iloc[other]) for other in members[1:]),
+    )  # fmt: skip
