@@ -85,6 +85,7 @@ ORDER = [
         "comparison",
         "report",
     ),
+    *("columns", "filters", "nearest", "index_rows", "index_files", "index_flat", "index_lance", "index"),
     *("pairs", "neighbours"),
     *(
         "progress",

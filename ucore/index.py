@@ -1,0 +1,199 @@
+"""A gallery that was embedded once and is searched often: images, segments and texts, with filters applied first.
+
+    index = GalleryIndex.create(folder, card={"name": "lite0-minilm", "root": "data"}, dim=512)
+    index.add(features, rows)                                   # features (N, 512), one row of metadata each
+    hits = GalleryIndex.open(folder).search(queries, k=10, where=Filter(domains=("finland",)))
+    index.rows(hits.positions[0])
+
+Engine "flat" (default) is exact and lies in a local folder; "lance" is for what does not fit into memory, in a folder
+or an object store, and needs the extra `lance`. A search sees one version, whatever is written meanwhile.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ucore.config import did_you_mean
+from ucore.errors import ConfigError, DataError
+from ucore.files import safe_join
+from ucore.filters import Filter
+from ucore.index_flat import FlatEngine
+from ucore.index_rows import KINDS, checked_features, checked_queries, checked_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IDENTITY = ("name", "fingerprint", "weights", "embed_dim")  # of a card: what makes features comparable
+ENGINES = ("flat", "lance")
+
+
+@dataclass(frozen=True, eq=False)
+class Hits:
+    """What was found, best first; equal scores keep the order of positions.
+
+    positions: int64 (Q, k), -1 where fewer than k rows were allowed; valid for `version` of the index.
+    scores: float32 (Q, k), -inf there. allowed: rows that kind and filter let through. exact: all of them were scored.
+    """
+
+    positions: np.ndarray
+    scores: np.ndarray
+    version: int
+    allowed: int
+    exact: bool
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+class GalleryIndex:
+    """Features and metadata of a gallery; made by `create` or `open`."""
+
+    def __init__(self, engine: FlatEngine) -> None:
+        self._engine = engine
+
+    @classmethod
+    def create(cls, folder: str | Path, card: dict[str, Any], dim: int, engine: str = "flat") -> "GalleryIndex":
+        """An empty index in `folder`.
+
+        card: JSON-able; what the features were made with (IDENTITY), and `root`, the folder that images are in.
+        dim: width of the features. Raises ConfigError for an unknown engine, DataError where there is an index.
+        """
+        if engine not in ENGINES:
+            raise ConfigError(f"There is no engine {engine!r}{did_you_mean(engine, ENGINES)}; choose flat or lance.")
+        if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= 100_000:
+            raise ConfigError(f"dim is {dim!r}; it must be a whole number from 1 to 100,000")
+        FlatEngine.create(Path(folder), dict(card), dim)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "GalleryIndex":
+        """The newest version of the index in `folder`. Raises DataError where there is none, or a damaged one."""
+        return cls(FlatEngine(Path(folder)))
+
+    def refresh(self) -> None:
+        """Go on with the newest version; positions of an earlier one are no longer valid."""
+        self._engine.refresh()
+
+    @property
+    def version(self) -> int:
+        """Grows by 1 with every change."""
+        return self._engine.manifest["version"]
+
+    @property
+    def card(self) -> dict[str, Any]:
+        return self._engine.manifest["card"]
+
+    @property
+    def dim(self) -> int:
+        return self._engine.manifest["dim"]
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the rows have a hub_bias."""
+        return bool(self._engine.manifest["bias"])
+
+    def __len__(self) -> int:
+        return len(self._engine)
+
+    def require(self, card: dict[str, Any]) -> None:
+        """Raise ConfigError unless the encoder of `card` is the one the index was built with."""
+        differ = [name for name in IDENTITY if name in self.card and self.card[name] != card.get(name)]
+        if differ:
+            mine, given = (", ".join(f"{name} {of.get(name)}" for name in differ) for of in (self.card, card))
+            raise ConfigError(
+                f"The index was built with another encoder ({mine}) than this one ({given}): their features cannot be "
+                "compared. Search with that encoder, or build the index again."
+            )
+
+    def add(self, features: np.ndarray, rows: "pd.DataFrame", replace: bool = False) -> None:
+        """Add N items, all or none of them, as one new version.
+
+        features: float32 (N, D), L2-normalised. rows: N rows with the columns of `index_rows.COLUMNS`; hub_bias is
+        given for all rows of an index, or for none.
+        replace: items whose item_id the index has take the place of those. Raises DataError naming what is wrong.
+        """
+        if len(rows) == 0 and len(features) == 0:
+            return
+        table = checked_rows(rows)
+        checked = checked_features(features, len(rows), self.dim, table["item_id"])
+        self._engine.add(checked, table, "hub_bias" in rows.columns, replace)
+
+    def delete(self, item_ids: Sequence[str]) -> None:
+        """Delete items, all or none of them, as one new version. Raises DataError for one that the index lacks."""
+        names = [item_ids] if isinstance(item_ids, str) else [str(name) for name in item_ids]
+        if names:
+            self._engine.delete(names)
+
+    def compact(self) -> None:
+        """Give the room of deleted rows back. Positions change."""
+        self._engine.compact()
+
+    def verify(self) -> None:
+        """Read everything and raise DataError naming a file that is damaged."""
+        self._engine.verify()
+
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        where: Filter | None = None,
+        kind: str = "image",
+        exact: bool = True,
+        bias: bool = False,
+    ) -> Hits:
+        """The k items of a kind with the largest inner products with each query, of those that pass `where`.
+
+        queries: float (Q, D). exact=False may look at a part of the rows only, where there are many.
+        bias: add each item's hub_bias to its scores.
+        Raises ConfigError for an unknown kind, a k below 1, or a name in the filter that no row has.
+        """
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise ConfigError(f"k is {k!r}; it must be a whole number of at least 1")
+        self._check_kind(kind)
+        checked = checked_queries(queries, self.dim)
+        positions, scores, allowed, whole = self._engine.search(checked, int(k), where, kind, exact, bias)
+        return Hits(positions, scores, self.version, allowed, whole)
+
+    def select(self, kind: str = "image", where: Filter | None = None) -> np.ndarray:
+        """Positions of all items that a search may find, ascending, int64 (n,)."""
+        self._check_kind(kind)
+        return self._engine.select(kind, where)
+
+    def scores(self, queries: np.ndarray, positions: np.ndarray, bias: bool = False) -> np.ndarray:
+        """Scores of given items, float32 (Q, n), the same as `search` gives."""
+        return self._engine.scores(checked_queries(queries, self.dim), self._checked(positions), bias)
+
+    def rows(self, positions: np.ndarray) -> "pd.DataFrame":
+        """Metadata of items, in the order of `positions`; tags are lists. Raises DataError for one out of range."""
+        frame = self._engine.table(self._checked(positions)).to_pandas()
+        frame["tags"] = [list(tags) for tags in frame["tags"]]
+        return frame
+
+    def features(self, positions: np.ndarray) -> np.ndarray:
+        """Features of items, float32 (n, D)."""
+        return self._engine.features(self._checked(positions))
+
+    def find(self, item_ids: Sequence[str]) -> np.ndarray:
+        """Positions of items by their ids, int64 (n,), -1 where the index has none."""
+        return self._engine.find([item_ids] if isinstance(item_ids, str) else list(item_ids))
+
+    def image_path(self, position: int) -> Path:
+        """Path of an item's image. Raises DataError for a name that leaves card["root"]."""
+        name = self.rows(np.array([position]))["image"].iloc[0]
+        return safe_join(self.card.get("root", "."), name)
+
+    def _checked(self, positions: np.ndarray) -> np.ndarray:
+        array = np.atleast_1d(np.asarray(positions))
+        if array.size == 0:
+            return np.zeros(0, np.int64)
+        most = self._engine.manifest["rows"]
+        if array.ndim != 1 or array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= most:
+            raise DataError(f"Positions must be a row of whole numbers from 0 to {most - 1:,} (-1 stands for no hit).")
+        return array.astype(np.int64)
+
+    def _check_kind(self, kind: str) -> None:
+        if kind not in KINDS:
+            raise ConfigError(f"There is no kind {kind!r}{did_you_mean(kind, KINDS)} (choose {', '.join(KINDS)}).")

@@ -1,0 +1,179 @@
+"""The files of a gallery index: a version is whole or absent, readers keep theirs, one process writes.
+
+INDEX/index.json             what belongs to this version, with sizes and checksums; replaced as the last step
+INDEX/vectors-000001.f32     float32 rows, one after the other; grows at its end, memory-mapped
+INDEX/rows-000002.arrow      metadata of the rows of one add (Arrow IPC, memory-mapped)
+INDEX/gone-000003.npy        positions of deleted rows
+INDEX/cells-000004.npz       centroids and cells for approximate search, see `cells`
+
+The number in a name is the version that began the file. What index.json does not name is a leftover of a killed
+writer, or of an earlier version; the next writer removes it. A reader that has mapped such a file keeps it.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ucore.errors import DataError
+from ucore.files import atomic_path, content_hash, only_writer, require_writable, write_json
+
+FORMAT = 1
+NAME = "index.json"
+CHECKED = 2**26  # files up to 64 MB are read through and compared with their checksum whenever they are opened
+PIECE = 2**24  # bytes of a checksum at a time
+Manifest = dict[str, Any]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """index.json of `folder`. Raises DataError where there is none, or a damaged one."""
+    path = folder / NAME
+    if not path.is_file():
+        raise DataError(f"There is no index in {folder} (no {NAME}). Make one: ucore index build --out {folder}")
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        checksum = manifest.pop("checksum")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(f"{path} is damaged. Build the index again, or restore that file.") from error
+    if manifest.get("format") != FORMAT:
+        raise DataError(f"{path} has format {manifest.get('format')!r}, this ucore reads {FORMAT}. Build it again.")
+    if checksum != content_hash(manifest):
+        raise DataError(f"{path} is damaged: its checksum differs. Build the index again, or restore that file.")
+    return manifest
+
+
+def commit(folder: Path, manifest: Manifest) -> None:
+    """Make `manifest` the version that is opened from now on, then remove what it does not name."""
+    write_json(folder / NAME, {**manifest, "checksum": content_hash(manifest)})
+    remove_leftovers(folder, manifest)
+
+
+def named(manifest: Manifest) -> set[str]:
+    """Names of the files that belong to a version."""
+    entries = [manifest["vectors"], *manifest["parts"], manifest["gone"], manifest["cells"]]
+    return {entry["name"] for entry in entries if entry}
+
+
+def remove_leftovers(folder: Path, manifest: Manifest) -> None:
+    for pattern in ("vectors-*.f32", "rows-*.arrow", "gone-*.npy", "cells-*.npz"):
+        for path in sorted(folder.glob(pattern)):
+            if path.name not in named(manifest):
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[Manifest]:
+    """Within, this process alone writes; gives the newest manifest, with leftovers of a killed writer removed.
+
+    Raises UserError while another process writes, DataError for a damaged index.
+    """
+    require_writable(folder)
+    with only_writer(folder):
+        manifest = read_manifest(folder)
+        remove_leftovers(folder, manifest)
+        yield manifest
+
+
+def append(path: Path, offset: int, blocks: Iterator[np.ndarray]) -> tuple[int, int]:
+    """Write blocks behind the first `offset` bytes of `path`; what followed is gone. Bytes written, their CRC-32."""
+    written, crc = 0, 0
+    with open(path, "r+b" if path.exists() else "w+b") as stream:
+        stream.seek(offset)
+        for block in blocks:
+            data = np.ascontiguousarray(block).data.cast("B")
+            stream.write(data)
+            written, crc = written + len(data), zlib.crc32(data, crc)
+        stream.truncate()
+        stream.flush()
+        os.fsync(stream.fileno())
+    return written, crc
+
+
+@contextmanager
+def new_file(folder: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A temporary to be written, renamed to `name` at the end, and its entry for the manifest, complete after that."""
+    entry: dict[str, Any] = {"name": name}
+    with atomic_path(folder / name) as temporary:
+        yield temporary, entry
+        with open(temporary, "rb") as stream:
+            os.fsync(stream.fileno())
+        entry |= {"bytes": temporary.stat().st_size, "crc": crc_of(temporary)}
+
+
+def crc_of(path: Path, start: int = 0, length: int | None = None) -> int:
+    """CRC-32 of `length` bytes of a file from `start` on, by default to its end."""
+    crc, left = 0, path.stat().st_size - start if length is None else length
+    with open(path, "rb") as stream:
+        stream.seek(start)
+        while left > 0:
+            data = stream.read(min(PIECE, left))
+            if not data:
+                break
+            crc, left = zlib.crc32(data, crc), left - len(data)
+    return crc
+
+
+def check(folder: Path, manifest: Manifest, whole: bool = False) -> None:
+    """Raise DataError naming a file that is missing, cut short or changed.
+
+    Sizes are compared for all, checksums for files up to CHECKED bytes, or for all where `whole`.
+    """
+    width = 4 * manifest["width"]
+    for entry in [*manifest["parts"], manifest["gone"], manifest["cells"]]:
+        if entry:
+            _check_size(folder / entry["name"], entry["bytes"], exact=True)
+            if whole or entry["bytes"] <= CHECKED:
+                _check_crc(folder / entry["name"], 0, entry["bytes"], entry["crc"])
+    vectors = manifest["vectors"]
+    if vectors:
+        path, total = folder / vectors["name"], manifest["rows"] * width
+        _check_size(path, total, exact=False)
+        start = 0
+        for rows, crc in vectors["chunks"] if whole or total <= CHECKED else []:
+            _check_crc(path, start, rows * width, crc)
+            start += rows * width
+
+
+def _check_size(path: Path, size: int, exact: bool) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"The index lacks its file {path}. Build the index again.") from error
+    if found < size or (exact and found != size):
+        raise DataError(f"{path} is damaged: {found:,} bytes instead of {size:,}. Build the index again.")
+
+
+def _check_crc(path: Path, start: int, length: int, crc: int) -> None:
+    if crc_of(path, start, length) != crc:
+        raise DataError(f"{path} is damaged: its checksum differs. Build the index again.")
+
+
+def map_vectors(folder: Path, manifest: Manifest) -> np.ndarray:
+    """The rows of this version, float32 (N, width), read-only and memory-mapped."""
+    shape = (manifest["rows"], manifest["width"])
+    if not manifest["rows"]:
+        return np.zeros(shape, np.float32)
+    return np.asarray(np.memmap(folder / manifest["vectors"]["name"], np.float32, "r", shape=shape))
+
+
+def map_table(folder: Path, manifest: Manifest, schema: pa.Schema) -> pa.Table:
+    """Metadata of the rows of this version, memory-mapped."""
+    tables = []
+    for entry in manifest["parts"]:
+        path = folder / entry["name"]
+        try:
+            tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} is damaged. Build the index again.") from error
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)

@@ -1,0 +1,241 @@
+"""The embedded engine of a gallery index: memory-mapped float32 vectors, exact search of the rows that may be found."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from ucore import index_files as files
+from ucore.columns import Columns
+from ucore.errors import DataError
+from ucore.filters import Filter
+from ucore.index_rows import SCHEMA
+from ucore.manifest import few
+from ucore.nearest import nearest, rescore
+
+pc: Any = pyarrow.compute  # its functions are made when it is imported, which type checkers do not see
+MOST_PARTS = 32  # files of metadata, before they are joined
+COPIED = 32_768  # rows copied at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """What one version of an index holds; mapped files stay readable after a writer has moved on.
+
+    vectors: float32 (N, width). table: metadata (N rows). gone: positions of deleted rows, ascending int64.
+    """
+
+    manifest: files.Manifest
+    vectors: np.ndarray
+    table: pa.Table
+    gone: np.ndarray
+
+    @classmethod
+    def load(cls, folder: Path, manifest: files.Manifest) -> "Version":
+        files.check(folder, manifest)
+        table = files.map_table(folder, manifest, SCHEMA)
+        gone = np.load(folder / manifest["gone"]["name"]) if manifest["gone"] else np.zeros(0, np.int64)
+        return cls(manifest, files.map_vectors(folder, manifest), table, gone)
+
+    @cached_property
+    def columns(self) -> Columns:
+        return Columns(self.table)
+
+    @cached_property
+    def alive(self) -> np.ndarray:
+        alive = np.ones(len(self.vectors), bool)
+        alive[self.gone] = False
+        return alive
+
+    @cached_property
+    def kinds(self) -> dict[str, np.ndarray]:
+        """Kind -> which rows, bool (N,), are of it and not deleted."""
+        found = pc.dictionary_encode(self.table["kind"].combine_chunks())
+        codes = found.indices.to_numpy(zero_copy_only=False)
+        return {kind: (codes == code) & self.alive for code, kind in enumerate(found.dictionary.to_pylist())}
+
+    @cached_property
+    def scale(self) -> float:
+        """Bound of the norms of rows with their bias."""
+        bias = pc.max(pc.abs(self.table["hub_bias"])).as_py() if self.manifest["bias"] else 0.0
+        return float(np.hypot(1.01, bias or 0.0))
+
+    def find(self, item_ids: Sequence[str]) -> np.ndarray:
+        """Positions of items that are not deleted, int64 (n,), -1 where there is none."""
+        place = pc.index_in(self.table["item_id"], value_set=pa.array(list(item_ids), pa.string()))
+        place = place.combine_chunks().to_numpy(zero_copy_only=False) if len(self.table) else np.zeros(0)
+        rows = np.flatnonzero(~np.isnan(place.astype(np.float64)) & self.alive)
+        found = np.full(len(item_ids), -1, np.int64)
+        found[place[rows].astype(np.int64)] = rows
+        return found
+
+
+class FlatEngine:
+    """An index in a local folder. `now` is what this process reads; only `refresh` and its own writing change it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.refresh()
+
+    @staticmethod
+    def create(folder: Path, card: dict[str, Any], dim: int) -> None:
+        files.require_writable(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with files.only_writer(folder):
+            if (folder / files.NAME).exists():
+                raise DataError(f"There is an index in {folder} already. Open it, or choose another folder.")
+            manifest = {"format": files.FORMAT, "engine": "flat", "version": 0, "card": card, "dim": dim, "width": dim,
+                        "bias": None, "rows": 0, "vectors": None, "parts": [], "gone": None, "cells": None}  # fmt: skip
+            files.commit(folder, manifest)
+
+    def refresh(self) -> None:
+        """Read the newest version."""
+        manifest = files.read_manifest(self.folder)
+        while True:
+            try:
+                self.now = Version.load(self.folder, manifest)
+                return
+            except (DataError, OSError):
+                newer = files.read_manifest(self.folder)  # a writer may have removed what the older one named
+                if newer["version"] == manifest["version"]:
+                    raise
+                manifest = newer
+
+    @property
+    def manifest(self) -> files.Manifest:
+        return self.now.manifest
+
+    def __len__(self) -> int:
+        return self.manifest["rows"] - len(self.now.gone)
+
+    def _start(self, manifest: files.Manifest) -> tuple[Version, files.Manifest, str]:
+        """The version to write after, the manifest to change, and the number for new files' names."""
+        if manifest["version"] != self.manifest["version"]:
+            self.now = Version.load(self.folder, manifest)
+        version = manifest["version"] + 1
+        return self.now, {**manifest, "version": version}, f"{version:06d}"
+
+    def add(self, features: np.ndarray, table: pa.Table, bias: bool, replace: bool) -> None:
+        with files.writing(self.folder) as manifest:
+            now, new, number = self._start(manifest)
+            if now.manifest["bias"] not in (None, bias):
+                what = "lack hub_bias, which this index has" if not bias else "have hub_bias, which this index lacks"
+                raise DataError(f"The rows {what}; build another index.")
+            old = now.find(table["item_id"].to_pylist())
+            if (old >= 0).any() and not replace:
+                twice = table["item_id"].filter(pa.array(old >= 0)).to_pylist()
+                raise DataError(f"The index has these items already: {few(twice)}. Delete them, or add with replace.")
+            new["bias"], new["width"] = bias, new["dim"] + 8 * bias  # a whole number of SIMD registers
+            vectors = new["vectors"] or {"name": f"vectors-{number}.f32", "chunks": []}
+            offset = 4 * new["rows"] * new["width"]
+            _, crc = files.append(self.folder / vectors["name"], offset, _widened(features, table, new))
+            new["vectors"] = {**vectors, "chunks": [*vectors["chunks"], [len(features), crc]]}
+            joined = table if len(new["parts"]) < MOST_PARTS else pa.concat_tables([now.table, table])
+            entry = self._write_table(joined, number)
+            new["parts"] = [*new["parts"], entry] if joined is table else [entry]
+            new["rows"] += len(features)
+            if (old >= 0).any():
+                new["gone"] = self._write_gone(np.union1d(now.gone, old[old >= 0]), number)
+            self._commit(new)
+
+    def delete(self, item_ids: Sequence[str]) -> None:
+        with files.writing(self.folder) as manifest:
+            now, new, number = self._start(manifest)
+            rows = now.find(item_ids)
+            if (rows < 0).any():
+                unknown = [name for name, row in zip(item_ids, rows, strict=True) if row < 0]
+                raise DataError(f"The index has no item {few(unknown)}; nothing was deleted.")
+            new["gone"] = self._write_gone(np.union1d(now.gone, rows), number)
+            self._commit(new)
+
+    def compact(self) -> None:
+        with files.writing(self.folder) as manifest:
+            now, new, number = self._start(manifest)
+            keep = np.flatnonzero(now.alive)
+            name = f"vectors-{number}.f32"
+            blocks = (now.vectors[keep[start : start + COPIED]] for start in range(0, len(keep), COPIED))
+            _, crc = files.append(self.folder / name, 0, blocks)
+            table = pa.concat_tables([now.table.filter(pa.array(now.alive))]).combine_chunks()
+            new |= {"rows": len(keep), "vectors": {"name": name, "chunks": [[len(keep), crc]]}, "gone": None}
+            new["parts"] = [self._write_table(table, number)]
+            self._commit(new)
+
+    def _write_table(self, table: pa.Table, number: str) -> dict[str, Any]:
+        with files.new_file(self.folder, f"rows-{number}.arrow") as (path, entry):
+            files.write_table(path, table)
+        return {**entry, "rows": len(table)}
+
+    def _write_gone(self, rows: np.ndarray, number: str) -> dict[str, Any]:
+        with files.new_file(self.folder, f"gone-{number}.npy") as (path, entry), open(path, "wb") as stream:
+            np.save(stream, rows.astype(np.int64))
+        return entry
+
+    def _commit(self, manifest: files.Manifest) -> None:
+        files.commit(self.folder, manifest)
+        self.now = Version.load(self.folder, manifest)
+
+    def select(self, kind: str, where: Filter | None) -> np.ndarray:
+        """Positions that a search may find, ascending int64 (n,)."""
+        return np.flatnonzero(self._allowed(kind, where))
+
+    def _allowed(self, kind: str, where: Filter | None) -> np.ndarray:
+        allowed = self.now.kinds.get(kind)
+        if allowed is None:
+            allowed = np.zeros(len(self.now.vectors), bool)
+        return allowed if where is None or where.empty else allowed & where.mask(self.now.columns)
+
+    def search(
+        self, queries: np.ndarray, k: int, where: Filter | None, kind: str, exact: bool, bias: bool
+    ) -> tuple[np.ndarray, np.ndarray, int, bool]:
+        """Positions, scores, how many rows were allowed, and whether all of them were looked at."""
+        allowed = self._allowed(kind, where)
+        count = int(np.count_nonzero(allowed))
+        rows = None if count == len(allowed) else np.flatnonzero(allowed)
+        found, scores = nearest(self.now.vectors, self._wide(queries, bias), k, rows, self.now.scale)
+        return found, scores, count, True
+
+    def scores(self, queries: np.ndarray, positions: np.ndarray, bias: bool) -> np.ndarray:
+        """float32 (Q, n)."""
+        wide = self._wide(queries, bias)
+        return rescore(self.now.vectors, wide, np.broadcast_to(positions, (len(queries), len(positions))))
+
+    def _wide(self, queries: np.ndarray, bias: bool) -> np.ndarray:
+        """Queries with the coordinate that the rows' bias is multiplied with."""
+        if bias and not self.manifest["bias"]:
+            raise DataError("This index has no hub_bias; build it with the bank of its checkpoint, or search without.")
+        wide = np.zeros((len(queries), self.manifest["width"]), np.float32)
+        wide[:, : self.manifest["dim"]] = queries
+        if bias:
+            wide[:, self.manifest["dim"]] = 1
+        return wide
+
+    def features(self, positions: np.ndarray) -> np.ndarray:
+        return self.now.vectors[positions, : self.manifest["dim"]]
+
+    def table(self, positions: np.ndarray) -> pa.Table:
+        return self.now.table.take(pa.array(positions))
+
+    def find(self, item_ids: Sequence[str]) -> np.ndarray:
+        return self.now.find(item_ids)
+
+    def verify(self) -> None:
+        """Raise DataError naming a file whose checksum differs; reads everything."""
+        files.check(self.folder, self.manifest, whole=True)
+
+
+def _widened(features: np.ndarray, table: pa.Table, manifest: files.Manifest) -> Iterator[np.ndarray]:
+    """Blocks of rows as they are stored: with their bias in a coordinate of its own, where the index has one."""
+    if not manifest["bias"]:
+        yield features
+        return
+    bias = table["hub_bias"].to_numpy()
+    for start in range(0, len(features), COPIED):
+        block = features[start : start + COPIED]
+        wide = np.zeros((len(block), manifest["width"]), np.float32)
+        wide[:, : block.shape[1]], wide[:, block.shape[1]] = block, bias[start : start + COPIED]
+        yield wide
