@@ -86,6 +86,7 @@ ORDER = [
         "report",
     ),
     *("columns", "filters", "nearest", "index_rows", "index_files", "index_flat", "index_lance", "index"),
+    *("sureness", "queries", "answers", "late", "embedding"),
     *("pairs", "neighbours"),
     *(
         "progress",

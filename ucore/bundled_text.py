@@ -1,4 +1,4 @@
-"""The bundled text tower in numpy: what a question of a few words needs, without the seconds that torch takes to import.
+"""The bundled text tower in numpy: what a query of a few words needs, without the seconds that torch takes to import.
 
     text = NumpyText("runs/rsicd")
     text.embed(["tennis courts beside a school"])      # float32 (1, D), as DualEncoder.encode_text gives it

@@ -16,8 +16,18 @@ from ucore.model import DualEncoder, load_encoder
 from ucore.weights import fill, read_weights, write_weights
 
 __all__ = [
-    *("BANK", "CARD", "FORMAT", "STATE", "WEIGHTS", "StartWeights", "load_bank", "load_checkpoint", "load_state"),
-    *("save_bank", "save_encoder", "save_state"),
+    "BANK",
+    "CARD",
+    "FORMAT",
+    "STATE",
+    "WEIGHTS",
+    "StartWeights",
+    "load_bank",
+    "load_checkpoint",
+    "load_state",
+    "save_bank",
+    "save_encoder",
+    "save_state",
 ]
 
 

@@ -78,6 +78,10 @@ class GalleryIndex:
         self._engine.refresh()
 
     @property
+    def folder(self) -> Path:
+        return self._engine.folder
+
+    @property
     def version(self) -> int:
         """Grows by 1 with every change."""
         return self._engine.manifest["version"]

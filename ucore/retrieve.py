@@ -52,7 +52,7 @@ class Searcher:
     ) -> None:
         self.index = index if isinstance(index, GalleryIndex) else GalleryIndex.open(index)
         self.device = device
-        self.folder = Path(self.index.folder)
+        self.folder = self.index.folder
         self.checkpoint = self._find_checkpoint(checkpoint)
         self.root = self._find("root", "relative_root")
         self._features: dict[str, np.ndarray] = {}
@@ -67,7 +67,7 @@ class Searcher:
 
     def _find_checkpoint(self, given: str | Path | None) -> Path:
         place = Path(given) if given else self._find("absolute_checkpoint", "checkpoint")
-        made = self.index.card.get("encoder", {})
+        card = self.index.card
         if not given and not place.is_dir():
             raise CheckpointError(
                 f"The checkpoint that {self.folder} was built with is not in {place} any more. "
@@ -75,9 +75,9 @@ class Searcher:
             )
         name = read_card(place)["encoder"]["name"]
         weights = place / WEIGHTS
-        if not weights.is_file() or file_hash(weights) != made.get("weights"):
+        if not weights.is_file() or file_hash(weights) != card.get("weights"):
             raise CheckpointError(
-                f"{self.folder} was built with other weights of {made.get('name')} than {place} holds ({name}). "
+                f"{self.folder} was built with other weights of {card.get('name')} than {place} holds ({name}). "
                 "Name the right folder with --checkpoint, or build the index again: ucore index build"
             )
         return place
@@ -88,7 +88,7 @@ class Searcher:
 
     @property
     def temperature(self) -> float:
-        return float(self.index.card["encoder"]["temperature"])
+        return float(self.index.card["temperature"])
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
@@ -96,7 +96,7 @@ class Searcher:
 
     @cached_property
     def bank(self) -> Bank | None:
-        return load_bank(self.checkpoint, self.index.card["encoder"]["weights"])
+        return load_bank(self.checkpoint, self.index.card["weights"])
 
     @cached_property
     def sureness(self) -> Sureness | None:
@@ -150,12 +150,14 @@ class Searcher:
             raise ConfigError(f"A text finds images or segments, not {find!r}")
         query, notes = self.read(text)
         vector = self.embed([query])[0]
-        correct = correct_hubs and self.bank is not None
-        if correct_hubs and self.bank is None:
+        correct = correct_hubs and self.index.has_bias
+        if correct_hubs and not correct:
             notes.append("The checkpoint has no bank, so hubs are not corrected; ucore train makes one.")
         own = float(hub_bias(vector[None], self.bank.images, self.temperature)[0]) if correct and self.bank else 0.0
-        sure = self.sureness if find == "image" and not late and correct == (self.bank is not None) else None
-        return self._answer(query, vector, k, find, where, correct, group, notes, started, late=late, own=own, sure=sure)
+        sure = self.sureness if find == "image" and not late and correct == self.index.has_bias else None
+        return self._answer(
+            query, vector, k, find, where, correct, group, notes, started, late=late, own=own, sure=sure
+        )
 
     def sample(
         self, sample_id: str, k: int = 10, find: Kind = "image", where: Filter | None = None,
@@ -167,7 +169,7 @@ class Searcher:
         """
         started = time.perf_counter()
         position = self.position(sample_id)
-        vector = np.asarray(self.index.features([position])[0], np.float32)
+        vector = np.asarray(self.index.features(np.array([position]))[0], np.float32)
         left_out = {position} if find == "image" else set[int]()
         return self._from_image(f"image {sample_id}", vector, k, find, where, correct_hubs, group, started, left_out)
 
@@ -183,17 +185,17 @@ class Searcher:
         started, path = time.perf_counter(), Path(path)
         load_image(path)
         row = {"sample_id": path.name, "image": path.name, "captions": [], "domain": "query", "split": "query"}
-        views = int(self.index.card["encoder"].get("views", 1))
+        views = int(self.index.card["views"])
         vector = embed_images(self.encoder, Manifest.from_rows([row], path.resolve().parent), views, False)[0]
         return self._from_image(f"image {path.name}", vector, k, find, where, correct_hubs, group, started, set())
 
     def position(self, sample_id: str) -> int:
         """Place in the index of a sample's image. Raises DataError, with the nearest name, where there is none."""
-        found = self.index.positions([f"image:{sample_id}"])
+        found = self.index.find([f"image:{sample_id}"])
         if found[0] < 0:
             from ucore.config import did_you_mean
 
-            names = [name.partition(":")[2] for name in self.index.item_ids if name.startswith("image:")]
+            names = self.index.rows(self.index.select("image"))["sample_id"]
             raise DataError(f"There is no sample {sample_id!r} in {self.folder}{did_you_mean(sample_id, names)}")
         return int(found[0])
 
@@ -203,11 +205,8 @@ class Searcher:
         """Positions int64 (N,) of all images within `where`, their scores float32 (N,) with a text, and notes."""
         query, notes = self.read(text)
         vector = self.embed([query])[0]
-        positions = self.index.select(where, "image")
-        values = np.asarray(self.index.features(positions), np.float32) @ vector
-        if correct_hubs and self.bank is not None:
-            values = values + self.index.rows(positions)["hub_bias"].to_numpy(np.float32)
-        return positions, values.astype(np.float32), notes
+        positions = self.index.select("image", where)
+        return positions, self.index.scores(vector[None], positions, correct_hubs and self.index.has_bias)[0], notes
 
     # --- answers ----------------------------------------------------------------------------------------------
 
@@ -217,7 +216,7 @@ class Searcher:
     ) -> Answer:  # fmt: skip
         if find not in ("image", "text"):
             raise ConfigError(f"An image finds images or captions, not {find!r}")
-        correct = correct_hubs and find == "text" and self.bank is not None
+        correct = correct_hubs and find == "text" and self.index.has_bias
         return self._answer(query, vector, k, find, where, correct, group, [], started, left_out=left_out)
 
     def _answer(
@@ -248,8 +247,7 @@ class Searcher:
             notes.append(f"No {kind} of the index is within the filter." if where else f"The index has no {kind}s.")
         elif len(groups) < k:
             notes.append(f"{k} were asked for; there are only {len(groups)}{' within the filter' if where else ''}.")
-        values = scores.astype(np.float64) + own
-        chances = None if sure is None else sure(values)
+        chances = None if sure is None else sure(scores, own)
         hits_ = tuple(
             _hit(rank, table, members, float(scores[members[0]]), None if chances is None else chances[members[0]])
             for rank, members in enumerate(groups, 1)
@@ -265,7 +263,8 @@ class Searcher:
             places: dict[str, int] = {}
             for number, text in enumerate(table["text"]):
                 place = places.setdefault(normal_caption(text), len(groups))
-                groups.extend([[]] * 0 if place < len(groups) else [[]])
+                if place == len(groups):
+                    groups.append([])
                 groups[place].append(number)
             return groups
         features = np.asarray(self.index.features(positions), np.float32)
