@@ -115,7 +115,7 @@ ORDER = [
         "segment_explorer",
         "caption_explorer",
     ),
-    *("notebooks", "ablations", "gap", "runner", "cli_data", "cli_augment", "cli_adapt", "cli"),
+    *("notebooks", "ablations", "gap", "runner", "cli_data", "cli_augment", "cli_adapt", "cli_search", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")

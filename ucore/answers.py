@@ -51,14 +51,15 @@ class Hit:
 class Answer:
     """A query and its hits, best first.
 
-    query: what was asked, as it was read. kind: of the hits. notes: sentences for the person who asked. positions: the
-    hits' places in the index. simulated: whether the gallery is generated.
+    query: what was asked, as it was read. asked: "text" or "image". kind: of the hits. notes: sentences for the person
+    who asked. positions: the hits' places in the index. simulated: whether the gallery is generated.
     """
 
     query: str
     kind: str
     hits: tuple[Hit, ...]
     notes: tuple[str, ...] = ()
+    asked: str = "text"
     hubs_corrected: bool = False
     simulated: bool = False
     seconds: float = 0.0

@@ -10,6 +10,7 @@ answer of a new process comes in seconds.
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -155,9 +156,8 @@ class Searcher:
             notes.append("The checkpoint has no bank, so hubs are not corrected; ucore train makes one.")
         own = float(hub_bias(vector[None], self.bank.images, self.temperature)[0]) if correct and self.bank else 0.0
         sure = self.sureness if find == "image" and not late and correct == self.index.has_bias else None
-        return self._answer(
-            query, vector, k, find, where, correct, group, notes, started, late=late, own=own, sure=sure
-        )
+        asked = _Asked(query, "text", vector, find, k, where, correct, group, notes, started)
+        return self._answer(replace(asked, late=late, own=own, sure=sure))
 
     def sample(
         self, sample_id: str, k: int = 10, find: Kind = "image", where: Filter | None = None,
@@ -170,8 +170,8 @@ class Searcher:
         started = time.perf_counter()
         position = self.position(sample_id)
         vector = np.asarray(self.index.features(np.array([position]))[0], np.float32)
-        left_out = {position} if find == "image" else set[int]()
-        return self._from_image(f"image {sample_id}", vector, k, find, where, correct_hubs, group, started, left_out)
+        asked = self._image(f"image {sample_id}", vector, find, k, where, correct_hubs, group, started)
+        return self._answer(replace(asked, without=(position,)))
 
     def file(
         self, path: str | Path, k: int = 10, find: Kind = "image", where: Filter | None = None,
@@ -187,7 +187,7 @@ class Searcher:
         row = {"sample_id": path.name, "image": path.name, "captions": [], "domain": "query", "split": "query"}
         views = int(self.index.card["views"])
         vector = embed_images(self.encoder, Manifest.from_rows([row], path.resolve().parent), views, False)[0]
-        return self._from_image(f"image {path.name}", vector, k, find, where, correct_hubs, group, started, set())
+        return self._answer(self._image(f"image {path.name}", vector, find, k, where, correct_hubs, group, started))
 
     def position(self, sample_id: str) -> int:
         """Place in the index of a sample's image. Raises DataError, with the nearest name, where there is none."""
@@ -210,51 +210,47 @@ class Searcher:
 
     # --- answers ----------------------------------------------------------------------------------------------
 
-    def _from_image(
-        self, query: str, vector: np.ndarray, k: int, find: Kind, where: Filter | None, correct_hubs: bool,
-        group: bool, started: float, left_out: set[int],
-    ) -> Answer:  # fmt: skip
+    def _image(
+        self, told: str, vector: np.ndarray, find: Kind, k: int, where: Filter | None, correct_hubs: bool, group: bool,
+        started: float,
+    ) -> "_Asked":  # fmt: skip
         if find not in ("image", "text"):
             raise ConfigError(f"An image finds images or captions, not {find!r}")
         correct = correct_hubs and find == "text" and self.index.has_bias
-        return self._answer(query, vector, k, find, where, correct, group, [], started, left_out=left_out)
+        return _Asked(told, "image", vector, find, k, where, correct, group, [], started)
 
-    def _answer(
-        self, query: str, vector: np.ndarray, k: int, kind: Kind, where: Filter | None, correct: bool, group: bool,
-        notes: list[str], started: float, late: bool = False, own: float = 0.0, sure: Sureness | None = None,
-        left_out: set[int] | None = None,
-    ) -> Answer:  # fmt: skip
-        if k < 1:
-            raise ConfigError(f"k is {k}; ask for at least one result")
-        left_out = left_out or set()
-        fetch = max(2 * k + 10 + len(left_out), RERANKED if late else 0)
+    def _answer(self, asked: "_Asked") -> Answer:
+        """Search until there are k groups, or everything that passes has been seen."""
+        if asked.k < 1:
+            raise ConfigError(f"k is {asked.k}; ask for at least one result")
+        fetch = max(2 * asked.k + 10, RERANKED if asked.late else 0)
         while True:
-            hits = self.index.search(vector[None], fetch, where, kind, bias=correct)
+            hits = self.index.search(asked.vector[None], fetch, asked.where, asked.kind, bias=asked.correct)
             positions, scores = hits.positions[0], hits.scores[0]
-            there = positions >= 0
-            exhausted = int(there.sum()) < fetch
-            kept = there & ~np.isin(positions, list(left_out))
+            exhausted = bool((positions < 0).any()) or fetch >= hits.allowed
+            kept = (positions >= 0) & ~np.isin(positions, asked.without)
             positions, scores = positions[kept], scores[kept]
-            if late:
-                positions, scores = self.late_scores.rerank(vector, positions, scores)
+            if asked.late:
+                positions, scores = self.late_scores.rerank(asked.vector, positions, scores)
             table = self.index.rows(positions)
-            groups = self._groups(table, positions, kind) if group else [[number] for number in range(len(positions))]
-            if exhausted or len(groups) >= k:
+            groups = [[number] for number in range(len(positions))]
+            groups = self._groups(table, positions, asked.kind) if asked.group else groups
+            if exhausted or len(groups) >= asked.k:
                 break
             fetch *= 2
-        groups = groups[:k]
-        if not len(positions):
-            notes.append(f"No {kind} of the index is within the filter." if where else f"The index has no {kind}s.")
-        elif len(groups) < k:
-            notes.append(f"{k} were asked for; there are only {len(groups)}{' within the filter' if where else ''}.")
-        chances = None if sure is None else sure(scores, own)
-        hits_ = tuple(
+        groups, notes = groups[: asked.k], list(asked.notes)
+        inside = " within the filter" if asked.where and not asked.where.empty else ""
+        if len(groups) < asked.k:
+            notes.append(f"{asked.k:,} were asked for; there {_are(len(groups), asked.kind)}{inside}.")
+        chances = None if asked.sure is None else asked.sure(scores, asked.own)
+        found = tuple(
             _hit(rank, table, members, float(scores[members[0]]), None if chances is None else chances[members[0]])
             for rank, members in enumerate(groups, 1)
         )
         places = tuple(int(positions[members[0]]) for members in groups)
-        seconds = time.perf_counter() - started
-        return Answer(query, kind, hits_, tuple(notes), correct, self.simulated, seconds, places)
+        seconds = time.perf_counter() - asked.started
+        return Answer(asked.told, asked.kind, found, tuple(notes), asked.by, asked.correct, self.simulated, seconds,
+                      places)  # fmt: skip
 
     def _groups(self, table: "pd.DataFrame", positions: np.ndarray, kind: Kind) -> list[list[int]]:
         """Rows of hits by likeness, each group led by its best: equal captions, or features nearer than NEAR."""
@@ -281,6 +277,31 @@ class Searcher:
     def image_path(self, name: str) -> Path:
         """Path of an image by its name in the index. Raises DataError for a name that leaves the images' folder."""
         return safe_join(self.root, name)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A query in full. by: "text" or "image". own: the query's own bias, for `sure`. without: positions left out."""
+
+    told: str
+    by: str
+    vector: np.ndarray
+    kind: Kind
+    k: int
+    where: Filter | None
+    correct: bool
+    group: bool
+    notes: Sequence[str]
+    started: float
+    late: bool = False
+    own: float = 0.0
+    sure: Sureness | None = None
+    without: tuple[int, ...] = ()
+
+
+def _are(count: int, kind: str) -> str:
+    name = {"text": "caption"}.get(kind, kind)
+    return f"is only 1 {name}" if count == 1 else f"are only {count:,} {name}s" if count else f"is no {name}"
 
 
 def _hit(rank: int, table: "pd.DataFrame", members: list[int], score: float, sure: float | None) -> Hit:
