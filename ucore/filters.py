@@ -167,8 +167,10 @@ def _narrow(passed: np.ndarray, test: Any, columns: Columns) -> None:
 def _in_box(lon: np.ndarray, lat: np.ndarray, box: Box) -> np.ndarray:
     west, south, east, north = box
     inside = (lon >= west) & (lon <= east)
-    if east > 180:
+    if east >= 180:  # -180 and 180 are one meridian
         inside |= lon <= east - 360
+    if west == -180:
+        inside |= lon == 180
     return inside & (lat >= south) & (lat <= north)
 
 

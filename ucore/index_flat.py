@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from ucore import index_files as files
+from ucore.cells import FROM, Cells
 from ucore.columns import Columns
 from ucore.errors import DataError
 from ucore.filters import Filter
@@ -28,19 +29,27 @@ class Version:
     """What one version of an index holds; mapped files stay readable after a writer has moved on.
 
     vectors: float32 (N, width). table: metadata (N rows). gone: positions of deleted rows, ascending int64.
+    cells: None where the index has not learned any.
     """
 
     manifest: files.Manifest
     vectors: np.ndarray
     table: pa.Table
     gone: np.ndarray
+    cells: Cells | None
 
     @classmethod
-    def load(cls, folder: Path, manifest: files.Manifest) -> "Version":
-        files.check(folder, manifest)
+    def load(cls, folder: Path, manifest: files.Manifest, check: bool = True) -> "Version":
+        """Map the files of a version. check: compare them with sizes and checksums, see `index_files.check`."""
+        if check:
+            files.check(folder, manifest)
         table = files.map_table(folder, manifest, SCHEMA)
         gone = np.load(folder / manifest["gone"]["name"]) if manifest["gone"] else np.zeros(0, np.int64)
-        return cls(manifest, files.map_vectors(folder, manifest), table, gone)
+        cells = None
+        if manifest["cells"]:
+            with np.load(folder / manifest["cells"]["name"]) as stored:
+                cells = Cells(stored["centroids"], stored["cell"])
+        return cls(manifest, files.map_vectors(folder, manifest), table, gone, cells)
 
     @cached_property
     def columns(self) -> Columns:
@@ -134,6 +143,9 @@ class FlatEngine:
             vectors = new["vectors"] or {"name": f"vectors-{number}.f32", "chunks": []}
             offset = 4 * new["rows"] * new["width"]
             _, crc = files.append(self.folder / vectors["name"], offset, _widened(features, table, new))
+            if now.cells:
+                blocks = [now.cells.assign(block, now.cells.centroids) for block in _widened(features, table, new)]
+                new["cells"] = self._write_cells(now.cells.centroids, [now.cells.cell, *blocks], number)
             new["vectors"] = {**vectors, "chunks": [*vectors["chunks"], [len(features), crc]]}
             joined = table if len(new["parts"]) < MOST_PARTS else pa.concat_tables([now.table, table])
             entry = self._write_table(joined, number)
@@ -157,12 +169,18 @@ class FlatEngine:
         with files.writing(self.folder) as manifest:
             now, new, number = self._start(manifest)
             keep = np.flatnonzero(now.alive)
+            new["cells"] = None
+            if len(keep) >= FROM:  # rows of a cell then lie side by side, which is faster to read
+                cells = Cells.learn(now.vectors, keep)
+                order = np.argsort(cells.cell, kind="stable")
+                keep = keep[order]
+                new["cells"] = self._write_cells(cells.centroids, [cells.cell[order]], number)
             name = f"vectors-{number}.f32"
             blocks = (now.vectors[keep[start : start + COPIED]] for start in range(0, len(keep), COPIED))
             _, crc = files.append(self.folder / name, 0, blocks)
-            table = pa.concat_tables([now.table.filter(pa.array(now.alive))]).combine_chunks()
+            table = pa.concat_tables([now.table.take(pa.array(keep))]).combine_chunks()
             new |= {"rows": len(keep), "vectors": {"name": name, "chunks": [[len(keep), crc]]}, "gone": None}
-            new["parts"] = [self._write_table(table, number)]
+            new["parts"] = [self._write_table(table, number)] if len(keep) else []
             self._commit(new)
 
     def _write_table(self, table: pa.Table, number: str) -> dict[str, Any]:
@@ -175,9 +193,14 @@ class FlatEngine:
             np.save(stream, rows.astype(np.int64))
         return entry
 
+    def _write_cells(self, centroids: np.ndarray, cell: Sequence[np.ndarray], number: str) -> dict[str, Any]:
+        with files.new_file(self.folder, f"cells-{number}.npz") as (path, entry), open(path, "wb") as stream:
+            np.savez(stream, centroids=centroids, cell=np.concatenate(cell))
+        return entry
+
     def _commit(self, manifest: files.Manifest) -> None:
         files.commit(self.folder, manifest)
-        self.now = Version.load(self.folder, manifest)
+        self.now = Version.load(self.folder, manifest, check=False)
 
     def select(self, kind: str, where: Filter | None) -> np.ndarray:
         """Positions that a search may find, ascending int64 (n,)."""
@@ -195,9 +218,12 @@ class FlatEngine:
         """Positions, scores, how many rows were allowed, and whether all of them were looked at."""
         allowed = self._allowed(kind, where)
         count = int(np.count_nonzero(allowed))
-        rows = None if count == len(allowed) else np.flatnonzero(allowed)
-        found, scores = nearest(self.now.vectors, self._wide(queries, bias), k, rows, self.now.scale)
-        return found, scores, count, True
+        wide, cells, everything = self._wide(queries, bias), self.now.cells, count == len(allowed)
+        if cells and not exact and count > max(cells.look, k):
+            found, scores = cells.search(self.now.vectors, wide, k, None if everything else allowed, self.now.scale)
+            return found, scores, count, False
+        rows = None if everything else np.flatnonzero(allowed)
+        return *nearest(self.now.vectors, wide, k, rows, self.now.scale), count, True
 
     def scores(self, queries: np.ndarray, positions: np.ndarray, bias: bool) -> np.ndarray:
         """float32 (Q, n)."""

@@ -59,10 +59,13 @@ def checked_rows(rows: "pd.DataFrame") -> pa.Table:
         if name == "tags":
             values = [[] if tags is None else list(tags) for tags in values]
         try:
-            arrays.append(pa.array(values, kind))
+            if pa.types.is_floating(kind):
+                arrays.append(pa.array(np.array(values, np.float64), kind))  # None is NaN, too
+            else:
+                arrays.append(pa.array(values, kind, from_pandas=True))
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"The column {name!r} holds values that are not {kind}: {error}.") from error
-        if kind != pa.float64() and arrays[-1].null_count:
+        if arrays[-1].null_count:
             raise DataError(f"The column {name!r} misses values; give {default!r} where there is none.")
     table = pa.table(arrays, schema=SCHEMA)
     _check_names(table)

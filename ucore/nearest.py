@@ -136,7 +136,7 @@ def _multiply(
     faiss = faiss_module()
     block = np.ascontiguousarray(vectors[cut] if rows is None else vectors[rows[cut]])
     scores, found = faiss.knn(queries, block, min(want, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
-    return scores, (found + cut.start if rows is None else rows[found])
+    return scores, (found + cut.start if rows is None else rows[cut][found])
 
 
 def _walk(

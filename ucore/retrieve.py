@@ -57,6 +57,7 @@ class Searcher:
         self.checkpoint = self._find_checkpoint(checkpoint)
         self.root = self._find("root", "relative_root")
         self._features: dict[str, np.ndarray] = {}
+        self.thumbnails: dict[str, bytes] = {}  # of images that were shown
 
     # --- what it was built with -------------------------------------------------------------------------------
 

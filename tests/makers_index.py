@@ -1,0 +1,76 @@
+"""Galleries for tests of the index, and processes that are killed while they change one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ucore.index import GalleryIndex
+
+DIM = 8
+CARD = {"name": "made-up", "fingerprint": "f1", "embed_dim": DIM, "root": "."}
+
+
+def make_features(count: int, seed: int = 0, dim: int = DIM) -> np.ndarray:
+    features = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def make_rows(count: int, first: int = 0, seed: int = 0) -> pd.DataFrame:
+    """Items i0, i1, ... on the globe; every seventh has no place, every fifth is a text."""
+    rng = np.random.default_rng(seed)
+    number = np.arange(first, first + count)
+    tags = [["building=house"], ["building=school", "amenity=school"], [], ["highway=service", "leisure=park"]]
+    return pd.DataFrame(
+        {
+            "item_id": [f"i{n}" for n in number],
+            "kind": ["text" if n % 5 == 4 else "image" for n in number],
+            "sample_id": [f"s{n // 2}" for n in number],
+            "domain": [("finland", "germany", "spain")[n % 3] for n in number],
+            "source": ["simulated" if n % 2 else "rsicd" for n in number],
+            "tags": [tags[n % 4] for n in number],
+            "lon": np.where(number % 7 == 6, np.nan, rng.uniform(-180, 180, count)),
+            "lat": np.where(number % 7 == 6, np.nan, rng.uniform(-90, 90, count)),
+        }
+    )
+
+
+def state_of(index: GalleryIndex) -> dict[str, tuple[float, ...]]:
+    """Item -> its features, of all that a search can find."""
+    found = np.concatenate([index.select(kind) for kind in ("image", "text", "segment")])
+    rows, features = index.rows(found), index.features(found)
+    assert rows["item_id"].is_unique
+    return {name: tuple(values) for name, values in zip(rows["item_id"], features.tolist(), strict=True)}
+
+
+def change_for_ever(folder: str | Path, ready: Any) -> None:
+    """Add, delete, replace and compact, so that version v holds what `expected(v)` says; until killed."""
+    index = GalleryIndex.open(folder)
+    ready.set()
+    while True:
+        step = index.version
+        turn, first = step % 4, step // 4 * 20
+        if turn == 0:
+            index.add(make_features(20, step), make_rows(20, first))
+        elif turn == 1:
+            index.delete([f"i{n}" for n in range(first, first + 20, 2)])
+        elif turn == 2:
+            index.add(make_features(5, step), make_rows(20, first).iloc[1:10:2], replace=True)
+        else:
+            index.compact()
+
+
+def expected(version: int) -> dict[str, tuple[float, ...]]:
+    """What `change_for_ever` has made at a version."""
+    state: dict[str, tuple[float, ...]] = {}
+    for step in range(version):
+        turn, first = step % 4, step // 4 * 20
+        if turn == 0:
+            state |= {f"i{first + n}": tuple(row) for n, row in enumerate(make_features(20, step).tolist())}
+        elif turn == 1:
+            for n in range(first, first + 20, 2):
+                del state[f"i{n}"]
+        elif turn == 2:
+            state |= {f"i{first + 1 + 2 * n}": tuple(row) for n, row in enumerate(make_features(5, step).tolist())}
+    return state

@@ -1,0 +1,92 @@
+"""Approximate search: rows are grouped into cells of near neighbours, and a query looks into the nearest cells only.
+
+As an inverted file (Sivic and Zisserman 2003, https://doi.org/10.1109/ICCV.2003.1238663), but cells hold row numbers,
+not copies of vectors, and how many cells are looked into is not fixed: they are opened, nearest first, until they hold
+enough rows *that the filter lets through*. A narrow filter therefore opens more cells at the same cost, and one that
+lets through fewer rows than would be looked at anyway is searched exactly. With a fixed number of cells, recall
+collapses under a narrow filter.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ucore.nearest import BLOCK, faiss_module, nearest
+
+FROM = 50_000  # rows from which on cells are learned
+SHARE, LEAST = 0.04, 10_000  # of the rows, and rows, that a query looks at
+SAMPLE = 64  # rows a cell that centroids are learned from
+ROUNDS = 10  # of k-means
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """centroids: float32 (C, W), of norm 1. cell: int32 (N,), the cell of each row."""
+
+    centroids: np.ndarray
+    cell: np.ndarray
+
+    @classmethod
+    def learn(cls, vectors: np.ndarray, rows: np.ndarray, seed: int = 0) -> "Cells":
+        """About as many cells as each has rows, by spherical k-means on a sample; then every row is given its cell.
+
+        vectors: float32 (N, W). rows: int64 (n,), which of them.
+        """
+        faiss = faiss_module()
+        count = int(np.clip(round(len(rows) ** 0.5), 1, 4096))
+        rng = np.random.default_rng(seed)
+        sample = np.sort(rng.choice(rows, min(len(rows), SAMPLE * count), replace=False))
+        kmeans = faiss.Kmeans(vectors.shape[1], count, niter=ROUNDS, seed=seed, spherical=True,
+                              min_points_per_centroid=1, max_points_per_centroid=SAMPLE)  # fmt: skip
+        kmeans.train(vectors[sample])
+        blocks = (vectors[rows[start : start + BLOCK]] for start in range(0, len(rows), BLOCK))
+        return cls(kmeans.centroids, np.concatenate([cls.assign(block, kmeans.centroids) for block in blocks]))
+
+    @staticmethod
+    def assign(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+        """The cell of each row, int32 (N,)."""
+        parts = (vectors[start : start + BLOCK] @ centroids.T for start in range(0, len(vectors), BLOCK))
+        return np.concatenate([np.zeros(0, np.int32), *(part.argmax(axis=1).astype(np.int32) for part in parts)])
+
+    @cached_property
+    def _rows(self) -> list[np.ndarray]:
+        """The rows of each cell, ascending."""
+        order = np.argsort(self.cell, kind="stable")
+        return np.split(order, np.cumsum(self._sizes)[:-1])
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        return np.bincount(self.cell, minlength=len(self.centroids))
+
+    @property
+    def look(self) -> int:
+        """How many rows a query looks at."""
+        return max(LEAST, int(SHARE * len(self.cell)))
+
+    def search(
+        self,
+        vectors: np.ndarray,
+        queries: np.ndarray,
+        k: int,
+        allowed: np.ndarray | None,
+        scale: float = 1.0,
+        look: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Like `nearest`, of about `look` rows a query; never fewer than k, where k are allowed.
+
+        allowed: bool (N,), the rows that may be found; None: all. look: None means `self.look`.
+        """
+        look = self.look if look is None else look
+        counts = self._sizes if allowed is None else np.bincount(self.cell[allowed], minlength=len(self._sizes))
+        found, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
+        for number, nearness in enumerate(queries @ self.centroids.T):
+            order = np.argsort(-nearness, kind="stable")
+            order = order[counts[order] > 0]
+            enough = int(np.searchsorted(np.cumsum(counts[order]), max(look, k))) + 1
+            rows = np.concatenate([self._rows[cell] for cell in order[:enough]] or [np.zeros(0, np.int64)])
+            rows = rows if allowed is None else rows[allowed[rows]]
+            rows.sort()
+            one = slice(number, number + 1)
+            found[one], scores[one] = nearest(vectors, queries[one], k, rows, scale)
+        return found, scores
