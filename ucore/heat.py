@@ -62,7 +62,7 @@ def heat_layer(
     if not placed.all():
         notes.append(f"{int((~placed).sum()):,} tiles without coordinates are not on the map.")
     answer = searcher.text(query, k, where=where, correct_hubs=correct_hubs)
-    table = tiles.assign(score=scores)[placed].reset_index(drop=True)
+    table: Any = tiles.assign(score=scores)[placed].reset_index(drop=True)
     return Layer(answer.query, table, answer, tuple(dict.fromkeys([*notes, *answer.notes])), searcher)
 
 
@@ -97,7 +97,7 @@ def heat_map(
         own = tile_columns(layer.table)
         row_of = {name: row for row, name in enumerate(layer.table["sample_id"])}
         page["layers"].append(
-            {"tiles": own, **layer_update(layer.searcher, layer.answer, layer.table["score"], row_of)}
+            {"tiles": own, **layer_update(layer.searcher, layer.answer, layer.table["score"].to_numpy(), row_of)}
         )
     made = blank_map(f"Where is it like this? {layers[0].title}", height)
     made.add_child(page_element(page, online, SCRIPTS, "ucoreSearch"))
@@ -134,7 +134,7 @@ def tile_columns(table: "pd.DataFrame") -> dict[str, Any]:
 def layer_update(
     searcher: "Searcher",
     answer: Answer | None,
-    scores: "np.ndarray | pd.Series | None",
+    scores: np.ndarray | None,
     row_of: dict[str, int],
     truth: frozenset[str] = frozenset(),
     title: str | None = None,
@@ -157,7 +157,7 @@ def layer_update(
     return update
 
 
-def quantised(scores: "np.ndarray | pd.Series | None") -> tuple[float | None, float | None, str]:
+def quantised(scores: np.ndarray | None) -> tuple[float | None, float | None, str]:
     """Lowest and highest of the colours, and a byte a tile in base64: 0 to LEVELS, 255 where there is no score."""
     values = np.asarray([] if scores is None else scores, np.float64)
     known = np.isfinite(values)

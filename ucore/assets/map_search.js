@@ -346,6 +346,7 @@ function ucoreSearch(map, page) {
   L.DomEvent.disableClickPropagation(panel);
   L.DomEvent.disableScrollPropagation(panel);
   views[views.length - 1].map.getContainer().after(panel);
+  if (two) document.body.classList.add("ucore-pair");
   const settle = () => views.forEach(({ map: each }) => each.invalidateSize());
   panel.ontoggle = settle;
   settle();
