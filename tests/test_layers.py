@@ -97,6 +97,7 @@ ORDER = [
         "adapt",
         "retrieve",
         "explain",
+        "index_evaluation",
         "tasks",
         "visualize",
         "transfer_figures",

@@ -1,6 +1,7 @@
 """Pictures of what a search found: a gallery beside its map, and the queries that a model answers worst."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 SHOWN = 10
 COLUMNS = 5
 SIDE = 200
+MOST_AREAS = 3  # domains with a map
 
 
 @styled
@@ -34,23 +36,34 @@ def plot_answer(
     hits = answer.hits[:SHOWN]
     placed = [hit for hit in hits if hit.lon is not None and hit.lat is not None]
     lines = max(1, -(-len(hits) // COLUMNS))
-    with_map = bool(placed) and tiles is not None and len(tiles) > 0
-    figure = Picture(figsize=(WIDTH, 0.7 + 2.2 * lines + 3.2 * with_map), layout="constrained")
-    grid = figure.add_gridspec(lines + with_map, COLUMNS, height_ratios=[2.2] * lines + [3.2] * with_map)
-    for number in range(lines * COLUMNS):
-        axes = figure.add_subplot(grid[number // COLUMNS, number % COLUMNS])
-        if number < len(hits):
-            _draw_hit(axes, searcher, hits[number], hits[number].sample_id in truth)
-        else:
-            axes.axis("off")
-    if with_map and tiles is not None:
-        _draw_places(figure.add_subplot(grid[lines, :]), placed, tiles)
+    areas = _areas(placed, tiles)
+    figure = Picture(figsize=(WIDTH, 0.7 + 2.2 * lines + 3.2 * bool(areas)), layout="constrained")
+    grid = figure.add_gridspec(lines + bool(areas), 1, height_ratios=[2.2] * lines + [3.2] * bool(areas))
+    for line in range(lines):
+        cells = grid[line].subgridspec(1, COLUMNS)
+        for column in range(COLUMNS):
+            axes, number = figure.add_subplot(cells[column]), line * COLUMNS + column
+            if number < len(hits):
+                _draw_hit(axes, searcher, hits[number], hits[number].sample_id in truth)
+            else:
+                axes.axis("off")
+    cells = grid[-1].subgridspec(1, max(1, len(areas)))
+    for column, (name, own, around) in enumerate(areas):
+        _draw_places(figure.add_subplot(cells[column]), name, own, around)
     told = textwrap.fill(printable(answer.query), 90, max_lines=2, placeholder=" …")
     note = " (simulated data)" if answer.simulated else ""
-    known = f"; ✓ framed: known to be right ({len(truth)} in the gallery)" if truth else ""
+    known = f"\n✓ framed: known to be right ({len(truth)} in the gallery)" if truth else ""
     figure.suptitle(f"“{told}”{note}{known}", x=0.01, ha="left", fontsize=10)
     figure.alt = f"The {len(hits)} first results, numbered on a map where their places are known."
     return figure
+
+
+def _areas(hits: Sequence[Hit], tiles: "pd.DataFrame | None") -> list[tuple[str, list[Hit], Any]]:
+    """The domains with the most hits, each with its hits and all its tiles."""
+    if tiles is None:
+        return []
+    names = [name for name, _ in Counter(hit.domain for hit in hits).most_common(MOST_AREAS)]
+    return [(name, [hit for hit in hits if hit.domain == name], tiles[tiles["domain"] == name]) for name in names]
 
 
 def _draw_hit(axes: Axes, searcher: "Searcher", hit: Hit, right: bool, rank: str = "") -> None:
@@ -77,7 +90,7 @@ def draw_image(axes: Axes, searcher: "Searcher", name: str) -> None:
     axes.imshow(np.asarray(picture))
 
 
-def _draw_places(axes: Axes, hits: Sequence[Hit], tiles: "pd.DataFrame") -> None:
+def _draw_places(axes: Axes, name: str, hits: Sequence[Hit], tiles: "pd.DataFrame") -> None:
     lon, lat = tiles["lon"].to_numpy(float), tiles["lat"].to_numpy(float)
     axes.scatter(lon, lat, 8, "#c3cbd1", linewidths=0)
     for hit in reversed(hits):
@@ -88,14 +101,15 @@ def _draw_places(axes: Axes, hits: Sequence[Hit], tiles: "pd.DataFrame") -> None
     axes.set(xlabel="longitude (°)", ylabel="latitude (°)")
     axes.set_aspect(1 / np.cos(np.radians(np.clip(np.median(lat), -80, 80))), adjustable="datalim")
     axes.ticklabel_format(useOffset=False)
-    axes.set_title("Where they lie; dots: the other tiles", fontsize=9, loc="left")
+    axes.locator_params(nbins=4)
+    axes.set_title(f"{shortened(name, 18)}: {len(hits)} hits of {len(tiles):,} tiles", fontsize=9, loc="left")
 
 
 @styled
 def plot_failures(searcher: "Searcher", failures: Sequence[dict[str, Any]]) -> Picture:
     """Queries answered worst: the right image, then what was found instead, and why.
 
-    failures: as from `searching.worst_queries`: query, rank, own (Hit), found (Hits), why.
+    failures: as from `index_evaluation.worst_queries`.
     """
     rows = max(1, len(failures))
     figure = Picture(figsize=(WIDTH, 0.4 + 2.3 * rows), layout="constrained")
