@@ -121,7 +121,7 @@ def _ranks(
             hits = index.search(features, k, kind=kind, bias=correct)
             bound = np.full(len(waiting), -np.inf) if k >= total else hits.scores[:, -1].astype(np.float64) + SLACK
             bound = bound if bias is None else bound + bias
-            wanted = {position for query in waiting for whose in right[query] for position in members[whose]}
+            wanted = {position for query in waiting.tolist() for whose in right[query] for position in members[whose]}
             known = np.unique(np.concatenate([hits.positions[hits.positions >= 0], np.array(sorted(wanted), np.int64)]))
             known = known[(known < len(own_of)) & (own_of[np.minimum(known, len(own_of) - 1)] >= 0)]
             best = _best_of_owners(index, features, bias, known, own_of[known], count, kind)
@@ -209,7 +209,7 @@ def worst_queries(
         answer = searcher.text(str(gallery.text_rows["text"][number]), k=3)
         own = searcher.hits(gallery.images[[place]], features[number])[0]
         same = int((gallery.text_rows["text"] == gallery.text_rows["text"][number]).sum())
-        why = _why(own, answer.hits, same, bank is not None and bias[number] <= vague)
+        why = _why(own, answer.hits, same, bank is not None and bool(bias[number] <= vague))
         chosen.append({"query": answer.query, "rank": int(ranks[number]), "own": own, "found": answer.hits, "why": why})
         if len(chosen) == n:
             break
