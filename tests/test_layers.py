@@ -31,6 +31,7 @@ ORDER = [
     ),
     *(
         "depthwise",
+        "bundled_text",
         "bundled",
         "weights",
         "device",
@@ -80,6 +81,7 @@ ORDER = [
         "hubness",
         "evaluate",
         "fusion",
+        "checkpoint_files",
         "checkpoint",
         "comparison",
         "report",
@@ -96,6 +98,7 @@ ORDER = [
         "index_lance",
         "index",
     ),
+    *("sureness", "queries", "answers", "late", "embedding"),
     *("pairs", "neighbours"),
     *(
         "progress",
@@ -105,6 +108,8 @@ ORDER = [
         "adapt_phase",
         "adapt",
         "retrieve",
+        "explain",
+        "index_evaluation",
         "tasks",
         "visualize",
         "transfer_figures",
@@ -119,12 +124,15 @@ ORDER = [
         "live",
         "probes",
         "query_figures",
+        "found_figures",
+        "heat",
+        "search_box",
         "widgets",
         "explorer",
         "segment_explorer",
         "caption_explorer",
     ),
-    *("notebooks", "ablations", "gap", "runner", "cli_data", "cli_augment", "cli_adapt", "cli"),
+    *("notebooks", "ablations", "gap", "runner", "cli_data", "cli_augment", "cli_adapt", "cli_search", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")

@@ -1,4 +1,5 @@
-"""The command line: `ucore train`, `eval`, `adapt`, `run`, `reproduce`, `data`, `simulate`, `segment`, `caption`.
+"""The command line: `ucore train`, `eval`, `adapt`, `run`, `reproduce`, `data`, `simulate`, `segment`, `caption`,
+`index`, `search`, `map`.
 
 A command imports what it needs.
 """
@@ -14,6 +15,7 @@ import tyro
 from ucore.cli_adapt import adapt
 from ucore.cli_augment import caption, captions, segment, segments
 from ucore.cli_data import data, simulate
+from ucore.cli_search import draw_map, index_command, search
 from ucore.errors import ConfigError, UserError
 from ucore.files import require_writable
 
@@ -297,6 +299,9 @@ def main() -> None:
         "caption": caption,
         "segments": segments,
         "captions": captions,
+        "index": index_command,
+        "search": search,
+        "map": draw_map,
     }
     usual, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:

@@ -71,7 +71,7 @@ def _address(path: Path, size: int) -> str:
 
 def attention_html(found: "Found", manifest: Manifest, segments: Segments) -> str:
     """The caption's own tile, its segments filled the more the larger their share, and the shares as bars."""
-    width, height, outlines, places = _outlines(segments)
+    width, height, outlines, places = segment_outlines(segments)
     address = _address(manifest.image_path(found.own), SIDE)
     shares = _shares(found, segments)
     shapes, numbers, bars = [], [], []
@@ -108,7 +108,7 @@ def _opacity(shares: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _outlines(segments: Segments) -> tuple[int, int, list[list[np.ndarray]], list[tuple[int, int]]]:
+def segment_outlines(segments: Segments) -> tuple[int, int, list[list[np.ndarray]], list[tuple[int, int]]]:
     """Width and height of the drawn tile; each segment's rings, float (n, 2), x and y there; its innermost pixel."""
     import cv2
 
@@ -152,7 +152,7 @@ def plot_found(found: "Found", manifest: Manifest) -> Picture:
 @styled
 def plot_attention(found: "Found", manifest: Manifest, segments: Segments) -> Picture:
     """`attention_html` as a picture."""
-    width, height, outlines, places = _outlines(segments)
+    width, height, outlines, places = segment_outlines(segments)
     shares = _shares(found, segments)
     figure = Picture(figsize=(WIDTH, 3.6), layout="constrained")
     tile, bars = figure.subplots(1, 2)
