@@ -22,6 +22,7 @@ from ucore.visualize import (
     BLUE,
     COLOURS,
     DIRECTIONS,
+    GALLERY,
     INK,
     MOST_ROWS,
     PARTS,
@@ -47,10 +48,12 @@ class Line(NamedTuple):
     opacity: float = 1
 
 
-def curves_html(history: Sequence[dict[str, Any]], weights: Mapping[str, float] | None = None) -> str:
+def curves_html(
+    history: Sequence[dict[str, Any]], weights: Mapping[str, float] | None = None, gallery: str = GALLERY
+) -> str:
     """Loss of every step above, validation recalls of every epoch below, as `visualize.plot_curves` draws them.
 
-    history: `Trainer.history`. weights: of the loss's parts, to be named beside them.
+    history: `Trainer.history`. weights: of the loss's parts, to be named beside them. gallery: what is validated on.
     """
     losses: list[Line] = []
     shades, steps = [], [row["step"] for row in history]
@@ -74,15 +77,15 @@ def curves_html(history: Sequence[dict[str, Any]], weights: Mapping[str, float] 
         recalls.append(Line(f"{DIRECTIONS[direction]} R@{k}", x, y, COLOURS[k], 1.5, dashes))
     recalls.append(Line("mR, their mean", x, [row["metrics"]["mR"] for row in epochs], INK, 3))
     reach = (min(steps) - 0.5, max(steps) + 0.5) if steps else (0.5, 1.5)
-    above = _panel("Training loss of each step", losses, reach, shades, 130, "No step yet")
-    title = "Recall on the validation gallery after each epoch, %"
-    below = _panel(title, recalls if epochs else [], reach, shades, 180, "No epoch has ended yet", from_zero=True)
+    above = panel("Training loss of each step", losses, reach, shades, 130, "No step yet")
+    title = f"Recall on {gallery} after each epoch, %"
+    below = panel(title, recalls if epochs else [], reach, shades, 180, "No epoch has ended yet", from_zero=True)
     told = f"Training curves over {len(history)} steps"
     told += f", the loss now {history[-1]['loss']:.3f}" if history else ""
     return f'<div role="img" aria-label="{told}" style="{PAGE}">{above}{below}</div>'
 
 
-def _panel(
+def panel(
     title: str,
     lines: Sequence[Line],
     reach: tuple[float, float],
@@ -91,8 +94,12 @@ def _panel(
     empty: str,
     from_zero: bool = False,
 ) -> str:
-    """One frame of lines with its ticks and, below, its legend."""
-    heading = f"<b>{title}</b>"
+    """One frame of lines with its ticks and, below, its legend.
+
+    reach: of the steps. shades: name, start, stop and colour behind the lines. height: pixels. empty: said where there
+    are no lines yet.
+    """
+    heading = f"<b>{html.escape(title)}</b>"
     if not lines:
         return f'{heading}<div style="height: {height}px; color: #666">{empty}</div>'
     values = np.concatenate([line.y for line in lines])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -22,9 +22,6 @@ from matplotlib.ticker import MaxNLocator
 
 from ucore.errors import DataError
 from ucore.evaluate import RECALLS
-
-if TYPE_CHECKING:
-    pass
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, FAINT = "#222222", "#8a8a8a"
@@ -42,6 +39,7 @@ MOST_ROWS = 48  # of a similarity matrix: more cannot be told apart
 COLOURS = {"1": BLUE, "5": ORANGE, "10": PURPLE}  # of R@k
 # Of the parts of a loss, in their order: colour, and lengths of dashes and gaps in line widths.
 PARTS: tuple[tuple[str, tuple[float, ...]], ...] = ((GREEN, (1, 1.5)), (PURPLE, (5, 1.5, 1, 1.5)), (ORANGE, (3.5, 2)))
+GALLERY = "the validation gallery"
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
 P = ParamSpec("P")
@@ -94,17 +92,33 @@ class Picture(Figure):
 
 
 @styled
-def plot_curves(history: Sequence[dict[str, Any]], weights: Mapping[str, float] | None = None) -> Picture:
+def plot_curves(
+    history: Sequence[dict[str, Any]], weights: Mapping[str, float] | None = None, gallery: str = GALLERY
+) -> Picture:
     """Loss of every step above, validation mR and recalls (percent) of every epoch below, the best mR starred.
 
     history: `Trainer.history`, one dict a step with `step`, `phase`, `loss`, where it has several `parts`, these, and,
     where an epoch ended, `metrics`. weights: of the parts (`fusion.loss_weights`), named beside them.
+    gallery: what is validated on.
     """
     figure = Picture(figsize=(WIDTH, 5.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+    told = draw_curves(above, below, history, weights, gallery)
+    figure.alt = f"Training curves over {len(history)} steps: loss of each step; validation recalls, {told}."
+    return figure
+
+
+def draw_curves(
+    above: Axes,
+    below: Axes,
+    history: Sequence[dict[str, Any]],
+    weights: Mapping[str, float] | None = None,
+    gallery: str = GALLERY,
+) -> str:
+    """`plot_curves` within two frames of a larger figure; returns what is best, in words."""
     above.set_title("Training loss of each step", loc="left")
     above.set_ylabel("loss")
-    below.set_title("Recall on the validation gallery after each epoch", loc="left")
+    below.set_title(f"Recall on {gallery} after each epoch", loc="left")
     below.set_ylabel("recall (%)")
     below.set_xlabel("step (one update of the weights)")
     epochs = [row for row in history if row.get("metrics")]
@@ -120,8 +134,7 @@ def plot_curves(history: Sequence[dict[str, Any]], weights: Mapping[str, float] 
     if epochs:
         best = _draw_recalls(below, epochs)
         told = f"best mR {best['metrics']['mR']:.1f} % at step {best['step']}"
-    figure.alt = f"Training curves over {len(history)} steps: loss of each step; validation recalls, {told}."
-    return figure
+    return told
 
 
 def smoothed(values: Sequence[float], half: int = SMOOTHING) -> np.ndarray:
