@@ -116,7 +116,18 @@ ORDER = [
         "segment_explorer",
         "caption_explorer",
     ),
-    *("notebooks", "ablations", "gap", "runner", "cli_data", "cli_augment", "cli_adapt", "cli"),
+    *(
+        "notebooks",
+        "ablations",
+        "gap",
+        "crossing",
+        "runner",
+        "cli_data",
+        "cli_augment",
+        "cli_adapt",
+        "adapt_ablations",
+        "cli",
+    ),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")

@@ -73,7 +73,8 @@ class SmoothPlane:
             basis = np.linalg.svd(rows, full_matrices=False)[2][:2].T
             self.basis = basis * np.where(basis[np.abs(basis).argmax(axis=0), [0, 1]] < 0, -1, 1)
         else:
-            left, _, right = np.linalg.svd(sum(part.T @ (part @ self.basis) / len(part) for part in parts), False)
+            pulled = [part.T @ (part @ self.basis) / len(part) for part in parts]
+            left, _, right = np.linalg.svd(pulled[0] + pulled[1], full_matrices=False)
             self.basis = left @ right
         return parts[0] @ self.basis, parts[1] @ self.basis
 
@@ -93,7 +94,7 @@ def fresh_accuracy(source: np.ndarray, target: np.ndarray, penalty: float = 0.1)
             for same in (False, True)
         )
         middle = (seen[0].mean(axis=0) + seen[1].mean(axis=0)) / 2
-        spread = sum((part - middle).T @ (part - middle) / (2 * len(part)) for part in seen)
+        spread = np.mean([(part - middle).T @ (part - middle) / len(part) for part in seen], axis=0)
         ridge = penalty * np.trace(spread) * np.eye(len(spread))
         direction = np.linalg.solve(spread + ridge, seen[0].mean(axis=0) - seen[1].mean(axis=0))
         logits = [torch.from_numpy((part - middle) @ direction) for part in asked]

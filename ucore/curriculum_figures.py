@@ -137,11 +137,11 @@ def shown_cycles(cycles: Sequence["Cycle"]) -> list["Cycle"]:
 def curriculum_html(manifest: Manifest, likeness: np.ndarray, cycles: Sequence["Cycle"], kind: str) -> str:
     """The present cycle on the map or in a row, its heaviest samples, and what every cycle took by likeness."""
     cycle = cycles[-1] if cycles else None
-    drawn = "".join(_area_svg(area, marks(area, cycle)) for area in areas(manifest, likeness))
-    key = (
-        f'<span style="color: {VERMILLION}">● taken, larger: more weight</span> ○ left out <small>· not offered</small>'
-    )
+    marked = areas(manifest, likeness)
+    signs = ("●", "larger", "○ left out · not offered") if marked[0].metres else ("▌", "taller", "▖ left out")
+    key = f'<span style="color: {VERMILLION}">{signs[0]} taken, {signs[1]}: more weight</span> {signs[2]}'
     parts = [f"<b>{html.escape(told(cycle, kind, manifest))}</b><br>{key}"]
+    drawn = "".join(_area_svg(area, marks(area, cycle)) for area in marked)
     parts.append(f'<div style="display: flex; flex-wrap: wrap; gap: 10px">{drawn}</div>')
     if cycle is not None:
         heaviest, out = examples(likeness, cycle)
