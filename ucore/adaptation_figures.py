@@ -165,8 +165,9 @@ def plot_clouds(moments: Sequence[tuple[str, "Clouds"]], title: str = "") -> Pic
         for axes, (side, named) in zip(row, NAMES.items(), strict=True):
             axes.plot(*clouds.source[side].T, "o", color=BLUE, ms=4, alpha=0.45, mew=0, label="source")
             axes.plot(*clouds.target[side].T, "s", color=VERMILLION, ms=4, alpha=0.6, mew=0, label="target")
-            for points, colour, marker in ((clouds.source[side], BLUE, "o"), (clouds.target[side], VERMILLION, "s")):
-                axes.plot(*np.mean(points, axis=0), marker, color=colour, ms=11, mec="white", mew=2)
+            middles = (clouds.source[side], BLUE, "o", 15), (clouds.target[side], VERMILLION, "s", 8)
+            for points, colour, marker, size in middles:
+                axes.plot(*np.mean(points, axis=0), marker, color=colour, ms=size, mec="white", mew=1.5)
             axes.set(xticks=[], yticks=[], aspect="equal")
             axes.set(xlim=(-clouds.reach, clouds.reach), ylim=(-clouds.reach, clouds.reach))
             axes.spines[:].set_visible(True)

@@ -63,10 +63,9 @@ def curves_html(
         shades.append((name, x[0] - 0.5, x[-1] + 0.5, SHADES[number % len(SHADES)]))
         losses.append(Line("each step" * first, x, y, BLUE, 1, opacity=0.35))
         losses.append(Line(f"loss, mean of {2 * SMOOTHING + 1} steps" * first, x, list(smoothed(y)), BLUE))
-        for part, (colour, lengths) in zip(several_parts(rows), PARTS, strict=False):
-            values = list(smoothed([row["parts"][part] for row in rows]))
+        for (part, (when, values)), (colour, lengths) in zip(several_parts(rows).items(), PARTS, strict=False):
             dashes = " ".join(f"{2 * length:g}" for length in lengths)
-            losses.append(Line(part_label(part, weights) * first, x, values, colour, 2, dashes))
+            losses.append(Line(part_label(part, weights) * first, when, list(values), colour, 2, dashes))
     epochs = [row for row in history if row.get("metrics")]
     x = [row["step"] for row in epochs]
     recalls = []

@@ -98,8 +98,7 @@ def plot_curves(
     """Loss of every step above, validation mR and recalls (percent) of every epoch below, the best mR starred.
 
     history: `Trainer.history`, one dict a step with `step`, `phase`, `loss`, where it has several `parts`, these, and,
-    where an epoch ended, `metrics`. weights: of the parts (`fusion.loss_weights`), named beside them.
-    gallery: what is validated on.
+    where an epoch ended, `metrics`. weights: of the parts (`fusion.loss_weights`). gallery: what is validated on.
     """
     figure = Picture(figsize=(WIDTH, 5.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
@@ -145,10 +144,13 @@ def smoothed(values: Sequence[float], half: int = SMOOTHING) -> np.ndarray:
     return (total[stop] - total[start]) / (stop - start)
 
 
-def several_parts(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Names of the loss's parts in all these rows of a history, where several; a single one is the loss itself."""
-    names = [name for name in rows[0].get("parts", {}) if all(name in row.get("parts", ()) for row in rows)]
-    return names if len(names) > 1 else []
+def several_parts(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[list[float], np.ndarray]]:
+    """Steps and smoothed values of the loss's parts, each from its first step on; none where one is the loss itself."""
+    found = dict[str, tuple[list[float], np.ndarray]]()
+    for name in dict.fromkeys(name for row in rows for name in row.get("parts", ())):
+        those = [row for row in rows if name in row.get("parts", ())]
+        found[name] = [row["step"] for row in those], smoothed([row["parts"][name] for row in those])
+    return found if len(found) > 1 else {}
 
 
 def part_label(part: str, weights: Mapping[str, float] | None) -> str:
@@ -168,9 +170,8 @@ def _draw_loss(
         # Within a phase only: the batch size, and with it the level of the loss, changes between phases.
         mean = f"mean of {2 * SMOOTHING + 1} steps"
         above.plot(steps, smoothed(losses), color=BLUE, lw=2, label=mean * first)
-        for part, (colour, dashes) in zip(several_parts(rows), PARTS, strict=False):
-            values = smoothed([row["parts"][part] for row in rows])
-            above.plot(steps, values, color=colour, ls=(0, dashes), lw=1.8, label=part_label(part, weights) * first)
+        for (part, (when, values)), (colour, dashes) in zip(several_parts(rows).items(), PARTS, strict=False):
+            above.plot(when, values, color=colour, ls=(0, dashes), lw=1.8, label=part_label(part, weights) * first)
         for axes in (above, below):
             shade = axes.axvspan(steps[0] - 0.5, steps[-1] + 0.5, color=SHADES[number % len(SHADES)], lw=0, zorder=0)
             shade.set_label(f"phase: {name}" if axes is above else "")
