@@ -93,7 +93,7 @@ def test_a_click_steps_and_every_view_follows(stepper):
 def test_the_line_on_progress_names_the_criterion_and_not_the_recall(stepper):
     stepper.run(12)
     said = stepper.training.status.value
-    assert "weights kept: return probability" in said and "best validation mR" not in said
+    assert "weights kept by return probability at step 12" in said and "best validation mR" not in said
     assert "Recall on the target&#x27;s validation block" in stepper.training.curves.value
 
 
@@ -142,7 +142,7 @@ def test_the_criterion_stands_beside_the_recall_with_its_highest_marked():
     history = [dict(step=step, metrics=dict(mR=9.0 - step, return_probability=rp)) for step, rp in ((1, 2.0), (2, 5.0))]
     lines = {line.label: (list(line.x), list(line.y)) for line in chosen_lines([{"step": 0}, *history])}
     assert lines["its highest"] == ([2], [5.0])
-    assert lines["return probability (chooses)"] == ([1, 2], [2.0, 5.0])
+    assert lines["return probability"] == ([1, 2], [2.0, 5.0])
     assert lines["mR, of the target's pairs (shown alone)"] == ([1, 2], [8.0, 7.0])
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SIDE = 300  # of a cloud, in pixels
 NAMES = {"image": "images", "text": "texts"}
 TOLD = "How often the domains are told apart, %"
-CHOSEN = "What chooses the weights, without pairs, beside what is measured with them, %"
+CHOSEN = "The criterion without pairs, beside what is measured with them, %"
 Rows = Sequence[dict[str, Any]]
 
 
@@ -57,7 +57,7 @@ def chosen_lines(history: Rows) -> list[Line]:
     """The criterion without pairs, and what is measured with the target's pairs to be looked at alone."""
     epochs = [row for row in history if row.get("metrics")]
     names = (
-        ("return_probability", "return probability (chooses)", PURPLE, 2.6, ""),
+        ("return_probability", "return probability", PURPLE, 2.6, ""),
         ("mR", "mR, of the target's pairs (shown alone)", INK, 2.2, "7 4"),
         ("matching_precision", "likeliest texts that are right (shown alone)", GREEN, 1.8, "2 4"),
     )

@@ -308,10 +308,10 @@ class TrainingStepper(ipw.VBox):
                 )
         if trainer.best.get("step"):
             criterion, step = getattr(trainer, "criterion", "mR"), f"at step {trainer.best['step']:,}"
-            best = f"best validation mR {trainer.best['mR']:.2f} % {step}"
+            best = f"best validation mR {trainer.best['mR']:.2f} %"
             if criterion != "mR":  # the mR is looked at alone
-                best = f"weights kept: {criterion.replace('_', ' ')} {trainer.best[criterion]:.2f} % {step}"
-            parts.append(best)
+                best = f"weights kept by {criterion.replace('_', ' ')}"
+            parts.append(f"{best} {step}")
         return " · ".join(parts)
 
 
