@@ -123,16 +123,21 @@ ORDER = [
         "atlas",
         "live",
         "probes",
+        "adapt_probes",
         "query_figures",
         "found_figures",
         "heat",
         "search_box",
+        "adaptation_figures",
+        "curriculum_figures",
         "widgets",
+        "adaptation_stepper",
         "explorer",
         "segment_explorer",
         "caption_explorer",
     ),
-    *("notebooks", "ablations", "gap", "runner", "cli_data", "cli_augment", "cli_adapt", "cli_search", "cli"),
+    *("notebooks", "ablations", "gap", "crossing", "runner", "cli_data", "cli_augment", "cli_adapt", "cli_search"),
+    *("adapt_ablations", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")

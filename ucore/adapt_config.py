@@ -97,7 +97,7 @@ class AdaptConfig(TrainConfig):
             raise ConfigError("tune_epochs must be 0: adaptation trains the heads; tune the towers with ucore train")
         if self.loss == "sigmoid":
             raise ConfigError("loss must be clip or triplet: adaptation knows no sigmoid loss")
-        if self.source_weight == 0 and self.regime == "unpaired":
+        if self.source_weight == self.triplet_weight == 0 and self.regime == "unpaired":
             raise ConfigError("source_weight is 0 and no pair of the target is known: nothing would keep retrieval up")
         if self.segments != "none":
             raise ConfigError("segments must be none: adaptation knows no segments yet")

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ucore.adversary import DomainDiscriminator, balanced_accuracy, reversal_strength, reverse_gradient
+from ucore.curriculum import Taken
 from ucore.features import image_tower_features
 from ucore.model import DualEncoder
 from ucore.phases import Groups, HeadPhase
@@ -43,6 +44,7 @@ class AdaptPhase(HeadPhase):
         self.source_weights = self.target_weights = torch.zeros(0)
         self._drawn: tuple[np.ndarray, np.ndarray] = (np.zeros(0, int), np.zeros(0, int))
         self._bridge: np.ndarray | None = None  # see `_bridged`
+        self.taken: Taken | None = None  # by the curriculum, for the last batch: to be looked at
         self._matching: tuple[int, Tensor] | None = None  # of the epoch, chances float (images, texts)
         super().__init__(trainer)
 
@@ -79,6 +81,7 @@ class AdaptPhase(HeadPhase):
         if config.pseudo_weight and self.epoch >= config.pseudo_start * self.epochs:
             self._match()  # now, as the averaged weights are put in the place of the trained ones for it
         kept, weights = sampler.keep(texts, self._drawn[1], self.cycle)
+        self.taken = Taken(self.cycle, rows, rows[kept], weights)
         self.source_weights = torch.from_numpy(weights).float().to(device)
         weights = sampler.target_weights(texts[kept], self._drawn[1])
         self.target_weights = torch.from_numpy(weights).float().to(device)
@@ -134,13 +137,15 @@ class AdaptPhase(HeadPhase):
         config, total = self.trainer.config, source[0].new_zeros(())
         even = torch.full_like(self.target_weights, 1 / max(1, len(self.target_weights)))
         for side, ours, others in zip(("image", "text"), source, target, strict=True):
-            logits = [
-                self.discriminators[side](self._seen(reverse_gradient(part, strength))) for part in (ours, others)
-            ]
+            logits = [self.logits(side, reverse_gradient(part, strength)) for part in (ours, others)]
             of_target = self.target_weights if side == "text" else even  # they are the texts'; images are drawn apart
             weights = (self.source_weights, of_target) if config.domain_weights else (None, None)
             total = total + adversarial_loss(logits[0], logits[1], *weights)
         return total / 2
+
+    def logits(self, side: str, features: Tensor) -> Tensor:
+        """What the discriminator of a side, "image" or "text", says of features (N, D): (N,), above 0 source."""
+        return self.discriminators[side](self._seen(features))
 
     def _seen(self, features: Tensor) -> Tensor:
         centres = self.trainer.centres
@@ -215,7 +220,7 @@ class AdaptPhase(HeadPhase):
                 for part in (self.image[rows, 0], self.target_image[:, 0])
             )
             self.discriminators.eval()
-            logits = [self.discriminators["image"](self._seen(part)) for part in (source, target)]
+            logits = [self.logits("image", part) for part in (source, target)]
             self.discriminators.train()
             result["discriminator_accuracy"] = balanced_accuracy(*logits)
         if self._matching is not None:

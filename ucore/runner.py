@@ -87,8 +87,8 @@ def series_for(dataset: str | Path) -> list[str]:
     series = ["00_setup_check", "01_explore_map", "02_segments", "03_captions", "04_train"]
     splits = read_dataset(dataset).frame.groupby("domain")["split"].agg(set)
     if len(splits) > 1 and all({"train", "val", "test"} <= of_domain for of_domain in splits):
-        return [*series, "05_domain_gap", "07_ablations", "08_retrieve", "09_results"]
-    print("05_domain_gap is left out: it needs two domains, each with the splits train, val and test.")
+        return [*series, "05_domain_gap", "06_adapt", "07_ablations", "08_retrieve", "09_results"]
+    print("05_domain_gap and 06_adapt are left out: they need two domains, each with the splits train, val and test.")
     return [*series, "07_ablations", "08_retrieve", "09_results"]
 
 
