@@ -28,8 +28,8 @@ def check_reports(reports: Reports, expected: Iterable[str] = (), keep: Iterable
     checked = [report for report in reports if report["name"] not in keep]
     if stale := [report["name"] for report in checked if is_stale(report)]:
         raise DataError(
-            f"Stale: {few(stale)} of other code than there is now. Run again: {_commands(stale)}; or show what stands "
-            f"for its own commit with -p 'keep=[{', '.join(stale)}]'"
+            f"Stale: the code has changed since {few(stale)} was written. Run again: {_commands(stale)}; or show what "
+            f"stands for its own commit with -p 'keep=[{', '.join(stale)}]'"
         )
     groups: dict[Any, dict[Any, str]] = {}
     for report in checked:

@@ -148,7 +148,7 @@ class _Run:
             began = time.time_ns()
             result = run_notebook(
                 task.path, task.parameters, self.out, progress=self.progress, timeout=self.timeout,
-                threads=self.threads, place=place,
+                threads=cores() if task.chapter.alone else self.threads, place=place,
             )  # fmt: skip
             written = {str(path): file_hash(path) for path in _written(task, folder, began)}
             write_json(folder / RECORD, {"key": key, "seconds": round(result.seconds, 1), "files": written})

@@ -108,7 +108,7 @@ def recall_rows(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     several = len({dataset_of(report) for report in reports}) > 1
     rows = []
     for report, label, of_label in _models(reports):
-        if "duplicate" not in label and any(name in of_label for name in RECALLS):
+        if "duplicate" not in label and all(name in of_label for name in RECALLS):
             shown = f"{dataset_of(report)}: {label}" if several else label
             rows += [{**entry, "label": shown} for entry in of_label.values() if entry["metric"] in METRICS]
     return rows
