@@ -127,7 +127,7 @@ ORDER = [
         "caption_explorer",
     ),
     *("ablations", "gap", "runner", "series", "reproduce"),
-    *("tables", "freshness", "differences", "page_style", "page"),
+    *("tables", "freshness", "differences", "page_style", "page", "new_notebook"),
     *("cli_data", "cli_augment", "cli_adapt", "cli_reproduce", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
