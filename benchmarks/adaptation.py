@@ -36,7 +36,7 @@ from ucore.hubness import Bank, correct_hubs
 from ucore.manifest import Manifest
 from ucore.model import DualEncoder, load_encoder
 from ucore.notebooks import parse_parameters
-from ucore.report import machine_facts
+from ucore.origin import machine_facts
 from ucore.splits import adaptation_split
 from ucore.test_time import adapt_queries
 from ucore.train import Trainer

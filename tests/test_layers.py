@@ -12,7 +12,21 @@ import ucore
 
 PACKAGE = Path(ucore.__file__).parent
 ORDER = [
-    *("errors", "spans", "files", "config", "images", "masks", "store", "workers", "processes", "cluster", "parallel"),
+    *(
+        "errors",
+        "spans",
+        "files",
+        "config",
+        "images",
+        "origin",
+        "notebooks",
+        "masks",
+        "store",
+        "workers",
+        "processes",
+        "cluster",
+        "parallel",
+    ),
     *("manifest", "osm", "geo", "kinds", "compose"),
     *("duplicates", "blocks", "splits", "tiles", "servers", "imagery", "build"),
     *("countries", "site", "facilities", "fillers", "city", "osm_city"),
@@ -136,8 +150,9 @@ ORDER = [
         "segment_explorer",
         "caption_explorer",
     ),
-    *("notebooks", "ablations", "gap", "crossing", "runner", "cli_data", "cli_augment", "cli_adapt", "cli_search"),
-    *("adapt_ablations", "cli"),
+    *("notebooks", "ablations", "gap", "crossing", "adapt_ablations", "runner", "series", "reproduce"),
+    *("tables", "freshness", "differences", "page_style", "page", "new_notebook"),
+    *("cli_data", "cli_augment", "cli_adapt", "cli_search", "cli_reproduce", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")

@@ -9,9 +9,11 @@ import pytest
 
 from ucore.checkpoint import load_checkpoint
 from ucore.data import read_dataset
-from ucore.report import load_report, markdown_table, provenance
-from ucore.runner import reproduce, run_notebook
+from ucore.report import load_report
+from ucore.reproduce import reproduce
+from ucore.runner import run_notebook
 from ucore.simulate import SimulationConfig, simulate_dataset
+from ucore.tables import provenance, recall_table, results_text
 from ucore.tasks import score
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +92,9 @@ def test_segments_and_captions_run_on_simulated_data_and_keep_the_leak_apart(tmp
     leaked = [row for row in reports[0]["metrics"] if "(leak)" in row["label"]]
     assert leaked
     assert all(row["metric"].startswith("leaked_") for row in leaked)
-    assert "leak" not in markdown_table(reports)
+    table = recall_table(reports)
+    assert table
+    assert "leak" not in table.markdown()
     labels = {row["label"] for row in reports[1]["metrics"]}
     assert {"finland: original captions", "spain: micro", "germany: tags", "micro"} <= labels
     for name in ("02_segments/segments.png", "03_captions/captions.png"):
@@ -153,4 +157,4 @@ def test_the_readme_shows_the_committed_reports():
     found = [load_report(ROOT / name) for name in sorted(tracked.stdout.split()) if name.endswith("/metrics.json")]
     if tracked.returncode:
         pytest.skip("this is no git checkout: which reports are committed is not known")
-    assert section.strip() == f"{markdown_table(found)}\n{provenance(found)}".strip()
+    assert section.strip() == f"{results_text(found)}\n{provenance(found)}".strip()
