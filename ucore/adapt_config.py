@@ -24,7 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
         weight_decay=0.0, train_views=1, test_views=1, head_batch_size=80, target_batch_size=16, head_epochs=5,
         epoch_steps=1_000_000,
     ),
-    "ucore": dict(pseudo_weight=1.0, mmd_weight=5.0, label_smoothing=0.0),
+    "ucore": dict(pseudo_weight=1.0, bridge_weight=1.0, pseudo_start=0.0, choose_by="last", label_smoothing=0.0),
     "target-only": dict(regime="paired", source_weight=0.0),
     "joint": dict(regime="paired"),
 }  # fmt: skip
