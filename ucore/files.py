@@ -31,7 +31,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(path)
         os.replace(temporary, path)
     except Exception as error:
-        explained = _explain(error, path)
+        explained = explain(error, path)
         if explained is None:
             raise
         raise explained from error
@@ -43,7 +43,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
-def _explain(error: Exception, path: Path) -> UserError | None:
+def explain(error: Exception, path: Path) -> UserError | None:
     """The sentence for a place that cannot be written; None for an error of another kind."""
     if _disk_is_full(error, path):
         return UserError(f"The disk is full: could not write {path}. Free some space and repeat the command.")
