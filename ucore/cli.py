@@ -288,21 +288,10 @@ class _progress:
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 a notebook's cell failed, 2 something for the user to put right."""
     commands = {
-        "train": train,
-        "eval": evaluate,
-        "adapt": adapt,
-        "run": run,
-        "reproduce": reproduce,
-        "data": data,
-        "simulate": simulate,
-        "segment": segment,
-        "caption": caption,
-        "segments": segments,
-        "captions": captions,
-        "index": index_command,
-        "search": search,
-        "map": draw_map,
-    }
+        "train": train, "eval": evaluate, "adapt": adapt, "run": run, "reproduce": reproduce, "data": data,
+        "simulate": simulate, "segment": segment, "caption": caption, "segments": segments, "captions": captions,
+        "index": index_command, "search": search, "map": draw_map,
+    }  # fmt: skip
     usual, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         tyro.extras.subcommand_cli_from_dict(
