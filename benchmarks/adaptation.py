@@ -5,8 +5,11 @@
 
 Heads of the bundled encoder are trained on the source (scale tiny, the seed's own), then adapted to the target with its
 part "finetune" (20 %), and scored on "test" (70 %): whole gallery, plain cosines and, "+qb", with hubs corrected by the
-images and texts of "finetune". Differences of mR to "source-only",
+images and texts of "finetune". "zero-shot" is the source's model as it is, "zero-shot +qb" QB-Norm, and "tcr" answers
+every test query with a head that moves by the queries alone (`test_time`). Differences of mR to "source-only",
 which goes on training on the source for as many steps, are paired by seed and query; the interval draws both again.
+A method may change settings ("ucore,pseudo_weight=0"), the regime ("ucore,regime=paired,shots=10") and the choice of
+weights ("ucore,choose_by=mR": the oracle).
 """
 
 import argparse
@@ -35,6 +38,7 @@ from ucore.model import DualEncoder, load_encoder
 from ucore.notebooks import parse_parameters
 from ucore.report import machine_facts
 from ucore.splits import adaptation_split
+from ucore.test_time import adapt_queries
 from ucore.train import Trainer
 
 BASE = "source-only"
@@ -56,9 +60,32 @@ def ranks_of(encoder: DualEncoder, test: Manifest, finetune: Manifest, cache: Pa
     to (QB-Norm with a bank of the target)."""
     image, text = features_of(encoder, test, cache)
     plain, bank = similarity_matrix(image, text), Bank(*features_of(encoder, finetune, cache))
-    corrected = correct_hubs(plain, image, text, bank, float(torch.exp(-encoder.logit_scale)))
+    corrected = correct_hubs(plain, image, text, bank, float(torch.exp(-encoder.logit_scale.detach())))
     owner = test.texts[1]
     return {"": retrieval_ranks(plain, owner), " +qb": retrieval_ranks(corrected, owner)}
+
+
+def tcr_ranks(encoder: DualEncoder, test: Manifest, cache: Path, seed: int) -> Ranks:
+    """Ranks where texts, and then images, move towards the gallery while they are answered."""
+    raw = (
+        torch.from_numpy(image_tower_features(encoder, test, 1, cache, progress=False)[:, 0]),
+        torch.from_numpy(text_tower_features(encoder, test.texts[0], cache, progress=False)),
+    )
+    image, text = features_of(encoder, test, cache)
+    temperature, owner = float(torch.exp(-encoder.logit_scale.detach())), test.texts[1]
+    images = adapt_queries(encoder.image_head, raw[0], text, temperature, seed=seed)
+    texts = adapt_queries(encoder.text_head, raw[1], image, temperature, seed=seed)
+    of_images = retrieval_ranks(similarity_matrix(images, text), owner)[0]
+    return of_images, retrieval_ranks(similarity_matrix(image, texts), owner)[1]
+
+
+def directions(data: Manifest, wanted: Sequence[str] | None) -> list[tuple[Manifest, Manifest]]:
+    """Pairs of domains, all of them or those named SOURCE-TARGET (a name may hold a hyphen itself)."""
+    names = sorted(set(data.frame["domain"]))
+    every = {f"{a}-{b}": (a, b) for a in names for b in names if a != b}
+    if missing := [one for one in wanted or [] if one not in every]:
+        raise SystemExit(f"No direction {missing[0]}: choose from {', '.join(every)}")
+    return [(data.domain(a), data.domain(b)) for a, b in (every[one] for one in wanted or every)]
 
 
 def settings(text: str) -> tuple[str, dict[str, Any]]:
@@ -91,7 +118,10 @@ def direction(
         config = TrainConfig.at("tiny", seed=seed, head_batch_size=batch, max_train_images=None)
         Trainer(start, train, val, config, None, cache, progress=False).fit()
         keep("zero-shot", start, {}, 0.0)
-        for text in methods:
+        if "tcr" in methods:
+            started = time.perf_counter()
+            found.setdefault("tcr", []).append((tcr_ranks(start, test, cache, seed), {}, time.perf_counter() - started))
+        for text in (name for name in methods if name != "tcr"):
             method, changes = settings(text)
             encoder, started = copy.deepcopy(start), time.perf_counter()
             own = AdaptConfig.of(method, scale, **{"seed": seed, "head_batch_size": batch, **changes})
@@ -110,7 +140,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="another dataset whose pairs are the source")
     parser.add_argument("--targets", nargs="+", help="domains of --data; by default all")
     parser.add_argument("--directions", nargs="+", help="SOURCE-TARGET within --data; by default all")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="names, or name,setting=value,...")
+    parser.add_argument("--methods", nargs="+", default=["tcr", *METHODS], help="names, or name,setting=value,...")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scale", default="tiny")
     parser.add_argument("--cache", type=Path, default=Path("runs/features"))
@@ -122,9 +152,7 @@ def main() -> None:
         source = read_dataset(options.source, split=("train", "val"))
         pairs = [(source, data.domain(name)) for name in options.targets or sorted(set(data.frame["domain"]))]
     else:
-        names = sorted(set(data.frame["domain"]))
-        wanted = options.directions or [f"{a}-{b}" for a in names for b in names if a != b]
-        pairs = [tuple(data.domain(name) for name in one.split("-")) for one in wanted]
+        pairs = directions(data, options.directions)
     methods = list(dict.fromkeys([BASE, *options.methods]))
     print(f"{'SIMULATED' if data.simulated else 'Real'} data; {json.dumps(machine_facts())}")
     fresh, rows, gains = load_encoder(), [], {}

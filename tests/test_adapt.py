@@ -1,6 +1,7 @@
 """Adaptation: what a step sees of both domains, that resuming equals never stopping, and that it helps."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ import pytest
 import torch
 from command import ucore
 from makers import make_rsicd
+from PIL import Image
 
 from ucore.adapt import Adapter
 from ucore.adapt_config import METHODS, AdaptConfig
 from ucore.adversary import reversal_strength
 from ucore.checkpoint import load_checkpoint
+from ucore.cli_adapt import refuse_shared
 from ucore.data import read_dataset
-from ucore.errors import ConfigError
+from ucore.errors import ConfigError, DataError
 
 SMALL: dict[str, Any] = dict(head_epochs=3, head_batch_size=8, target_batch_size=4, train_views=2, test_views=1)
 
@@ -254,6 +257,20 @@ def test_the_same_set_on_both_sides_is_refused(tiny_rsicd, trained, tmp_path):
     assert done.status == 2 and "are in the source, too" in done.err and "Traceback" not in done.err
     done = ucore("adapt", "--source", tiny_rsicd, "--target", tiny_rsicd, "--checkpoint", trained, "--out", trained)
     assert done.status == 2 and "choose another folder" in done.err
+
+
+def test_pictures_of_one_colour_that_both_sides_have_are_no_leak(tmp_path):
+    sides = []
+    for number, name in enumerate(("here", "there")):
+        folder = make_rsicd(tmp_path / name, 4, 2, 0, seed=number)
+        first = sorted((folder / "images").iterdir())[0]
+        Image.new("RGB", (32, 32), "white").save(first)
+        sides.append(read_dataset(folder))
+    assert len({(side.image_paths[0]).read_bytes() for side in sides}) == 1
+    refuse_shared(*sides)
+    shutil.copy(sides[0].image_paths[1], sides[1].image_paths[1])
+    with pytest.raises(DataError, match="1 of 6 images of the target are in the source"):
+        refuse_shared(*sides)
 
 
 def test_a_target_of_several_domains_asks_which(tiny_rsicd, trained, tmp_path):

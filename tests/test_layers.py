@@ -76,6 +76,7 @@ ORDER = [
         "adversary",
         "curriculum",
         "pseudo",
+        "test_time",
         "adapt_config",
         "hubness",
         "evaluate",

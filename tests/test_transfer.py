@@ -1,6 +1,7 @@
 """Losses between domains against hand calculation and other implementations' values, and the gradient's reversal."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,3 +142,57 @@ def test_chances_count_by_what_of_them_lies_in_the_batch() -> None:
     forth = F.cross_entropy(scale.exp() * elsewhere, torch.arange(3)).item()
     back = F.cross_entropy(scale.exp() * similarity.T, torch.arange(3)).item()
     assert with_text == pytest.approx((forth + back) / 2, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def skada() -> Any:
+    pytest.importorskip("skada", reason="skada, the independent oracle, is not installed: pip install skada skorch")
+    from skada.deep import _adversarial, losses
+
+    return losses, _adversarial
+
+
+def test_losses_equal_skadas_on_the_same_features(skada: Any) -> None:
+    losses, adversarial = skada
+    generator = torch.Generator().manual_seed(3)
+    source, target = torch.randn(9, 5, generator=generator), 0.5 + 2 * torch.randn(7, 5, generator=generator)
+    assert coral_loss(source, target).item() == pytest.approx(losses.deepcoral_loss(source, target).item(), rel=1e-5)
+
+    both = torch.cat([source, target])
+    middle = torch.pdist(both).square().mean()
+
+    def kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        distances = torch.cdist(x, y).square()
+        return torch.stack([torch.exp(-distances / (middle * scale)) for scale in (0.25, 0.5, 1, 2, 4)]).mean(0)
+
+    expected = losses._maximum_mean_discrepancy(source, target, kernel)
+    assert mmd_loss(source, target).item() == pytest.approx(expected.item(), rel=1e-4)
+
+    logits = torch.randn(9, generator=generator), torch.randn(7, generator=generator)
+    chances = [torch.sigmoid(-part) for part in logits]  # skada's label of the source is 0
+    expected = adversarial.DANNLoss()(*chances)
+    assert adversarial_loss(*logits).item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = adversarial.CDANLoss()(*chances, source, target)
+    assert adversarial_loss(*logits).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_what_cdans_discriminator_sees_is_skadas_multilinear_map(skada: Any) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Base(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.classes = torch.nn.Linear(4, 6), torch.nn.Linear(6, 3)
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(self.classes(self.features(rows)), dim=1)
+
+    class Watching(torch.nn.Module):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            seen.append(rows)
+            return rows.sum(1)
+
+    torch.manual_seed(0)
+    module = skada[1].CDANModule(Base(), "features", Watching())
+    memberships, _, features, _, _ = module.train()(torch.randn(8, 4))
+    assert torch.allclose(conditional_features(features, memberships), seen[0], atol=1e-6)

@@ -142,17 +142,24 @@ def target_parts(everything: "Manifest", domain: str | None, seed: int) -> "tupl
 
 
 def refuse_shared(source: "Manifest", target: "Manifest") -> None:
-    """Raise DataError, naming them, for images that are in both: what was learned by heart is no adaptation."""
+    """Raise DataError, naming them, for images that are in both: what was learned by heart is no adaptation.
+
+    Images of a single colour say nothing that could be learned by heart; several countries have the same.
+    """
     from ucore.files import file_hash
-    from ucore.images import map_files
+    from ucore.images import load_image, map_files
     from ucore.manifest import few
 
     known = dict(
         zip(map_files(file_hash, source.image_paths, "Hashing images"), source.frame["sample_id"], strict=True)
     )
     hashes = map_files(file_hash, target.image_paths, "Hashing images")
-    shared = [f"{name} ({known[key]})" for key, name in zip(hashes, target.frame["sample_id"], strict=True)
-              if key in known]  # fmt: skip
+    found = zip(hashes, target.frame["sample_id"], target.image_paths, strict=True)
+    shared = [
+        f"{name} ({known[key]})"
+        for key, name, path in found
+        if key in known and len(load_image(path).getcolors(1) or []) != 1
+    ]
     if shared:
         whole = len(shared) == len(target) == len(source)
         told = "Source and target are the same" if whole else f"{len(shared):,} of {len(target):,} images of the target"
