@@ -1,6 +1,6 @@
 """Latency, recall and memory of the gallery index beside FAISS and numpy, in one run, one query at a time.
 
-    python benchmarks/search.py [--rows 1000000] [--dim 512] [--queries 60] [--peers flat ivf hnsw lance] [--folder DIR]
+    python benchmarks/search.py [--rows 1000000] [--dim 512] [--queries 60] [--few 100000] [--only NAME ...]
 
 The vectors are made up: a mixture of 2,400 topics of unequal size in 60 groups, on 96 directions of falling strength,
 with noise in all others; queries are other samples of it, moved off by one common vector and more noise, as texts are
@@ -8,7 +8,7 @@ from images. Half of the places are the topic's own, the others lie anywhere, so
 they do on a map. A box lies around a row's place and holds the share of rows that is told. Every latency includes the
 box (for the peers: four comparisons in numpy and the selector). Each contender runs in a process of its own; memory is
 its largest resident set, mapped files included, over the size of the vectors. The truth is brute force in float64.
-HNSW takes long to build and is measured on the first --hnsw-rows rows, against their own truth.
+HNSW takes long to build; it and LanceDB (on disk) are measured on the first --few rows, against their own truth.
 """
 
 import argparse
@@ -141,6 +141,8 @@ def make_truth(place: Path, dim: int, queries: int, most: int) -> dict[str, Any]
 def measure(place: Path, queries: np.ndarray, truth: str, ask: Ask) -> dict[str, Any]:
     """p50 and p95 in milliseconds and recall@10, without a box and with each."""
     asks, right = json.loads((place / "asks.json").read_text()), np.load(place / "truth.npz")
+    for query in queries[:5]:  # not timed
+        ask(query[None], None)
     result = {}
     for share in SHARES:
         seconds, recall = [], []
@@ -177,7 +179,7 @@ def brute_force(place: Path, dim: int) -> tuple[Ask, float]:
     def ask(query: np.ndarray, box: Any) -> np.ndarray:
         rows = None if box is None else np.flatnonzero(inside(places, box))
         scores = (vectors if rows is None else vectors[rows]) @ query[0]
-        best = np.argpartition(-scores, K)[:K]
+        best = np.argpartition(-scores, min(K, len(scores) - 1))[:K]
         return best if rows is None else rows[best]
 
     return ask, 0.0
@@ -214,10 +216,38 @@ def of_faiss(place: Path, dim: int, kind: str, most: int | None) -> tuple[Ask, f
     return ask, seconds
 
 
-def of_lance(place: Path, exact: bool) -> tuple[Ask, float]:
-    raise NotImplementedError
+def of_lance(place: Path, dim: int, most: int, exact: bool) -> tuple[Ask, float]:
+    """Our LanceDB engine, on disk, of the first rows."""
+    import pandas as pd
+
+    from ucore.filters import Filter
+    from ucore.index import GalleryIndex
+
+    folder, seconds = place / "lance", 0.0
+    if not folder.exists():
+        blocks, places = load(place, most)
+        started = time.perf_counter()
+        index = GalleryIndex.create(folder, {"name": "made-up"}, dim, engine="lance")
+        for number, block in enumerate(blocks):
+            names = [str(name) for name in range(number * BLOCK, number * BLOCK + len(block))]
+            lon, lat = places[:, number * BLOCK : number * BLOCK + len(block)]
+            index.add(block, pd.DataFrame({"item_id": names, "kind": "image", "sample_id": names, "lon": lon,
+                                           "lat": lat}))  # fmt: skip
+        index.compact()
+        seconds = time.perf_counter() - started
+    index = GalleryIndex.open(folder)
+    positions = index.select()
+    row_of = dict(zip(positions.tolist(), index.rows(positions)["item_id"].astype(int).tolist(), strict=True))
+    row_of[-1] = -1
+
+    def ask(query: np.ndarray, box: Any) -> np.ndarray:
+        where = None if box is None else Filter(box=box)
+        return np.array([row_of[one] for one in index.search(query, K, where, exact=exact).positions[0].tolist()])
+
+    return ask, seconds
 
 
+FEW = ("faiss hnsw", "lance exact", "lance approximate")  # measured on the first rows
 STAGES: dict[str, Callable[[Path, int, int], tuple[Ask, float]]] = {
     "ucore exact": lambda place, dim, most: ours(place, True),
     "ucore approximate": lambda place, dim, most: ours(place, False),
@@ -225,6 +255,8 @@ STAGES: dict[str, Callable[[Path, int, int], tuple[Ask, float]]] = {
     "faiss flat": lambda place, dim, most: of_faiss(place, dim, "flat", None),
     "faiss ivf": lambda place, dim, most: of_faiss(place, dim, "ivf", None),
     "faiss hnsw": lambda place, dim, most: of_faiss(place, dim, "hnsw", most),
+    "lance exact": lambda place, dim, most: of_lance(place, dim, most, True),
+    "lance approximate": lambda place, dim, most: of_lance(place, dim, most, False),
 }
 
 
@@ -237,8 +269,8 @@ def stage(name: str, place: Path, rows: int, dim: int, queries: int, most: int) 
     else:
         ask, seconds = STAGES[name](place, dim, most)
         result = {"build_s": seconds}
-        result |= measure(place, Mixture(dim).queries(queries), "few" if "hnsw" in name else "all", ask)
-    size = 4 * dim * (most if "hnsw" in name else rows)
+        result |= measure(place, Mixture(dim).queries(queries), "few" if name in FEW else "all", ask)
+    size = 4 * dim * (most if name in FEW else rows)
     return {**result, "memory": peak() / size}
 
 
@@ -253,12 +285,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--queries", type=int, default=60)
-    parser.add_argument("--hnsw-rows", type=int, default=100_000)
+    parser.add_argument("--few", type=int, default=100_000)
     parser.add_argument("--only", nargs="+", default=list(STAGES), choices=list(STAGES), help="contenders")
     parser.add_argument("--folder", type=Path, help="where an index is kept, and found again; by default a temporary")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    most = min(arguments.hnsw_rows, arguments.rows)
+    most = min(arguments.few, arguments.rows)
     if arguments.stage:
         place = arguments.folder
         print(json.dumps(stage(arguments.stage, place, arguments.rows, arguments.dim, arguments.queries, most)))
@@ -278,7 +310,7 @@ def run(arguments: argparse.Namespace, place: Path, most: int) -> None:
     def ask(name: str) -> dict[str, Any]:
         values = {name: getattr(arguments, name) for name in ("rows", "dim", "queries")}
         options = [f"--{name}={value}" for name, value in values.items()]
-        command = [sys.executable, __file__, *options, f"--hnsw-rows={most}", f"--folder={place}", f"--stage={name}"]
+        command = [sys.executable, __file__, *options, f"--few={most}", f"--folder={place}", f"--stage={name}"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -293,7 +325,7 @@ def run(arguments: argparse.Namespace, place: Path, most: int) -> None:
     for name in arguments.only:
         found = ask(name)
         cells = [f"{p50:.1f} {p95:.1f} {recall:.3f}" for p50, p95, recall in (found[str(share)] for share in SHARES)]
-        label = f"{name}, {most:,} rows" if "hnsw" in name else name
+        label = f"{name}, {most:,} rows" if name in FEW else name
         print(f"| {label} | {found['build_s']:.0f} | {found['memory']:.2f} | {' | '.join(cells)} |", flush=True)
 
 

@@ -1,5 +1,9 @@
 """Galleries for tests of the index, and processes that are killed while they change one."""
 
+import random
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +48,18 @@ def state_of(index: GalleryIndex) -> dict[str, tuple[float, ...]]:
     return {name: tuple(values) for name, values in zip(rows["item_id"], features.tolist(), strict=True)}
 
 
-def change_for_ever(folder: str | Path, ready: Any) -> None:
-    """Add, delete, replace and compact, so that version v holds what `expected(v)` says; until killed."""
+def change_for_ever(folder: str | Path, ready: Any, count: bool = False) -> None:
+    """Add, delete, replace and compact, so that version v holds what `expected_states` says; until killed.
+
+    count: versions do not count the changes; what is there tells how many there were.
+    """
     index = GalleryIndex.open(folder)
+    state = state_of(index) if count else {}
+    done = max(step for step, made in enumerate(expected_states(200)) if made == state) if count else 0
     ready.set()
     while True:
-        step = index.version
+        step = done if count else index.version
+        done += 1
         turn, first = step % 4, step // 4 * 20
         if turn == 0:
             index.add(make_features(20, step), make_rows(20, first))
@@ -61,10 +71,27 @@ def change_for_ever(folder: str | Path, ready: Any) -> None:
             index.compact()
 
 
-def expected(version: int) -> dict[str, tuple[float, ...]]:
-    """What `change_for_ever` has made at a version."""
+def kill_while_changing(processes: Any, folder: Path, chance: random.Random, count: bool = False) -> None:
+    """Start `change_for_ever`, let it make some versions, and kill it at any moment of the next."""
+    ready = processes.Event()
+    process = processes.Process(target=change_for_ever, args=(str(folder), ready, count))
+    process.start()
+    assert ready.wait(100)
+    started, first, last = time.monotonic(), GalleryIndex.open(folder).version, chance.randrange(1, 5)
+    while GalleryIndex.open(folder).version < first + last:
+        assert process.is_alive() and time.monotonic() < started + 100
+        time.sleep(0.002)
+    time.sleep(chance.uniform(0, 1.2) * (time.monotonic() - started) / last)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def expected_states(count: int) -> Iterator[dict[str, tuple[float, ...]]]:
+    """What `change_for_ever` has made at versions 0 to `count`."""
     state: dict[str, tuple[float, ...]] = {}
-    for step in range(version):
+    for step in range(count + 1):
+        yield dict(state)
         turn, first = step % 4, step // 4 * 20
         if turn == 0:
             state |= {f"i{first + n}": tuple(row) for n, row in enumerate(make_features(20, step).tolist())}
@@ -73,4 +100,3 @@ def expected(version: int) -> dict[str, tuple[float, ...]]:
                 del state[f"i{n}"]
         elif turn == 2:
             state |= {f"i{first + 1 + 2 * n}": tuple(row) for n, row in enumerate(make_features(5, step).tolist())}
-    return state

@@ -31,7 +31,7 @@ def assert_same(got, wanted):
 def small_blocks(monkeypatch):
     """So that few rows take all the ways that many rows do."""
     monkeypatch.setattr(nearest, "BLOCK", 64)
-    monkeypatch.setattr(nearest, "SEVERAL", 50)
+    monkeypatch.setattr(nearest, "SEVERAL", 1000)
 
 
 @pytest.mark.parametrize("count", [1, 3, 40], ids=["one query", "few", "many"])

@@ -21,6 +21,7 @@ from ucore.errors import ConfigError, DataError
 from ucore.files import safe_join
 from ucore.filters import Filter
 from ucore.index_flat import FlatEngine
+from ucore.index_lance import LanceEngine
 from ucore.index_rows import KINDS, checked_features, checked_queries, checked_rows
 
 if TYPE_CHECKING:
@@ -51,12 +52,12 @@ class Hits:
 class GalleryIndex:
     """Features and metadata of a gallery; made by `create` or `open`."""
 
-    def __init__(self, engine: FlatEngine) -> None:
+    def __init__(self, engine: FlatEngine | LanceEngine) -> None:
         self._engine = engine
 
     @classmethod
     def create(cls, folder: str | Path, card: dict[str, Any], dim: int, engine: str = "flat") -> "GalleryIndex":
-        """An empty index in `folder`.
+        """An empty index in `folder`; with engine "lance" that may be a URI (s3://bucket/index).
 
         card: JSON-able; what the features were made with (IDENTITY), and `root`, the folder that images are in.
         dim: width of the features. Raises ConfigError for an unknown engine, DataError where there is an index.
@@ -65,12 +66,19 @@ class GalleryIndex:
             raise ConfigError(f"There is no engine {engine!r}{did_you_mean(engine, ENGINES)}; choose flat or lance.")
         if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= 100_000:
             raise ConfigError(f"dim is {dim!r}; it must be a whole number from 1 to 100,000")
-        FlatEngine.create(Path(folder), dict(card), dim)
+        if engine == "lance":
+            LanceEngine.create(str(folder), dict(card), dim)
+        elif "://" in str(folder):
+            raise ConfigError(f"{folder} is not a local folder; choose engine lance for it")
+        else:
+            FlatEngine.create(Path(folder), dict(card), dim)
         return cls.open(folder)
 
     @classmethod
     def open(cls, folder: str | Path) -> "GalleryIndex":
         """The newest version of the index in `folder`. Raises DataError where there is none, or a damaged one."""
+        if "://" in str(folder) or (Path(folder) / "about.lance").exists():
+            return cls(LanceEngine(str(folder)))
         return cls(FlatEngine(Path(folder)))
 
     def refresh(self) -> None:
@@ -83,21 +91,21 @@ class GalleryIndex:
 
     @property
     def version(self) -> int:
-        """Grows by 1 with every change."""
-        return self._engine.manifest["version"]
+        """Grows with every change: by 1, or as LanceDB counts."""
+        return self._engine.version
 
     @property
     def card(self) -> dict[str, Any]:
-        return self._engine.manifest["card"]
+        return self._engine.card
 
     @property
     def dim(self) -> int:
-        return self._engine.manifest["dim"]
+        return self._engine.dim
 
     @property
     def has_bias(self) -> bool:
         """Whether the rows have a hub_bias."""
-        return bool(self._engine.manifest["bias"])
+        return self._engine.bias
 
     def __len__(self) -> int:
         return len(self._engine)
@@ -194,7 +202,7 @@ class GalleryIndex:
         array = np.atleast_1d(np.asarray(positions))
         if array.size == 0:
             return np.zeros(0, np.int64)
-        most = self._engine.manifest["rows"]
+        most = self._engine.limit
         if array.ndim != 1 or array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= most:
             raise DataError(f"Positions must be a row of whole numbers from 0 to {most - 1:,} (-1 stands for no hit).")
         return array.astype(np.int64)

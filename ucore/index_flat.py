@@ -17,11 +17,10 @@ from ucore.errors import DataError
 from ucore.filters import Filter
 from ucore.index_rows import SCHEMA
 from ucore.manifest import few
-from ucore.nearest import nearest, rescore
+from ucore.nearest import BLOCK, blocks_of, nearest, rescore
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported, which type checkers do not see
 MOST_PARTS = 32  # files of metadata, before they are joined
-COPIED = 32_768  # rows copied at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +118,28 @@ class FlatEngine:
     def manifest(self) -> files.Manifest:
         return self.now.manifest
 
+    @property
+    def version(self) -> int:
+        return self.manifest["version"]
+
+    @property
+    def card(self) -> dict[str, Any]:
+        return self.manifest["card"]
+
+    @property
+    def dim(self) -> int:
+        return self.manifest["dim"]
+
+    @property
+    def bias(self) -> bool:
+        """Whether the rows have a hub_bias, as a coordinate behind those of the features."""
+        return bool(self.manifest["bias"])
+
+    @property
+    def limit(self) -> int:
+        """Positions are below it."""
+        return self.manifest["rows"]
+
     def __len__(self) -> int:
         return self.manifest["rows"] - len(self.now.gone)
 
@@ -176,8 +197,7 @@ class FlatEngine:
                 keep = keep[order]
                 new["cells"] = self._write_cells(cells.centroids, [cells.cell[order]], number)
             name = f"vectors-{number}.f32"
-            blocks = (now.vectors[keep[start : start + COPIED]] for start in range(0, len(keep), COPIED))
-            _, crc = files.append(self.folder / name, 0, blocks)
+            _, crc = files.append(self.folder / name, 0, blocks_of(now.vectors, keep))
             table = pa.concat_tables([now.table.take(pa.array(keep))]).combine_chunks()
             new |= {"rows": len(keep), "vectors": {"name": name, "chunks": [[len(keep), crc]]}, "gone": None}
             new["parts"] = [self._write_table(table, number)] if len(keep) else []
@@ -232,16 +252,16 @@ class FlatEngine:
 
     def _wide(self, queries: np.ndarray, bias: bool) -> np.ndarray:
         """Queries with the coordinate that the rows' bias is multiplied with."""
-        if bias and not self.manifest["bias"]:
+        if bias and not self.bias:
             raise DataError("This index has no hub_bias; build it with the bank of its checkpoint, or search without.")
         wide = np.zeros((len(queries), self.manifest["width"]), np.float32)
-        wide[:, : self.manifest["dim"]] = queries
+        wide[:, : self.dim] = queries
         if bias:
-            wide[:, self.manifest["dim"]] = 1
+            wide[:, self.dim] = 1
         return wide
 
     def features(self, positions: np.ndarray) -> np.ndarray:
-        return self.now.vectors[positions, : self.manifest["dim"]]
+        return self.now.vectors[positions, : self.dim]
 
     def table(self, positions: np.ndarray) -> pa.Table:
         return self.now.table.take(pa.array(positions))
@@ -260,8 +280,8 @@ def _widened(features: np.ndarray, table: pa.Table, manifest: files.Manifest) ->
         yield features
         return
     bias = table["hub_bias"].to_numpy()
-    for start in range(0, len(features), COPIED):
-        block = features[start : start + COPIED]
+    for start in range(0, len(features), BLOCK):
+        block = features[start : start + BLOCK]
         wide = np.zeros((len(block), manifest["width"]), np.float32)
-        wide[:, : block.shape[1]], wide[:, block.shape[1]] = block, bias[start : start + COPIED]
+        wide[:, : block.shape[1]], wide[:, block.shape[1]] = block, bias[start : start + BLOCK]
         yield wide

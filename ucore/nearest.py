@@ -7,7 +7,8 @@ the last of these (many equal captions do that), it is asked for more.
 """
 
 import itertools
-from collections.abc import Callable
+import mmap
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +19,7 @@ from ucore.errors import UserError
 SPARE = 8  # rows more than k that FAISS proposes at first
 BATCH = 16  # from so many queries on, blocks of rows are multiplied with all of them at once
 BLOCK = 32_768  # rows of such a block: 64 MB at 512 dimensions
-SEVERAL = 2_000  # rows that are worth a second thread, for one query
+SEVERAL = 2**23  # values, 32 MB, that are worth a second thread for one query: some milliseconds of work
 DENSE = 0.6  # share of rows from which on walking over all of them is faster than jumping from one to the next
 
 
@@ -61,6 +62,15 @@ def nearest(
         open_ = open_[~certain]
         want *= 4
     return positions, scores
+
+
+def blocks_of(vectors: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows, block after block; what is mapped for one is let go after it, so that a walk over all needs little."""
+    mapped = getattr(vectors.base, "_mmap", None)
+    for start in range(0, len(rows), BLOCK):
+        yield vectors[rows[start : start + BLOCK]]
+        if mapped is not None:
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def best(positions: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,12 +120,13 @@ def _propose(
         ask: Callable[[slice], Any] = lambda cut: _multiply(vectors, queries, want, rows, cut)  # noqa: E731
         parts = map(ask, cuts)
     else:
-        pieces = threads if count >= SEVERAL else 1
+        pieces = threads if count * vectors.shape[1] >= SEVERAL else 1
         edges = np.linspace(0, count, pieces + 1).astype(int)
         cuts = [slice(*edge) for edge in itertools.pairwise(edges.tolist())]
         ask = lambda cut: _walk(vectors, queries, want, rows, cut)  # noqa: E731
         if pieces > 1:
-            with ThreadPoolExecutor(pieces) as pool:
+            # Threads of FAISS's own inside each of these would only wait for each other.
+            with ThreadPoolExecutor(pieces, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
                 parts = list(pool.map(ask, cuts))
         else:
             parts = map(ask, cuts)

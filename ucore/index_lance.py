@@ -1,0 +1,314 @@
+"""The engine of a gallery index beyond memory: LanceDB tables in a folder or an object store (extra `lance`).
+
+    URI/about.lance     one row: the card, the width of the features, whether the rows have a hub_bias
+    URI/items.lance     one row an item: `index_rows.COLUMNS`, `vector` and `terms` (tags and their bare keys)
+
+Lance keeps versions, commits a change whole or not at all, and applies SQL conditions before the search. Positions are
+its row ids. What SQL cannot say (a circle, a polygon) is asked as a box and checked here, with more rows fetched until
+there are k. A lock keeps other writers out where the index is a local folder; in an object store Lance refuses the
+later one of two changes that conflict. Lance must not be used in a process that was forked after it was imported.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ucore.columns import Columns
+from ucore.errors import ConfigError, DataError, UserError
+from ucore.files import only_writer, require_writable
+from ucore.filter_sql import boxes, exactly, has_any, one_of, quoted
+from ucore.filters import Filter
+from ucore.index_files import FORMAT
+from ucore.index_rows import SCHEMA
+from ucore.manifest import few
+from ucore.nearest import SPARE, best, rescore
+
+SMALL = 1000  # rows up to which looking at all of them needs no index of a column
+FROM = 50_000  # rows from which on `compact` makes an index of the vectors
+SHARE, LEAST = 0.04, 10_000  # of the rows, and rows, that an approximate search looks at
+REFINE = 30  # times k rows whose own vectors are read after the compressed ones
+EXTRA = 8  # coordinates behind the features: eight, so that vectors still part evenly when they are compressed
+ABOUT, ITEMS = "about", "items"
+
+
+def lancedb_module() -> Any:
+    """lancedb, imported when first needed. Raises UserError naming the extra."""
+    try:
+        import lancedb
+    except ImportError as error:
+        raise UserError('This index needs LanceDB: pip install "ucore[lance]"') from error
+    return lancedb
+
+
+class LanceEngine:
+    """An index at `uri`, read at the version it had when it was opened, written or refreshed."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._database = lancedb_module().connect(uri)
+        self.refresh()
+
+    @staticmethod
+    def create(uri: str, card: dict[str, Any], dim: int) -> None:
+        if "://" not in uri:
+            require_writable(uri)
+        with _told(uri):
+            database = lancedb_module().connect(uri)
+            if _open(database, ABOUT) is not None:
+                raise DataError(f"There is an index in {uri} already. Open it, or choose another folder.")
+            # The description comes last: without it there is no index, whatever a killed process left.
+            vector = pa.field("vector", pa.list_(pa.float32(), dim + EXTRA))
+            schema = SCHEMA.append(vector).append(pa.field("terms", pa.list_(pa.string())))
+            left = database.list_tables().tables
+            database.create_table(ITEMS, schema=schema, mode="overwrite" if ITEMS in left else "create")
+            about = json.dumps({"format": FORMAT, "card": card, "dim": dim, "bias": False})
+            data = pa.table({"about": [about]})
+            database.create_table(ABOUT, data=data, mode="overwrite" if ABOUT in left else "create")
+
+    def refresh(self) -> None:
+        with _told(self.uri):
+            table = _open(self._database, ABOUT)
+            if table is None:
+                raise DataError(f"There is no index in {self.uri}. Make one: ucore index build --out {self.uri}")
+            about = json.loads(table.to_arrow()["about"][0].as_py())
+            if about["format"] != FORMAT:
+                raise DataError(
+                    f"{self.uri} has format {about['format']!r}, this ucore reads {FORMAT}. Build it again."
+                )
+            self.card, self.dim, self.bias = about["card"], int(about["dim"]), bool(about["bias"])
+            self._items: Any = self._database.open_table(ITEMS)
+
+    @property
+    def version(self) -> int:
+        return int(self._items.version)
+
+    @property
+    def width(self) -> int:
+        """Of the stored vectors: behind the features one coordinate for the bias, and zeros."""
+        return self.dim + EXTRA
+
+    limit = 2**62  # positions are below it
+
+    def __len__(self) -> int:
+        return self._items.count_rows()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Within, the newest version is written; of other processes on this machine none does."""
+        with nullcontext() if "://" in self.uri else only_writer(self.uri), _told(self.uri):
+            self.refresh()
+            yield
+
+    def add(self, features: np.ndarray, table: pa.Table, bias: bool, replace: bool) -> None:
+        with self._writing():
+            if len(self) and bias != self.bias:
+                what = "lack hub_bias, which this index has" if self.bias else "have hub_bias, which this index lacks"
+                raise DataError(f"The rows {what}; build another index.")
+            ids = table["item_id"].to_pylist()
+            old = self.find(ids) >= 0
+            if old.any() and not replace:
+                twice = few([name for name, there in zip(ids, old, strict=True) if there])
+                raise DataError(f"The index has these items already: {twice}. Delete them, or add with replace.")
+            if bias != self.bias:
+                about = {"format": FORMAT, "card": self.card, "dim": self.dim, "bias": bias}
+                self._database.open_table(ABOUT).update(values={"about": json.dumps(about)})
+                self.bias = bias
+            rows = _with_vectors(features, table)
+            if old.any():
+                merge = self._items.merge_insert("item_id")
+                merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+            else:
+                self._items.add(rows)
+
+    def delete(self, item_ids: Sequence[str]) -> None:
+        with self._writing():
+            unknown = [name for name, row in zip(item_ids, self.find(item_ids), strict=True) if row < 0]
+            if unknown:
+                raise DataError(f"The index has no item {few(unknown)}; nothing was deleted.")
+            self._items.delete(one_of("item_id", item_ids))
+
+    def compact(self) -> None:
+        """Join files; where rows are many, index the columns of filters, and from FROM rows on the vectors."""
+        from lancedb.index import Bitmap, BTree, IvfPq, LabelList
+
+        with self._writing():
+            self._items.optimize()
+            if len(self) <= SMALL:
+                return
+            makers = {"terms": LabelList, "item_id": BTree, "lon": BTree, "lat": BTree, "kind": Bitmap}
+            makers |= {"domain": Bitmap, "source": Bitmap}
+            for column, maker in makers.items():
+                self._items.create_index(column, config=maker(), replace=True)
+            if len(self) >= FROM:
+                parts = self.width // 8 if self.width % 8 == 0 else 1  # bytes of a compressed vector
+                config = IvfPq(distance_type="dot", num_partitions=self._partitions, num_sub_vectors=parts)
+                self._items.create_index("vector", config=config, replace=True)
+
+    @property
+    def _partitions(self) -> int:
+        return max(1, round(len(self) ** 0.5))
+
+    def verify(self) -> None:
+        """Raise DataError where a row cannot be read."""
+        with _told(self.uri):
+            for _ in self._items.search().to_batches():
+                pass
+
+    def select(self, kind: str, where: Filter | None) -> np.ndarray:
+        with _told(self.uri):
+            found = self._ask(self._items.search(), self._condition(kind, where), ["lon", "lat"]).to_arrow()
+        rows = found["_rowid"].to_numpy().astype(np.int64)
+        return np.sort(rows if where is None else rows[exactly(where).mask(found)])
+
+    def search(
+        self, queries: np.ndarray, k: int, where: Filter | None, kind: str, exact: bool, bias: bool
+    ) -> tuple[np.ndarray, np.ndarray, int, bool]:
+        found, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
+        wide = self.widened(queries, bias)
+        with _told(self.uri):
+            condition = self._condition(kind, where)
+            coarse = self._items.count_rows(condition)
+            count = len(self.select(kind, where)) if where is not None and exactly(where).geographic else coarse
+            indexed = any(index.columns == ["vector"] for index in self._items.list_indices())
+            few_cells = min(1.0, max(SHARE * len(self), LEAST) / max(coarse, 1))
+            exact = exact or not indexed or few_cells == 1
+            probes = None if exact else math.ceil(few_cells * self._partitions)
+            for number, query in enumerate(wide):
+                rows, values = self._one(query, min(k, count), condition, where, probes)
+                found[number, : len(rows)], scores[number, : len(rows)] = rows, values
+        return found, scores, count, exact
+
+    def _one(
+        self, query: np.ndarray, k: int, condition: str, where: Filter | None, probes: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and scores of the k best rows; k must not be more than there are."""
+        want = k + SPARE
+        while k:
+            ask = self._items.search(query).distance_type("dot").limit(want)
+            ask = ask.bypass_vector_index() if probes is None else ask.nprobes(probes).refine_factor(REFINE)
+            got = self._ask(ask, condition, ["vector", "lon", "lat", "_distance"]).to_arrow().combine_chunks()
+            rows, whole = got["_rowid"].to_numpy().astype(np.int64), len(got) < want
+            vectors = _vectors(got, self.width)
+            order = np.argsort(rows)
+            exact = rescore(vectors[order], query[None], np.arange(len(rows))[None])
+            last = exact.min(initial=np.inf)
+            keep = np.ones(len(rows), bool) if where is None else exactly(where).mask(got)[order]
+            rows, values = best(rows[order][keep][None], exact[:, keep], k)
+            scale = float(np.linalg.norm(query)) * float(np.linalg.norm(vectors, axis=1).max(initial=1.0))
+            error = 2 * self.width * 2.0**-24 * scale
+            enough = rows.shape[1] == k and (probes is not None or values[0, -1] > last + error)
+            if enough or (whole and probes is None):
+                return rows[0], values[0]
+            if whole:  # the cells that were opened hold too few
+                probes = None
+            want *= 4
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
+
+    @staticmethod
+    def _ask(ask: Any, condition: str, columns: list[str]) -> Any:
+        return ask.where(condition).with_row_id(True).select(columns)
+
+    def _condition(self, kind: str, where: Filter | None) -> str:
+        """SQL of the filter, with boxes around circles and polygons.
+
+        Raises ConfigError for a name that no row has, offering the nearest one.
+        """
+        parts = [f"kind = {quoted(kind)}"]
+        if where is None:
+            return parts[0]
+        for column, names in (("domain", where.domains), ("source", where.sources)):
+            for name in names:
+                self._must_occur(column, name, f"{column} = {quoted(name)}")
+            parts += [one_of(column, names)] * bool(names)
+        for tag in (*where.tags, *where.any_tags):
+            self._must_occur("tags", tag, has_any([tag]))
+        parts += [has_any([tag]) for tag in where.tags]
+        parts += [has_any(where.any_tags)] * bool(where.any_tags)
+        return " AND ".join([*parts, *boxes(where)])
+
+    def _must_occur(self, column: str, name: str, condition: str) -> None:
+        if not self._items.count_rows(condition):
+            columns = Columns(self._items.search().select([column]).to_arrow())
+            (columns.tagged if column == "tags" else lambda names: columns.named(column, names))((name,))
+            raise ConfigError(f"No row has the {column} {name!r}")
+
+    def widened(self, queries: np.ndarray, bias: bool) -> np.ndarray:
+        if bias and not self.bias:
+            raise DataError("This index has no hub_bias; build it with the bank of its checkpoint, or search without.")
+        return np.hstack([queries, np.full((len(queries), EXTRA), float(bias), np.float32)])
+
+    def scores(self, queries: np.ndarray, positions: np.ndarray, bias: bool) -> np.ndarray:
+        if not len(positions):
+            return np.zeros((len(queries), 0), np.float32)
+        vectors = _vectors(self._take(positions, ["vector"]), self.width)
+        numbers = np.broadcast_to(np.arange(len(positions)), (len(queries), len(positions)))
+        return rescore(vectors, self.widened(queries, bias), numbers)
+
+    def features(self, positions: np.ndarray) -> np.ndarray:
+        if not len(positions):
+            return np.zeros((0, self.dim), np.float32)
+        return _vectors(self._take(positions, ["vector"]), self.width)[:, : self.dim]
+
+    def table(self, positions: np.ndarray) -> pa.Table:
+        return self._take(positions, SCHEMA.names) if len(positions) else SCHEMA.empty_table()
+
+    def _take(self, positions: np.ndarray, columns: list[str]) -> pa.Table:
+        """Rows in the order of `positions`, repeated as they are. Raises DataError for one that is not there."""
+        distinct, place = np.unique(positions, return_inverse=True)
+        with _told(self.uri):
+            found = self._items.take_row_ids(distinct.tolist()).with_row_id().select(columns).to_arrow()
+        if len(found) != len(distinct):
+            raise DataError(f"{len(distinct) - len(found)} of the positions are not in this version of the index.")
+        order = np.argsort(found["_rowid"].to_numpy())
+        return found.drop_columns(["_rowid"]).take(pa.array(order[place])).combine_chunks()
+
+    def find(self, item_ids: Sequence[str]) -> np.ndarray:
+        place: dict[str, int] = {}
+        for start in range(0, len(item_ids) if len(self) else 0, 1000):
+            some = one_of("item_id", item_ids[start : start + 1000])
+            found = self._ask(self._items.search(), some, ["item_id"]).to_arrow()
+            place |= dict(zip(found["item_id"].to_pylist(), found["_rowid"].to_pylist(), strict=True))
+        return np.array([place.get(name, -1) for name in item_ids], np.int64)
+
+
+@contextmanager
+def _told(uri: str) -> Iterator[None]:
+    """Turn what LanceDB raises into one sentence."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError, KeyError, pa.ArrowException) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise DataError(
+            f"The index {uri} cannot be used ({reason}). Build it again, or check that it can be reached."
+        ) from error
+
+
+def _open(database: Any, name: str) -> Any:
+    """A table, or None where there is none, or one that a killed process began."""
+    try:
+        return database.open_table(name)
+    except ValueError as error:
+        if "not found" in str(error):
+            return None
+        raise
+
+
+def _with_vectors(features: np.ndarray, table: pa.Table) -> pa.Table:
+    """`table` with the columns vector and terms."""
+    count, dim = features.shape
+    wide = np.zeros((count, dim + EXTRA), np.float32)
+    wide[:, :dim], wide[:, dim] = features, table["hub_bias"].to_numpy()
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(wide.ravel()), wide.shape[1])
+    terms = [sorted({*tags, *(tag.partition("=")[0] for tag in tags)}) for tags in table["tags"].to_pylist()]
+    return table.append_column("vector", vectors).append_column("terms", pa.array(terms, pa.list_(pa.string())))
+
+
+def _vectors(table: pa.Table, width: int) -> np.ndarray:
+    """The column vector, float32 (n, width)."""
+    parts = [np.zeros(0, np.float32), *(part.flatten().to_numpy() for part in table["vector"].chunks)]
+    return np.concatenate(parts).reshape(len(table), width)
