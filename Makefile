@@ -2,7 +2,7 @@
 # make reproduce  environment, then the main job: all notebooks, then reports/index.html
 # make test       environment, then the tests
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test check lab bench new-notebook clean
+.PHONY: help setup reproduce test check lab app bench new-notebook clean
 
 # The first Python that runs and is new enough; requirements.lock was resolved for 3.11.
 ifndef PYTHON
@@ -55,6 +55,9 @@ check: $(STAMP)  ## lint, format, types, stripped notebooks
 
 lab: $(STAMP)    ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
+
+app: $(STAMP)    ## the search notebook as an application in the browser (voila; needs no network)
+	@$(BIN)/voila notebooks/08_retrieve.ipynb --strip_sources=True --VoilaConfiguration.show_tracebacks=True
 
 bench: $(STAMP)  ## ratios and rates, measured now (evaluation_memory.py takes an hour and is left out)
 	@$(BIN)/python benchmarks/feature_extraction.py

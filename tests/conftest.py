@@ -38,6 +38,14 @@ def encoder_factory() -> Callable[[], Any]:
 
 
 @pytest.fixture(scope="session")
+def search_place(encoder_factory, tmp_path_factory) -> Any:
+    """A `makers_search.Place`: 36 images of three countries, indexed with captions and segments; not to be changed."""
+    from makers_search import make_search
+
+    return make_search(tmp_path_factory.mktemp("search"), encoder_factory())
+
+
+@pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory) -> str:
     """Name of a CLIP of one layer a tower, 32-pixel images and 16 dimensions, made known to open_clip."""
     import open_clip
