@@ -17,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import ucore
 from ucore import runner
+from ucore.data import read_dataset
 from ucore.errors import ConfigError, DataError, UserError
 from ucore.notebooks import find_notebook, notebook_help, notebook_parameters, parse_parameters
 from ucore.runner import NotebookError
@@ -400,3 +401,14 @@ def test_reproduce_checks_everything_before_the_first_starts(ran, parameters, na
     with pytest.raises(ConfigError, match=message):
         runner.reproduce(parameters, names)
     assert ran == []
+
+
+def test_the_series_crosses_borders_where_the_dataset_has_some(tiny_rsicd, monkeypatch, capsys):
+    assert "06_adapt" not in runner.series_for(tiny_rsicd)
+    assert "05_domain_gap and 06_adapt are left out" in capsys.readouterr().out
+    manifest = read_dataset(tiny_rsicd)
+    manifest.frame["domain"] = ["a" if number % 2 else "b" for number in range(len(manifest))]
+    monkeypatch.setattr("ucore.data.read_dataset", lambda _: manifest)
+    series = runner.series_for(tiny_rsicd)
+    assert series.index("05_domain_gap") < series.index("06_adapt") < series.index("07_ablations")
+    assert [find_notebook(name).stem for name in series] == series
