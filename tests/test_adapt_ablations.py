@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers import make_rsicd
 
 from ucore.ablations import BASE
 from ucore.adapt_ablations import ADAPT_ARMS, AdaptStudy, few_steps, source_only
@@ -19,19 +18,13 @@ SHORT: dict[str, Any] = dict(head_epochs=1, head_batch_size=8, target_batch_size
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory):
-    return make_rsicd(tmp_path_factory.mktemp("other") / "set", 12, 8, 0, seed=7)
-
-
-@pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
-def new_study(tiny_rsicd, other, cache, encoder_factory, tmp_path):
+def new_study(sides, cache, encoder_factory, tmp_path):
     def make(encoder=None, **changes):
-        sides = read_dataset(tiny_rsicd, split="train"), *(read_dataset(other, split=name) for name in ("train", "val"))
         given = {"progress": False, **SHORT, **changes}
         return AdaptStudy(encoder or encoder_factory(), *sides, tmp_path / "runs", cache, **given)
 
@@ -72,7 +65,8 @@ def test_the_source_only_model_is_a_trained_copy(tiny_rsicd, cache, encoder_fact
     assert few_steps(home.split("train")) == 4
 
 
-def test_two_sides_are_train_and_val_of_the_one_and_all_of_the_other(tiny_rsicd, other):
+def test_two_sides_are_train_and_val_of_the_one_and_all_of_the_other(tiny_rsicd, sides):
+    other = sides[1].root
     home, away = two_sides(tiny_rsicd, target=other)
     assert set(home.frame["split"]) == {"train", "val"} and len(away) == 20
     with pytest.raises(DataError, match="adaptation needs another"):
@@ -81,9 +75,8 @@ def test_two_sides_are_train_and_val_of_the_one_and_all_of_the_other(tiny_rsicd,
         two_sides(tiny_rsicd, target=other, target_domain="atlantis")
 
 
-def test_the_target_is_ranked_as_eval_does_it_and_once_more_with_hubs_corrected(other, cache, encoder_factory):
-    encoder, manifest = encoder_factory(), read_dataset(other)
-    test, finetune = manifest.split("train"), manifest.split("val")
+def test_the_target_is_ranked_as_eval_does_it_and_once_more_with_hubs_corrected(sides, cache, encoder_factory):
+    encoder, (_, test, finetune) = encoder_factory(), sides
     found = target_ranks(encoder, test, finetune, cache, "plain")
     assert list(found) == ["plain", "plain, hubs corrected"]
     expected = retrieval_ranks(score(encoder, test, progress=False).similarity, test.texts[1])
