@@ -24,13 +24,6 @@ SMALL: dict[str, Any] = dict(head_epochs=3, head_batch_size=8, target_batch_size
 
 
 @pytest.fixture(scope="module")
-def sides(tiny_rsicd, tmp_path_factory):
-    """Source train, and the target's finetune and val."""
-    other = read_dataset(make_rsicd(tmp_path_factory.mktemp("other") / "set", 12, 8, 0, seed=7))
-    return read_dataset(tiny_rsicd, split="train"), other.split("train"), other.split("val")
-
-
-@pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 

@@ -5,21 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers import make_rsicd
 
 from ucore.adapt import Adapter
 from ucore.adapt_config import AdaptConfig
 from ucore.adapt_probes import Cycle, DomainProbe, SmoothPlane, fresh_accuracy
-from ucore.data import read_dataset
 
 SMALL: dict[str, Any] = dict(head_epochs=2, head_batch_size=8, target_batch_size=4, train_views=1, test_views=1)
-
-
-@pytest.fixture(scope="module")
-def sides(tiny_rsicd, tmp_path_factory):
-    """Source train, and the target's finetune and val."""
-    other = read_dataset(make_rsicd(tmp_path_factory.mktemp("other") / "set", 12, 8, 0, seed=7))
-    return read_dataset(tiny_rsicd, split="train"), other.split("train"), other.split("val")
 
 
 @pytest.fixture(scope="module")

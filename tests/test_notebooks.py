@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from makers import make_rsicd
 
 from ucore.checkpoint import load_checkpoint
 from ucore.data import read_dataset
@@ -114,6 +115,24 @@ def test_the_gap_is_a_matrix_of_all_domains(tmp_path, monkeypatch):
     assert {"finland -> spain, one camera", "finland -> spain, own cameras"} <= set(labels)
     page = (tmp_path / "notebooks" / "05_domain_gap" / "05_domain_gap.html").read_text("utf-8")
     assert "of the whole loss is the camera" in page
+
+
+def test_an_adaptation_is_stepped_through_and_its_test_part_scored_once(tiny_rsicd, tmp_path):
+    other = make_rsicd(tmp_path / "other", 20, 10, 10, seed=7)
+    given = {"dataset": str(tiny_rsicd), "target": str(other), "epochs": 2}
+    given |= {"out": str(tmp_path / "runs"), "reports": str(tmp_path / "reports")}
+    run_notebook("06", given, tmp_path / "notebooks", progress=False)
+    (path,) = tmp_path.glob("reports/06_adapt-*/metrics.json")
+    report = load_report(path)
+    rows = {(row["label"], row["metric"]): row for row in report["metrics"]}
+    assert {label for label, metric in rows if metric == "mR"} == {
+        *("source-only", "paper", "ucore"), *(f"{name}, hubs corrected" for name in ("source-only", "paper", "ucore"))
+    }  # fmt: skip
+    gain = rows["ucore", "mR_difference"]
+    assert gain["low"] <= gain["value"] <= gain["high"]
+    assert gain["value"] == pytest.approx(rows["ucore", "mR"]["value"] - rows["source-only", "mR"]["value"])
+    for name in ("adaptation", "features", "curriculum", "gains"):
+        assert path.with_name(f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_ablation_shows_its_arms_with_intervals_and_repeats_nothing(tiny_rsicd, tmp_path):
