@@ -10,6 +10,8 @@ from makers import make_rsicd
 
 from ucore.checkpoint import load_checkpoint
 from ucore.data import read_dataset
+from ucore.differences import compare_runs
+from ucore.errors import DataError
 from ucore.report import load_report
 from ucore.reproduce import reproduce
 from ucore.runner import run_notebook
@@ -60,6 +62,26 @@ def test_running_a_finished_notebook_again_gives_the_same_numbers(series, tiny_r
     given = {"dataset": str(tiny_rsicd), "scale": "tiny", "epochs": 2, "out": str(series / "runs")}
     run_notebook("04", {**given, "reports": str(series / "reports")}, series / "again", html=False, progress=False)
     assert load_report(path)["metrics"] == before
+
+
+def test_a_run_from_nothing_gives_the_same_bits(series, tiny_rsicd, tmp_path):
+    """Another process, other folders, nothing cached: every number is the same, but for what a clock says."""
+    given = {"dataset": str(tiny_rsicd), "scale": "tiny", "epochs": 2, "out": str(tmp_path / "runs")}
+    given |= {"reports": str(tmp_path / "reports")}
+    run_notebook("04", given, tmp_path / "notebooks", html=False, progress=False, threads=1)
+    found = compare_runs(series / "reports" / "04_train-lite0-minilm-tiny", tmp_path / "reports")
+    assert found.compared > 50
+    assert found.metrics == [], found.text()
+    assert [change for change in found.facts if not change.what.startswith("machine")] == []
+
+
+def test_results_refuse_what_is_missing_and_show_one_page(series, tmp_path):
+    page = (series / "reports" / "index.html").read_text("utf-8")
+    assert "04_train-lite0-minilm-tiny" in page and "data:image/png;base64," in page
+    assert "../notebooks/" not in page  # they were executed elsewhere than below `out`
+    given = {"reports": str(series / "reports"), "expected": ["05_domain_gap-lite0-minilm-tiny"]}
+    with pytest.raises(DataError, match="Missing: there is no report 05_domain_gap"):
+        run_notebook("09", given, tmp_path, html=False, progress=False)
 
 
 def test_the_series_runs_on_simulated_data_and_calls_it_so(tmp_path, monkeypatch):

@@ -142,11 +142,13 @@ def test_a_gap_is_a_matrix_and_no_row_of_dashes() -> None:
 
 def test_a_change_has_its_interval_and_says_whether_chance_could_do_it() -> None:
     gain = entry("+ segment", "mR_gain over image only", 1.5, 0.5, 2.5)
-    table = change_table([ablation(), document(name="02", metrics=[gain])])
+    adapted = document(metrics=[entry("source-only", "mR", 9.0), entry("paper", "mR_difference", 0.1)])
+    table = change_table([ablation(), adapted, document(name="02", metrics=[gain])])
     assert table
     assert [row[1:6] for row in table.rows] == [
         ["ema=0", "base", "28.00", "-2.00 [-3.00, -1.00]", "yes"],
         ["loss=triplet", "base", "–", "+0.50 [-0.25, +1.00]", "no"],
+        ["paper", "source-only", "–", "+0.10", "–"],
         ["+ segment", "image only", "–", "+1.50 [+0.50, +2.50]", "yes"],
     ]
     assert recall_table([ablation()]) is None  # arms are no models to be compared with others

@@ -104,7 +104,7 @@ def _modules_of(cells: Iterable[str], package: Path) -> set[str]:
     waiting = [name for cell in cells for name in _imported(cell)]
     while waiting:
         name = waiting.pop()
-        if name not in every and name != "__version__":
+        if name not in every and name not in ("__version__", "STARTED"):
             return every
         if name in every and name not in found:
             found.add(name)

@@ -70,7 +70,7 @@ def _summary(reports: Reports, earlier: Collection[str]) -> str:
         "Machine": f"{machine['cpu']}, {machine['cores']} cores, GPU {machine['gpu']}, torch {machine['torch']}",
     }
     listed = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items())
-    simulated = [report["simulated"] for report in own]
+    simulated = [report["simulated"] for report in reports]
     note = ""
     if any(simulated):
         which = "All numbers" if all(simulated) else "Numbers marked so"

@@ -10,7 +10,7 @@
     date                             str, ISO 8601; absent when the run did not say
     machine                          object, see `machine_facts`
     parameters                       object of the settings that differ from run to run
-    seconds                          object: stage -> seconds
+    seconds                          object: stage -> seconds; of the notebook until then where none was counted
     metrics                          list of {label, metric, value, low, high, n}: what was measured ("fine-tuned"),
                                      its name ("mR"), the number, the bounds of its 95 % interval and the count of
                                      queries behind it; the last three may be null, a label has a metric once
@@ -19,12 +19,14 @@
 import json
 import math
 import re
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import ucore
 from ucore.errors import ConfigError, DataError
 from ucore.files import atomic_path, write_json
 from ucore.notebooks import code_cells, find_notebook
@@ -108,7 +110,8 @@ class Report:
 
     def write(self) -> Path:
         """Check the report against the schema, then write it whole or not at all. Returns the file's path."""
-        document = _plain(self._facts | {"seconds": self.seconds, "metrics": list(self._metrics.values())})
+        seconds = self.seconds or {"notebook": round(time.perf_counter() - ucore.STARTED, 1)}
+        document = _plain(self._facts | {"seconds": seconds, "metrics": list(self._metrics.values())})
         document |= {"commit": git_commit(), "machine": machine_facts(), "code": present_code(self._facts["name"])}
         document["data"] = UNKNOWN if self._data is None else data_key(self._data)
         _check(document, self.path)

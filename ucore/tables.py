@@ -154,6 +154,7 @@ def change_table(reports: Reports) -> Table | None:
     rows = []
     for report in reports:
         means = _by_label(report["metrics"])
+        bases = [label for label, of in means.items() if "mR" in of and not any(map(_CHANGES.fullmatch, of))]
         for entry in report["metrics"]:
             change = _CHANGES.fullmatch(entry["metric"])
             if not change:
@@ -162,7 +163,7 @@ def change_table(reports: Reports) -> Table | None:
             low, high = entry["low"], entry["high"]
             sure = DASH if None in (low, high) else "yes" if low > 0 or high < 0 else "no"
             told = f"{entry['value']:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if None not in (low, high) else "")
-            base = change["base"] or "base"
+            base = change["base"] or (bases[0] if len(bases) == 1 else "base")
             rows.append([dataset_of(report), entry["label"], base, _number(mean, False) if mean else DASH, told, sure,
                          report["name"]])  # fmt: skip
     note = "Points of mR, paired by query, with the 95 % interval; one that holds 0 is not told from chance."
