@@ -62,6 +62,7 @@ bench: $(STAMP)  ## ratios and rates, measured now (evaluation_memory.py takes a
 	@$(BIN)/python benchmarks/simulation.py
 	@$(BIN)/python benchmarks/train_step.py --quick
 	@$(BIN)/python benchmarks/mask_generator.py --images 2 --rounds 2
+	@$(BIN)/python benchmarks/search.py --rows 100000 --few 20000 --queries 30
 
 clean:           ## remove what runs made; keeps the environment
 	@rm -rf runs .pytest_cache .ruff_cache
