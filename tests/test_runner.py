@@ -17,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import ucore
 from ucore import runner
+from ucore.data import read_dataset
 from ucore.errors import ConfigError, DataError, UserError
 from ucore.notebooks import find_notebook, notebook_help, notebook_parameters, parse_parameters
 from ucore.runner import NotebookError
@@ -352,51 +353,3 @@ except KeyboardInterrupt:
         os.kill(int(Path("pid").read_text()), 0)
     assert "before" in outputs(Path("out/a/a.ipynb"))
     assert "KeyboardInterrupt" in outputs(Path("out/a/a.ipynb"))
-
-
-# --- the series -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def ran(series, monkeypatch):
-    """Notebooks 00, 04, 09; runs are recorded, not executed, and 09 fails."""
-    for stem, parameters in [("00_setup", "seed = 0"), ("04_train", "seed = 0\nepochs = 1"), ("09_results", "")]:
-        write_notebook(series / f"{stem}.ipynb", parameters=parameters)
-    calls = []
-
-    def record(path, parameters, out, **_):
-        calls.append((path.stem, parameters, out))
-        if path.stem == "09_results":
-            raise NotebookError("09_results failed")
-        return runner.RunResult(path, None, 1.0)
-
-    monkeypatch.setattr(runner, "run_notebook", record)
-    return calls
-
-
-def test_reproduce_runs_in_order_with_the_declared_share_of_parameters(ran, capsys):
-    results = runner.reproduce({"seed": 4, "epochs": 2}, ["04", "00"], "there")
-    assert ran == [("04_train", {"seed": 4, "epochs": 2}, "there"), ("00_setup", {"seed": 4}, "there")]
-    assert [result.path.stem for result in results] == ["04_train", "00_setup"]
-    assert re.fullmatch(r"04_train +[\d.]+ s  ok\n00_setup +[\d.]+ s  ok\n", capsys.readouterr().out)
-
-
-def test_reproduce_stops_at_the_first_failure(ran, capsys):
-    with pytest.raises(NotebookError, match="09_results failed"):
-        runner.reproduce({}, ["00", "09", "04"])
-    assert [stem for stem, _, _ in ran] == ["00_setup", "09_results"]
-    assert re.fullmatch(r"00_setup +[\d.]+ s  ok\n09_results +[\d.]+ s  failed\n", capsys.readouterr().out)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "names", "message"),
-    [
-        ({"epoch": 2}, ["00", "04"], "'epoch' is not a parameter of any of 00_setup, 04_train; did you mean 'epochs'"),
-        ({"epochs": "x"}, ["00", "04"], "'epochs' of 04_train takes int"),
-        ({}, ["00", "05"], "no notebook '05'"),
-    ],
-)
-def test_reproduce_checks_everything_before_the_first_starts(ran, parameters, names, message):
-    with pytest.raises(ConfigError, match=message):
-        runner.reproduce(parameters, names)
-    assert ran == []

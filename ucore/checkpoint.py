@@ -1,25 +1,34 @@
 """A run's folder: the chosen weights anyone can load, and the state a run resumes from."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
+from ucore.checkpoint_files import BANK, CARD, FORMAT, STATE, WEIGHTS, load_bank, read_card, save_bank
 from ucore.config import ModelConfig, TrainConfig
 from ucore.errors import CheckpointError, ConfigError
-from ucore.files import atomic_path, file_hash, write_json
-from ucore.hubness import Bank
+from ucore.files import atomic_path, write_json
 from ucore.model import DualEncoder, load_encoder
 from ucore.weights import fill, read_weights, write_weights
 
-WEIGHTS, CARD, STATE, BANK = "model.safetensors", "encoder.json", "state.pt", "bank.safetensors"
-FORMAT = 1
+__all__ = [
+    "BANK",
+    "CARD",
+    "FORMAT",
+    "STATE",
+    "WEIGHTS",
+    "StartWeights",
+    "load_bank",
+    "load_checkpoint",
+    "load_state",
+    "save_bank",
+    "save_encoder",
+    "save_state",
+]
 
 
 class StartWeights:
@@ -74,22 +83,8 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
 
     Raises CheckpointError when the folder holds none, or weights that do not fit.
     """
-    folder = Path(folder)
-    card_path = folder / CARD
-    if not card_path.is_file():
-        raise CheckpointError(
-            f"There is no checkpoint in {folder} (no {CARD}); train one: ucore train --data FOLDER --out {folder}"
-        )
-    try:
-        card = json.loads(card_path.read_text("utf-8"))
-        if card["format"] != FORMAT:
-            raise CheckpointError(f"{card_path} has format {card['format']}, this ucore reads {FORMAT}; train it again")
-        name, heads = str(card["encoder"]["name"]), ModelConfig(**card["encoder"]["heads"])
-        heads.check()
-        if card["train"]["test_views"] not in (1, 2, 4, 8):
-            raise ValueError(f"test_views is {card['train']['test_views']!r}")
-    except (ValueError, KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{card_path} is damaged ({error}); copy the checkpoint again") from error
+    folder, card = Path(folder), read_card(folder)
+    name, heads = str(card["encoder"]["name"]), ModelConfig(**card["encoder"]["heads"])
     try:
         preprocess = card["encoder"].get("preprocess")
         encoder = load_encoder(name, None, heads, device, load_weights=False, preprocess=preprocess)
@@ -98,7 +93,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
         if card["train"].get("loss") == "sigmoid":
             encoder.add_bias(card["train"]["head_batch_size"])
     except ConfigError as error:
-        raise CheckpointError(f"{card_path} names an encoder this ucore does not have: {error}") from error
+        raise CheckpointError(f"{folder / CARD} names an encoder this ucore does not have: {error}") from error
     fill(encoder, read_weights(folder / WEIGHTS), f"{folder / WEIGHTS} as {name}")
     encoder.pretrained = card["encoder"].get("pretrained")
     encoder.choose_precision(card["train"].get("precision", "auto"))
@@ -124,27 +119,3 @@ def load_state(folder: Path) -> dict[str, Any] | None:
         raise CheckpointError(
             f"{path} is damaged or of another version, so the run cannot go on; repeat with --restart to begin anew"
         ) from error
-
-
-def save_bank(folder: Path, bank: Bank) -> None:
-    """Keep a bank of training features beside the weights in `folder` that made them."""
-    metadata = {"weights": file_hash(folder / WEIGHTS)}
-    with atomic_path(folder / BANK) as temporary:
-        arrays = {"images": bank.images, "texts": bank.texts, "segments": bank.segments}
-        save_file({name: array for name, array in arrays.items() if array is not None}, temporary, metadata)
-
-
-def load_bank(folder: str | Path) -> Bank | None:
-    """What `save_bank` kept; None when there is none, or only that of other weights.
-
-    Raises CheckpointError when the file is damaged.
-    """
-    path = Path(folder) / BANK
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "np") as stored:
-            belongs = (stored.metadata() or {}).get("weights") == file_hash(Path(folder) / WEIGHTS)
-            return Bank(**{name: stored.get_tensor(name) for name in sorted(stored.keys())}) if belongs else None
-    except (SafetensorError, OSError, TypeError) as error:
-        raise CheckpointError(f"{path} is cut short or not a bank ({error}); copy the checkpoint again") from error

@@ -106,6 +106,14 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
 
 
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds; None where there is none, or one that cannot be read: for what can be made again."""
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def safe_join(root: str | Path, name: str) -> Path:
     """`root / name`, refused when it would leave `root` (absolute names, `..`, symbolic links).
 

@@ -86,6 +86,10 @@ class GalleryIndex:
         self._engine.refresh()
 
     @property
+    def folder(self) -> Path:
+        return self._engine.folder
+
+    @property
     def version(self) -> int:
         """Grows with every change: by 1, or as LanceDB counts."""
         return self._engine.version

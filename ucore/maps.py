@@ -40,6 +40,7 @@ TEXT_LETTERS = 8_000_000  # of all captions in a page; beyond it each sample kee
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, "#F0E442")
 SHAPES = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "wedge": "v", "plus": "P"}  # matplotlib's
 SHOWN_BY_BROWSERS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+SCRIPTS = ("map_canvas.js", "map_samples.js", "map_panel.js")  # in assets/
 MAP_NAME = "map_samples"  # of the map object in the page
 OSM_TILES = "https://tile.openstreetmap.org/{z}/{x}/{y}.png"
 
@@ -95,8 +96,6 @@ def sample_map(
     height: pixels, in a notebook. linked: name under which a `SampleExplorer` chooses the samples.
     Raises DataError when no sample has a place.
     """
-    import folium
-
     placed = located(manifest)
     if not len(placed):
         raise DataError(
@@ -110,12 +109,20 @@ def sample_map(
         page["notes"].append(f"{len(manifest) - len(placed):,} samples without coordinates are not on the map.")
     if credit:
         page["notes"].append(f"Background: {credit}")
+    made = blank_map("Samples on the map", height)
+    made.add_child(page_element(page, online, image_root=placed.root))
+    return made
+
+
+def blank_map(title: str, height: int) -> "folium.Map":
+    """A folium map without ground or links to other hosts, for `page_element` to fill."""
+    import folium
+
     made = folium.Map(tiles=None, maxZoom=20, minZoom=1, zoomAnimation=False, worldCopyJump=True)
-    made.default_js, made.default_css = [], []  # folium's links to other hosts
+    made.default_js, made.default_css = [], []
     made._id = MAP_NAME.removeprefix("map_")  # folium's are random; the same samples give the same page
     root: Any = made.get_root()
-    root.title, root.height = "Samples on the map", f"{height}px"
-    made.add_child(_samples_element(page, placed.root, online))
+    root.title, root.height = title, f"{height}px"
     return made
 
 
@@ -146,7 +153,14 @@ def _leaflet() -> tuple[str, str]:
     return script, re.sub(r"url\(images/([\w.-]+\.png)\)", inside, (folder / "leaflet.css").read_text("utf-8"))
 
 
-def _samples_element(page: dict[str, Any], image_root: Path, online: bool) -> Any:
+def page_element(
+    page: dict[str, Any], online: bool, scripts: Sequence[str] = SCRIPTS, call: str = "ucoreMap",
+    image_root: Path | None = None,
+) -> Any:  # fmt: skip
+    """What makes a blank map a page: Leaflet, the scripts of assets/, and the data that the function `call` is given.
+
+    image_root: folder that the page may show images of, where it is written beside them.
+    """
     from branca.element import Element
 
     class Raw(Element):
@@ -171,10 +185,10 @@ def _samples_element(page: dict[str, Any], image_root: Path, online: bool) -> An
             script, style = _leaflet()
             assets = files("ucore") / "assets"
             style += (assets / "map.css").read_text("utf-8")
-            names = ("map_canvas.js", "map_samples.js", "map_panel.js")
-            script = "\n".join([script, *((assets / name).read_text("utf-8") for name in names)])
-            near = self.beside is not None and self.image_root.is_relative_to(self.beside)
-            base = quote(Path(os.path.relpath(self.image_root, self.beside)).as_posix()) + "/" if near else None
+            script = "\n".join([script, *((assets / name).read_text("utf-8") for name in scripts)])
+            root, beside = self.image_root, self.beside
+            near = root is not None and beside is not None and root.is_relative_to(beside)
+            base = quote(Path(os.path.relpath(root, beside)).as_posix()) + "/" if root is not None and near else None
             images = "data: 'self' file:" + " https://tile.openstreetmap.org" * online
             rule = f"default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src {images}"
             head = f'<meta http-equiv="Content-Security-Policy" content="{rule}">'
@@ -182,8 +196,8 @@ def _samples_element(page: dict[str, Any], image_root: Path, online: bool) -> An
             figure.header.add_child(Raw(f"<style>{style}</style>\n<script>{script}</script>"), name="assets")
             data = _script_json({**page, "base": base})
             figure.html.add_child(Raw(f'<script type="application/json" id="data">{data}</script>'), name="data")
-            call = f"ucoreMap({MAP_NAME}, JSON.parse(document.getElementById('data').textContent));"
-            figure.script.add_child(Raw(call), name="samples")
+            call_it = f"{call}({MAP_NAME}, JSON.parse(document.getElementById('data').textContent));"
+            figure.script.add_child(Raw(call_it), name="samples")
             return ""
 
     return SampleLayer()
@@ -228,7 +242,7 @@ def _page_data(manifest: Manifest, thumbnails: int) -> dict[str, Any]:
         "tags": [[numbers["tag"][tag] for tag in dict.fromkeys(of_image)] for of_image in frame["tags"]],
         "around": [[numbers["tag"][tag] for tag in dict.fromkeys(of_image)] for of_image in frame["surrounding_tags"]],
         "captions": [[numbers["text"][text] for text in of_image] for of_image in captions],
-        "footprints": _rings(frame["footprint"]),
+        "footprints": rings_of(frame["footprint"]),
         "thumbnails": _thumbnails(manifest, thumbnails),
     }
 
@@ -264,7 +278,7 @@ def _linkable(name: str) -> str:
     return str(path) if inside and path.suffix.lower() in SHOWN_BY_BROWSERS else ""
 
 
-def _rings(footprints: Any) -> list[list[float] | None]:
+def rings_of(footprints: Any) -> list[list[float] | None]:
     """Each footprint as [west, south, east, north] if it is such a box, else its outline as lon, lat, lon, lat, ..."""
     import shapely
 

@@ -54,7 +54,7 @@ def found_html(found: "Found", manifest: Manifest) -> str:
         now = place + 1 if place < len(found.best) else found.own_ranks[1]
         name = html.escape(printable(str(manifest.frame["sample_id"].iloc[row])), quote=True)
         alt = f"Image {name}{', the right one' if own else ''}"
-        address = _address(manifest.image_path(row), 160)
+        address = picture_address(manifest.image_path(row), 160)
         cards.append(
             f'<figure style="margin: 6px 12px 4px 4px; width: 112px"><img src="{address}" '
             f'alt="{alt}" style="width: 112px; height: 112px; object-fit: cover; {frame}">'
@@ -65,14 +65,15 @@ def found_html(found: "Found", manifest: Manifest) -> str:
 
 
 @lru_cache(maxsize=256)
-def _address(path: Path, size: int) -> str:
+def picture_address(path: Path, size: int) -> str:
+    """A small picture as a data address, its longer side at most `size` pixels."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg_thumbnail(path, size)).decode('ascii')}"
 
 
 def attention_html(found: "Found", manifest: Manifest, segments: Segments) -> str:
     """The caption's own tile, its segments filled the more the larger their share, and the shares as bars."""
-    width, height, outlines, places = _outlines(segments)
-    address = _address(manifest.image_path(found.own), SIDE)
+    width, height, outlines, places = segment_outlines(segments)
+    address = picture_address(manifest.image_path(found.own), SIDE)
     shares = _shares(found, segments)
     shapes, numbers, bars = [], [], []
     for number, (rings, opacity) in enumerate(zip(outlines, _opacity(shares[1]), strict=True)):
@@ -108,7 +109,7 @@ def _opacity(shares: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _outlines(segments: Segments) -> tuple[int, int, list[list[np.ndarray]], list[tuple[int, int]]]:
+def segment_outlines(segments: Segments) -> tuple[int, int, list[list[np.ndarray]], list[tuple[int, int]]]:
     """Width and height of the drawn tile; each segment's rings, float (n, 2), x and y there; its innermost pixel."""
     import cv2
 
@@ -152,7 +153,7 @@ def plot_found(found: "Found", manifest: Manifest) -> Picture:
 @styled
 def plot_attention(found: "Found", manifest: Manifest, segments: Segments) -> Picture:
     """`attention_html` as a picture."""
-    width, height, outlines, places = _outlines(segments)
+    width, height, outlines, places = segment_outlines(segments)
     shares = _shares(found, segments)
     figure = Picture(figsize=(WIDTH, 3.6), layout="constrained")
     tile, bars = figure.subplots(1, 2)

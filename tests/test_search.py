@@ -1,0 +1,220 @@
+"""A gallery embedded once, and what is found in it: against plain arrays, and for everything that is wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from makers_maps import make_places
+from makers_search import save_checkpoint
+
+from ucore.checkpoint import load_bank, load_checkpoint
+from ucore.embedding import build_index, known_items
+from ucore.errors import CheckpointError, ConfigError, DataError
+from ucore.explain import explain, explanation_html, plot_explanations
+from ucore.features import embed_images, embed_texts
+from ucore.filters import Filter
+from ucore.hubness import hub_bias
+from ucore.index import GalleryIndex
+from ucore.manifest import Manifest
+from ucore.retrieve import Searcher
+
+QUERY = "a red round building stands at the left of green land ."
+
+
+@pytest.fixture(scope="module")
+def searcher(search_place) -> Searcher:
+    return Searcher(search_place.index)
+
+
+@pytest.fixture(scope="module")
+def arrays(search_place):
+    encoder, _ = load_checkpoint(search_place.checkpoint)
+    manifest = search_place.manifest
+    return embed_images(encoder, manifest, progress=False), embed_texts(encoder, manifest.texts[0], False), encoder
+
+
+class TestText:
+    def test_finds_what_plain_arrays_find(self, searcher, search_place, arrays):
+        images, _, encoder = arrays
+        text = embed_texts(encoder, [QUERY], False)
+        temperature = searcher.temperature
+        scores = (images @ text[0]) + hub_bias(images, load_bank(search_place.checkpoint).texts, temperature)
+        order = np.argsort(-scores, kind="stable")[:5]
+        answer = searcher.text(QUERY, k=5, group=False)
+        assert [hit.sample_id for hit in answer.hits] == [
+            search_place.manifest.frame["sample_id"][row] for row in order
+        ]
+        assert [hit.score for hit in answer.hits] == pytest.approx(scores[order], abs=1e-5)
+        assert answer.hubs_corrected and answer.kind == "image" and answer.notes == ()
+        plain = searcher.text(QUERY, k=1, correct_hubs=False)
+        assert plain.hits[0].score == pytest.approx(float((images @ text[0]).max()), abs=1e-5)
+
+    def test_filters_come_first(self, searcher):
+        near = Filter(near=(60.17, 24.94), km=0.3)
+        answer = searcher.text(QUERY, k=3, where=near)
+        assert [hit.domain for hit in answer.hits] == ["finland"] * 3
+        alone = searcher.text(QUERY, k=40, where=Filter(domains=("spain",)), group=False)
+        assert len(alone.hits) == 12 and "there are only 12 images within the filter" in alone.notes[0]
+        nothing = searcher.text(QUERY, where=Filter(box=(0, 0, 1, 1)))
+        assert nothing.hits == () and "there is no image within the filter" in nothing.notes[0]
+
+    def test_finds_segments_with_their_tiles(self, searcher):
+        answer = searcher.text(QUERY, k=4, find="segment")
+        assert {hit.kind for hit in answer.hits} == {"segment"}
+        assert all(hit.item_id.startswith(f"segment:{hit.sample_id}#") and 0 < hit.area <= 1 for hit in answer.hits)
+
+    def test_a_long_query_is_cut_and_said(self, searcher):
+        answer = searcher.text("red house " * 5000, k=1)
+        assert "is cut" in answer.notes[0] and len(answer.query.split()) == 126
+
+    @pytest.mark.parametrize(("given", "error"), [
+        (dict(text=" "), "query is empty"), (dict(text="a", k=0), "at least one"),
+        (dict(text="a", find="text"), "images or segments"),
+        (dict(text="a", where=Filter(domains=("finlnd",))), "finland"),
+        (dict(text="a", where=Filter(tags=("building=yse",))), "building=yes"),
+    ])  # fmt: skip
+    def test_what_cannot_be_meant_is_refused(self, searcher, given, error):
+        with pytest.raises(ConfigError, match=error):
+            searcher.text(**given)
+
+    def test_late_interaction_wants_a_checkpoint_trained_with_segments(self, searcher):
+        with pytest.raises(ConfigError, match="trained without segments"):
+            searcher.text(QUERY, late=True)
+
+
+class TestImage:
+    def test_finds_captions_and_images_but_not_itself(self, searcher, search_place, arrays):
+        images, texts, _ = arrays
+        answer = searcher.sample("spain_003", k=3, find="text", correct_hubs=False)
+        row = list(search_place.manifest.frame["sample_id"]).index("spain_003")
+        best = search_place.manifest.texts[0][int(np.argmax(texts @ images[row]))]
+        assert answer.hits[0].text == best and answer.kind == "text"
+        others = searcher.sample("spain_003", k=35, group=False)
+        assert "spain_003" not in {hit.sample_id for hit in others.hits} and len(others.hits) == 35
+
+    def test_a_file_finds_itself(self, searcher, search_place):
+        row = search_place.manifest.frame.iloc[7]
+        answer = searcher.file(search_place.data / row["image"], k=1)
+        assert answer.hits[0].sample_id == row["sample_id"] and answer.hits[0].score > 0.999
+
+    def test_what_is_no_image_or_no_sample_is_told(self, searcher, tmp_path):
+        (tmp_path / "x.png").write_bytes(b"no picture")
+        with pytest.raises(DataError, match="Cannot read the image"):
+            searcher.file(tmp_path / "x.png")
+        with pytest.raises(DataError, match="did you mean 'spain_003'"):
+            searcher.sample("spain_03")
+
+
+def test_repetitions_are_one_hit_with_a_count(encoder_factory, tmp_path):
+    manifest = make_places(tmp_path / "data", 5)
+    frame = manifest.frame
+    first, second = frame["image"][0], frame["image"][1]
+    shutil.copy(tmp_path / "data" / first, tmp_path / "data" / second)
+    frame.at[1, "captions"] = [text.upper() for text in frame["captions"][0]]
+    manifest = Manifest(frame, manifest.root)
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", encoder_factory(), manifest)
+    build_index(checkpoint, manifest, tmp_path / "index", progress=False)
+    searcher = Searcher(tmp_path / "index")
+    answer = searcher.text(QUERY, k=14)
+    twice = [hit for hit in answer.hits if hit.times == 2]
+    assert [{hit.sample_id, *(name.partition(":")[2] for name in hit.others)} for hit in twice] == [
+        set(frame["sample_id"][:2])
+    ]
+    assert len(answer.hits) == 14 and len(searcher.text(QUERY, k=15).hits) == 14
+    captions = searcher.sample(frame["sample_id"][0], k=45, find="text")
+    assert sum(hit.times for hit in captions.hits) == 45 and sum(hit.times == 2 for hit in captions.hits) >= 3
+
+
+class TestBuilding:
+    def test_a_repeated_call_does_what_is_missing_and_drops_what_is_gone(self, search_place, tmp_path):
+        manifest = search_place.manifest
+        half = Manifest(manifest.frame.iloc[:20].reset_index(drop=True), manifest.root)
+        index = build_index(search_place.checkpoint, half, tmp_path / "index", progress=False)
+        assert len(index) == 20 + 60 and index.version == 2
+        again = build_index(search_place.checkpoint, half, tmp_path / "index", progress=False)
+        assert again.version == index.version
+        later = Manifest(manifest.frame.iloc[5:].reset_index(drop=True), manifest.root)
+        later.frame.at[0, "captions"] = ["another caption", *later.frame["captions"][0][1:]]
+        grown = build_index(search_place.checkpoint, later, tmp_path / "index", progress=False)
+        known = known_items(grown)
+        assert len(known) == 31 + 93
+        assert known[f"text:{later.frame['sample_id'][0]}#0"] == "another caption"
+        whole = Searcher(search_place.index).text(QUERY, k=36, group=False)
+        part = Searcher(grown).text(QUERY, k=36, group=False)
+        kept = [hit for hit in whole.hits if f"image:{hit.sample_id}" in known]
+        assert [hit.sample_id for hit in part.hits] == [hit.sample_id for hit in kept]
+        assert [hit.score for hit in part.hits] == pytest.approx([hit.score for hit in kept], abs=1e-5)
+
+    def test_another_encoder_is_refused_by_name(self, search_place, encoder_factory, tmp_path):
+        other = encoder_factory()
+        other.new_heads()
+        folder = save_checkpoint(tmp_path / "other", other, search_place.manifest)
+        with pytest.raises(ConfigError, match="built with another encoder"):
+            build_index(folder, search_place.manifest, search_place.index, progress=False)
+        with pytest.raises(CheckpointError, match="other weights"):
+            Searcher(search_place.index, folder)
+
+    def test_a_checkpoint_or_index_that_is_not_there_is_told(self, search_place, tmp_path):
+        moved = tmp_path / "moved"
+        shutil.copytree(search_place.index, moved)
+        assert Searcher(moved).checkpoint == search_place.checkpoint  # by its absolute name
+        manifest = json.loads((moved / "index.json").read_text())
+        assert manifest["card"]["checkpoint"] == "../checkpoint"
+        with pytest.raises(DataError, match="no index"):
+            Searcher(tmp_path)
+
+    def test_a_checkpoint_without_bank_searches_by_cosine_and_says_so(self, search_place, tmp_path):
+        bare = tmp_path / "bare"
+        shutil.copytree(search_place.checkpoint, bare)
+        (bare / "bank.safetensors").unlink()
+        build_index(bare, search_place.manifest, tmp_path / "index", progress=False)
+        answer = Searcher(tmp_path / "index").text(QUERY, k=2)
+        assert not answer.hubs_corrected and "no bank" in answer.notes[0]
+
+
+class TestExplaining:
+    def test_a_word_weighs_what_the_score_loses_without_it(self, searcher, arrays):
+        _, _, encoder = arrays
+        answer = searcher.text("red house", k=1)
+        found = explain(searcher, answer, answer.hits[0])
+        place = searcher.index.find([answer.hits[0].item_id])
+        feature = searcher.index.features(place)[0]
+        full, house, red = embed_texts(encoder, ["red house", "house", "red"], False) @ feature
+        assert [word for word, _ in found.words] == ["red", "house"]
+        assert [weight for _, weight in found.words] == pytest.approx([full - house, full - red], abs=1e-4)
+
+    def test_segments_come_best_first_and_are_drawn(self, searcher):
+        answer = searcher.text(QUERY, k=2)
+        found = [explain(searcher, answer, hit) for hit in answer.hits]
+        scores = [part.score for part in found[0].segments]
+        assert scores == sorted(scores, reverse=True) and len(found[0].masks) == len(scores) > 0
+        assert plot_explanations(searcher, answer, found).png().startswith(b"\x89PNG")
+        page = explanation_html(searcher, found[0])
+        assert "<svg" in page and "building" in page
+
+    def test_hostile_words_stay_words(self, searcher):
+        answer = searcher.text("<script>alert(1)</script> house", k=1)
+        page = explanation_html(searcher, explain(searcher, answer, answer.hits[0]))
+        assert "<script>" not in page and "&lt;script&gt;" in page
+
+    def test_an_answer_to_an_image_has_no_words(self, searcher):
+        answer = searcher.sample("spain_003", k=1)
+        with pytest.raises(ConfigError, match="no words"):
+            explain(searcher, answer, answer.hits[0])
+
+    def test_a_missing_image_is_a_named_placeholder(self, searcher, search_place, monkeypatch):
+        monkeypatch.setattr(searcher, "root", Path("/nowhere"))
+        answer = searcher.text(QUERY, k=1)
+        found = explain(searcher, answer, answer.hits[0])
+        assert "%3Csvg" in explanation_html(searcher, found)
+        figure = plot_explanations(searcher, answer, [found])
+        assert any("cannot be read" in text.get_text() for text in figure.axes[0].texts)
+
+
+def test_the_index_is_a_plain_gallery_index(search_place):
+    index = GalleryIndex.open(search_place.index)
+    counts = {kind: len(index.select(kind)) for kind in ("image", "text", "segment")}
+    assert counts["image"] == 36 and counts["text"] == 108 and counts["segment"] > 36
+    assert index.card["name"] == "lite0-minilm" and index.card["simulated"] is False

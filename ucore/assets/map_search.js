@@ -1,0 +1,381 @@
+"use strict";
+// A query over the tiles of a map: colours by score, numbered results beside it, areas drawn as filters.
+// One layer a query; two stand side by side and move together. Everything from the data is put in as text.
+
+// Matplotlib's cividis in nine steps: even to the eye, and the same for those who do not see red and green apart.
+const CIVIDIS = [[0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115], [138, 134, 120],
+  [165, 156, 116], [195, 179, 105], [254, 232, 56]]; // prettier-ignore
+
+function cividis(share) {
+  const at = Math.max(0, Math.min(1, share)) * (CIVIDIS.length - 1);
+  const low = Math.min(Math.floor(at), CIVIDIS.length - 2);
+  const mixed = CIVIDIS[low].map((value, i) => Math.round(value + (at - low) * (CIVIDIS[low + 1][i] - value)));
+  return `rgb(${mixed.join(",")})`;
+}
+
+function decoded(code) {
+  return code ? Uint8Array.from(atob(code), (letter) => letter.charCodeAt(0)) : new Uint8Array(0);
+}
+
+// A colour a tile, the highest scores on top, and the numbers of the results.
+const Heat = CanvasLayer.extend({
+  initialize(tiles) {
+    this.tiles = tiles;
+    const places = tiles.lon.map((lon, row) => mercator(lon, tiles.lat[row]));
+    this.x = Float64Array.from(places, (place) => place[0]);
+    this.y = Float64Array.from(places, (place) => place[1]);
+    this.rings = tiles.footprints.map((ring) => ring && Samples.ring(ring));
+    this.opacity = 0.75;
+    this.chosen = null;
+    this.show({ scores: "", results: [] });
+  },
+  // update: {scores, low, high, results}
+  show(update) {
+    this.levels = decoded(update.scores);
+    this.results = update.results;
+    this.low = update.low;
+    this.high = update.high;
+    const rows = this.tiles.lon.map((_, row) => row);
+    this.order = this.levels.length ? rows.sort((a, b) => (this.levels[a] + 1) % 256 - (this.levels[b] + 1) % 256) : rows;
+    this.redraw();
+  },
+  bounds(rows) {
+    const bounds = L.latLngBounds([]);
+    for (const row of rows) bounds.extend([this.tiles.lat[row], this.tiles.lon[row]]);
+    return bounds;
+  },
+  draw(context, { to, box, scale }) {
+    const half = 4;
+    for (const row of this.order) {
+      const ring = this.rings[row];
+      const wide = ring ? (ring.east - ring.west) * scale : 0;
+      const pad = half / scale;
+      const [west, east] = ring ? [ring.west, ring.east] : [this.x[row], this.x[row]];
+      const [north, south] = ring ? [ring.north, ring.south] : [this.y[row], this.y[row]];
+      if (east < box[0] - pad || west > box[2] + pad || south < box[1] - pad || north > box[3] + pad) continue;
+      const level = this.levels.length ? this.levels[row] : 255;
+      context.globalAlpha = level === 255 ? 0.35 : this.opacity;
+      context.fillStyle = level === 255 ? "#aab2b8" : cividis(level / 254);
+      context.beginPath();
+      if (wide >= 2 * half) {
+        for (let i = 0; i < ring.points.length; i += 2) context.lineTo(...to(ring.points[i], ring.points[i + 1]));
+        context.closePath();
+      } else {
+        const [x, y] = to(this.x[row], this.y[row]);
+        context.rect(x - half, y - half, 2 * half, 2 * half);
+      }
+      context.fill();
+    }
+    context.globalAlpha = 1;
+    for (const result of [...this.results].reverse()) this.drawNumber(context, to, result);
+  },
+  drawNumber(context, to, result) {
+    if (result.tile === null) return;
+    const [x, y] = to(this.x[result.tile], this.y[result.tile]);
+    const chosen = this.chosen === result.rank;
+    context.beginPath();
+    context.arc(x, y, chosen ? 14 : 11, 0, 2 * Math.PI);
+    context.fillStyle = chosen ? "#222222" : "#ffffff";
+    context.strokeStyle = chosen ? "#ffffff" : "#222222";
+    context.lineWidth = 2;
+    context.fill();
+    context.stroke();
+    context.fillStyle = chosen ? "#ffffff" : "#222222";
+    context.font = "bold 12px sans-serif";
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    context.fillText(result.rank, x, y + 0.5);
+    if (!result.right) return;
+    context.fillText("✓", x + 16, y - 8);
+  },
+  // The row of the tile at a point of the map's container, or undefined.
+  hit(point) {
+    const place = this._map.containerPointToLatLng(point);
+    const [x, y] = mercator(place.lng, place.lat);
+    const reach = 12 / (256 * 2 ** this._map.getZoom());
+    const marked = this.results.find(
+      ({ tile }) => tile !== null && Math.hypot(this.x[tile] - x, this.y[tile] - y) < reach,
+    );
+    if (marked) return marked.tile;
+    let best;
+    for (const row of this.order) {
+      const ring = this.rings[row];
+      const inside = ring && x >= ring.west && x <= ring.east && y >= ring.north && y <= ring.south;
+      const distance = Math.hypot(this.x[row] - x, this.y[row] - y);
+      if ((inside || distance < reach / 2) && (!best || distance < best.distance)) best = { row, distance };
+    }
+    return best && best.row;
+  },
+  score(row) {
+    const level = this.levels.length ? this.levels[row] : 255;
+    if (level === 255) return "no score";
+    if (level === 0) return `score at most ${this.low.toFixed(3)}`;
+    return `score ${(this.low + (level / 254) * (this.high - this.low)).toFixed(3)}`;
+  },
+});
+
+// One map with its heat, and what a click on it does. talk: sends to a notebook, or null.
+class HeatView {
+  constructor(map, page, layer, talk) {
+    Object.assign(this, { map, talk });
+    L.control.scale({ imperial: false, position: "bottomright" }).addTo(map);
+    map.attributionControl.setPrefix(false);
+    new Graticule().addTo(map);
+    if (page.tiles) this.online(page.tiles);
+    if (page.features.length) new Features(page.features).addTo(map);
+    this.heat = new Heat(layer.tiles).addTo(map);
+    map.on("click", (event) => {
+      if (map.drawing) return;
+      const row = this.heat.hit(event.containerPoint);
+      if (row !== undefined) this.popup(row);
+    });
+    map.on("mousemove", (event) => {
+      if (!map.drawing) map.getContainer().style.cursor = this.heat.hit(event.containerPoint) === undefined ? "" : "pointer";
+    });
+  }
+  online(url) {
+    const tiles = L.tileLayer(url, { maxZoom: 20, maxNativeZoom: 19, attribution: "© OpenStreetMap contributors" });
+    let arrived = 0;
+    tiles.on("tileload", () => (arrived += 1));
+    tiles.on("tileerror", () => arrived || tiles.remove());
+    tiles.addTo(this.map);
+  }
+  fit() {
+    const rows = this.heat.tiles.lon.map((_, row) => row);
+    if (rows.length) this.map.fitBounds(this.heat.bounds(rows), { maxZoom: 17, padding: [30, 30] });
+  }
+  show(update) {
+    this.heat.show(update);
+  }
+  popup(row) {
+    const { tiles } = this.heat;
+    const result = this.heat.results.find(({ tile }) => tile === row);
+    const content = make("div", { className: "ucore-popup", tabIndex: -1 }, make("h2", {}, tiles.ids[row]));
+    if (result) content.append(resultPicture(result));
+    const facts = [this.heat.score(row), tiles.domain[row], `${tiles.lat[row].toFixed(5)}, ${tiles.lon[row].toFixed(5)}`];
+    content.append(make("p", {}, facts.filter(Boolean).join(" · ")));
+    if (tiles.said.length) content.append(make("p", {}, tiles.said[row]));
+    if (this.talk) {
+      const ask = (what, text) =>
+        make("button", { type: "button", onclick: () => this.talk({ [what]: tiles.ids[row] }) }, text);
+      content.append(ask("like", "Find more like this"), " ", ask("read", "What is written about it?"));
+    }
+    L.popup({ maxWidth: 280, minWidth: 200 }).setLatLng([tiles.lat[row], tiles.lon[row]]).setContent(content).openOn(this.map);
+    content.focus({ preventScroll: true });
+  }
+}
+
+function resultPicture(result) {
+  const alt = `Image of ${result.id}`;
+  if (!result.picture) return make("p", { className: "ucore-none" }, `The image ${result.image} cannot be read.`);
+  return make("img", { src: `data:image/jpeg;base64,${result.picture}`, alt });
+}
+
+// The list of results beside the map, linked with it.
+class Results {
+  constructor(view, letter, talk) {
+    Object.assign(this, { view, letter, talk });
+    this.title = make("h3");
+    this.legend = make("div", { className: "ucore-legend" });
+    this.list = make("ol", { className: "ucore-results" });
+    this.element = make("section", {}, this.title, this.legend, this.list);
+  }
+  show(update) {
+    this.view.show(update);
+    this.title.textContent = `${this.letter}${update.title}`;
+    this.legend.replaceChildren();
+    if (update.low !== null && update.low !== undefined) {
+      const bar = make("div", { className: "ucore-scale", "aria-hidden": "true" });
+      bar.style.background = `linear-gradient(to right, ${[0, 0.25, 0.5, 0.75, 1].map(cividis).join(", ")})`;
+      const ends = make("div", { className: "ucore-ends" }, make("span", {}, `${update.low.toFixed(2)} and less`),
+        make("span", {}, update.high.toFixed(2))); // prettier-ignore
+      this.legend.append(bar, ends);
+    }
+    this.list.replaceChildren(...update.results.map((result) => this.card(result)));
+    if (!update.results.length) this.list.append(make("li", { className: "ucore-none" }, "Nothing to show yet."));
+  }
+  card(result) {
+    const sure = result.sure === null || result.sure === undefined ? "" : ` · sure ${Math.round(100 * result.sure)} %`;
+    const right = result.right ? " · ✓ known to be right" : "";
+    const times = result.times > 1 ? ` · ×${result.times}` : "";
+    const facts = `${result.rank}. ${result.score.toFixed(3)}${sure}${times}${right}`;
+    const { heat, map } = this.view;
+    const choose = () => {
+      if (result.tile === null) return;
+      map.setView([heat.tiles.lat[result.tile], heat.tiles.lon[result.tile]], Math.max(map.getZoom(), 15));
+      this.view.popup(result.tile);
+    };
+    const mark = (rank) => {
+      heat.chosen = rank;
+      heat.redraw();
+    };
+    const button = make("button", { type: "button", className: "ucore-card", onclick: choose }, resultPicture(result),
+      make("span", {}, make("b", {}, facts), make("br"), `${result.id}: ${result.said}`)); // prettier-ignore
+    button.onmouseenter = button.onfocus = () => mark(result.rank);
+    button.onmouseleave = button.onblur = () => mark(null);
+    const item = make("li", result.right ? { className: "ucore-right" } : {}, button);
+    if (this.talk) {
+      const why = () => this.talk({ why: result.item });
+      item.append(make("button", { type: "button", className: "ucore-why", onclick: why }, "Why?"));
+    }
+    return item;
+  }
+}
+
+// Boxes and areas drawn on a map; each is told as {box: [w, s, e, n]}, {polygon: [[lon, lat], ...]} or {box: null}.
+class Drawing {
+  constructor(map, tell) {
+    Object.assign(this, { map, tell, shape: null, points: [] });
+    const button = (text, title, act) => make("button", { type: "button", title, onclick: act, "aria-pressed": "false" }, text);
+    this.box = button("▭ Box", "Press and drag on the map", () => this.start("box"));
+    this.area = button("⬠ Area", "Click corners; click the first one again to close", () => this.start("area"));
+    const clear = button("Clear area", "Search everywhere", () => this.clear(true));
+    this.element = make("div", { className: "ucore-draw", role: "toolbar", "aria-label": "Draw a filter" }, this.box, this.area, clear);
+    L.DomEvent.disableClickPropagation(this.element);
+    map.getContainer().append(this.element);
+    map.on("mousedown", (event) => this.down(event));
+    map.on("mousemove", (event) => this.move(event));
+    map.on("mouseup", () => this.up());
+    map.on("click", (event) => this.click(event));
+  }
+  start(mode) {
+    this.clear(false);
+    this.map.drawing = mode;
+    this.map.dragging.disable();
+    this.map.doubleClickZoom.disable();
+    this.map.getContainer().style.cursor = "crosshair";
+    this.box.setAttribute("aria-pressed", mode === "box");
+    this.area.setAttribute("aria-pressed", mode === "area");
+  }
+  stop() {
+    this.map.dragging.enable();
+    this.map.doubleClickZoom.enable();
+    this.map.getContainer().style.cursor = "";
+    this.box.setAttribute("aria-pressed", false);
+    this.area.setAttribute("aria-pressed", false);
+    this.points = [];
+    setTimeout(() => (this.map.drawing = null), 50); // the click that ends a drag is no click on a tile
+  }
+  clear(tell) {
+    if (this.shape) this.shape.remove();
+    this.shape = this.corner = null;
+    if (this.map.drawing) this.stop();
+    if (tell) this.tell({ box: null });
+  }
+  put(shape) {
+    if (this.shape) this.shape.remove();
+    this.shape = shape.addTo(this.map);
+  }
+  down(event) {
+    if (this.map.drawing === "box") this.corner = event.latlng;
+  }
+  move(event) {
+    const look = { color: "#d55e00", weight: 2, fillOpacity: 0.08, interactive: false };
+    if (this.map.drawing === "box" && this.corner) this.put(L.rectangle([this.corner, event.latlng], look));
+    if (this.map.drawing === "area" && this.points.length) this.put(L.polyline([...this.points, event.latlng], look));
+  }
+  up() {
+    if (this.map.drawing !== "box" || !this.corner || !this.shape) return;
+    const bounds = this.shape.getBounds();
+    this.corner = null;
+    this.stop();
+    this.tell({ box: [bounds.getWest(), bounds.getSouth(), bounds.getEast(), bounds.getNorth()] });
+  }
+  click(event) {
+    if (this.map.drawing !== "area") return;
+    const near = (place) => this.map.latLngToContainerPoint(place).distanceTo(event.containerPoint) < 12;
+    if (this.points.length < 3 || !near(this.points[0])) {
+      this.points.push(event.latlng);
+      return;
+    }
+    const ring = this.points.map(({ lng, lat }) => [lng, lat]);
+    this.put(L.polygon(this.points, { color: "#d55e00", weight: 2, fillOpacity: 0.08, interactive: false }));
+    this.stop();
+    this.tell({ polygon: [...ring, ring[0]] });
+  }
+}
+
+// Sends to a SearchBox by writing into its hidden text field, in the page around this frame.
+function talkTo(link) {
+  let count = 0;
+  return (message) => {
+    const field = window.parent.document.querySelector(`.${link} input`);
+    if (!field) return;
+    const setter = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(field), "value").set;
+    setter.call(field, JSON.stringify({ ...message, count: (count += 1) }));
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+    field.dispatchEvent(new Event("change", { bubbles: true }));
+  };
+}
+
+// Follows what a SearchBox writes into its own page, this frame's parent.
+function followBox(link, show) {
+  let last = null;
+  const look = () => {
+    let note = null;
+    try {
+      note = window.parent.document.querySelector(`[data-ucore-search="${link}"]`);
+    } catch {
+      clearInterval(timer); // a page that keeps frames apart
+    }
+    if (!note || note.dataset.version === last) return;
+    last = note.dataset.version;
+    const bytes = Uint8Array.from(atob(note.dataset.update), (letter) => letter.charCodeAt(0));
+    show(JSON.parse(new TextDecoder().decode(bytes)));
+  };
+  const timer = setInterval(look, 60);
+  look();
+}
+
+function ucoreSearch(map, page) {
+  const talk = page.linked ? talkTo(page.linked) : null;
+  const views = page.layers.map((layer, number) => {
+    if (!number) return new HeatView(map, page, layer, talk);
+    const beside = make("div", { className: "folium-map ucore-second" });
+    map.getContainer().after(beside);
+    return new HeatView(L.map(beside, { maxZoom: 20, minZoom: 1, zoomAnimation: false, worldCopyJump: true }), page, layer, null);
+  });
+  const two = views.length > 1;
+  const lists = views.map((view, number) => new Results(view, two ? `${"AB"[number]}: ` : "", talk));
+  const fade = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: 0.75 });
+  fade.oninput = () => views.forEach(({ heat }) => ((heat.opacity = Number(fade.value)), heat.redraw()));
+  const notes = make("div", {}, ...page.notes.map((note) => make("p", { className: "ucore-none" }, note)));
+  const panel = make("details", { className: "ucore-panel ucore-wide", open: map.getSize().x > 560 },
+    make("summary", {}, "Where is it like this?"), make("label", {}, "Colour", fade), ...lists.map(({ element }) => element),
+    notes); // prettier-ignore
+  L.DomEvent.disableClickPropagation(panel);
+  L.DomEvent.disableScrollPropagation(panel);
+  views[views.length - 1].map.getContainer().after(panel);
+  if (two) document.body.classList.add("ucore-pair");
+  const settle = () => views.forEach(({ map: each }) => each.invalidateSize());
+  panel.ontoggle = settle;
+  settle();
+  views.forEach((view, number) => {
+    view.fit();
+    if (two) view.map.getContainer().append(make("div", { className: "ucore-letter" }, "AB"[number]));
+  });
+  if (two) {
+    let moving = false; // one follows the other, not both each other
+    const follow = (from, other) =>
+      from.on("moveend", () => {
+        if (moving) return;
+        moving = true;
+        other.setView(from.getCenter(), from.getZoom(), { animate: false });
+        moving = false;
+      });
+    follow(views[0].map, views[1].map);
+    follow(views[1].map, views[0].map);
+  }
+  lists.forEach((list, number) => list.show(page.layers[number]));
+  if (page.simulated) map.getContainer().after(make("div", { className: "ucore-simulated" }, "Simulated data"));
+  if (talk) {
+    new Drawing(map, talk);
+    followBox(page.linked, (update) => {
+      lists[0].show(update);
+      notes.replaceChildren(...update.notes.map((note) => make("p", { className: "ucore-none" }, note)));
+      const places = update.results.map(({ tile }) => tile).filter((tile) => tile !== null);
+      if (update.zoom && places.length) map.fitBounds(views[0].heat.bounds(places), { maxZoom: 15, padding: [50, 50] });
+    });
+  }
+  return lists;
+}
