@@ -127,6 +127,7 @@ ORDER = [
         "found_figures",
         "heat",
         "search_box",
+        "app",
         "widgets",
         "explorer",
         "segment_explorer",
