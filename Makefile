@@ -56,8 +56,8 @@ check: $(STAMP)  ## lint, format, types, stripped notebooks
 lab: $(STAMP)    ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
 
-app: $(STAMP)    ## the search notebook as an application in the browser (voila; needs no network)
-	@$(BIN)/voila notebooks/08_retrieve.ipynb --strip_sources=True --VoilaConfiguration.show_tracebacks=True
+app: $(STAMP)    ## search in the browser, in what notebook 08 indexed (or INDEX=folder)
+	@$(BIN)/ucore app $(if $(INDEX),--index $(INDEX))
 
 bench: $(STAMP)  ## ratios and rates, measured now (evaluation_memory.py takes an hour and is left out)
 	@$(BIN)/python benchmarks/feature_extraction.py

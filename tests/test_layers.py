@@ -144,6 +144,7 @@ ORDER = [
         "search_box",
         "adaptation_figures",
         "curriculum_figures",
+        "app",
         "widgets",
         "adaptation_stepper",
         "explorer",

@@ -21,9 +21,9 @@ def sent(box: SearchBox) -> dict:
     return json.loads(base64.b64decode(re.search('data-update="(.*?)"', box.link.value)[1]))
 
 
-def say(box: SearchBox, **message) -> None:
+def say(to: SearchBox, /, **message) -> None:
     """What the map writes."""
-    box.message.value = json.dumps(message)
+    to.message.value = json.dumps(message)
 
 
 def test_nothing_is_asked_at_first(box):

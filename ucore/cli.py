@@ -1,5 +1,5 @@
 """The command line: `ucore train`, `eval`, `adapt`, `run`, `reproduce`, `data`, `simulate`, `segment`, `caption`,
-`index`, `search`, `map`.
+`index`, `search`, `map`, `app`.
 
 A command imports what it needs.
 """
@@ -16,7 +16,7 @@ from ucore.cli_adapt import adapt
 from ucore.cli_augment import caption, captions, segment, segments
 from ucore.cli_data import data, simulate
 from ucore.cli_reproduce import diff, reproduce
-from ucore.cli_search import draw_map, index_command, search
+from ucore.cli_search import app, draw_map, index_command, search
 from ucore.errors import ConfigError, UserError
 from ucore.files import require_writable
 
@@ -279,6 +279,7 @@ def main() -> None:
         "index": index_command,
         "search": search,
         "map": draw_map,
+        "app": app,
     }
     usual, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:

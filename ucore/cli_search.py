@@ -298,6 +298,21 @@ def compact(path: Annotated[Path, tyro.conf.Positional]) -> None:
     print(f"{path}: version {found.version}, {len(found):,} items.")
 
 
+def app(index: Path | None = None, port: int = 8866, browser: bool = True) -> None:
+    """Search in the browser: type a query, click a tile, draw an area; until Ctrl-C.
+
+    Args:
+        index: Folder that `ucore index build` wrote; default: what notebook 08 made last.
+        port: Where the application is served, on this machine alone.
+        browser: Open it.
+    """
+    import sys
+
+    from ucore.app import newest_index, serve
+
+    sys.exit(serve(index or newest_index(), port, browser))
+
+
 # One line a command of `ucore index`: its name and the function behind it.
 IndexCommand = (
     Annotated[Any, tyro.conf.subcommand("build", constructor=build)]

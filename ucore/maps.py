@@ -8,6 +8,7 @@ scripts in assets/ show them as text only. A content security policy forbids the
 """
 
 import base64
+import html
 import io
 import json
 import math
@@ -122,7 +123,7 @@ def blank_map(title: str, height: int) -> "folium.Map":
     made.default_js, made.default_css = [], []
     made._id = MAP_NAME.removeprefix("map_")  # folium's are random; the same samples give the same page
     root: Any = made.get_root()
-    root.title, root.height = title, f"{height}px"
+    root.title, root.height = html.escape(title), f"{height}px"
     return made
 
 

@@ -1,0 +1,96 @@
+"""Search as a person does it: a map in a file, the box in JupyterLab's notebook, and the application by Voila."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from ucore.app import write_app
+from ucore.heat import heat_layer, heat_map
+from ucore.maps import save_map
+from ucore.retrieve import Searcher
+
+PATIENCE = 120_000  # milliseconds
+
+
+def test_the_map_of_two_queries(search_place, open_page, tmp_path):
+    searcher = Searcher(search_place.index)
+    layers = [heat_layer(searcher, text, k=4) for text in ("a red house", "<img src=x onerror=alert(1)>")]
+    page = open_page(save_map(heat_map(layers), tmp_path / "map.html"))
+    assert page.locator(".folium-map").count() == 2 and page.locator(".ucore-card").count() == 8
+    assert page.get_by_role("heading", name="B: <img src=x onerror=alert(1)>").count() == 1
+    page.locator(".ucore-card").first.click()
+    first = layers[0].answer.hits[0].sample_id
+    page.locator(".ucore-popup h2", has_text=first).wait_for(timeout=10_000)
+    assert page.evaluate("map_samples.getZoom()") >= 15
+
+
+@pytest.fixture
+def voila(search_place, tmp_path):
+    """The application's address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = write_app(search_place.index, tmp_path, ("a red house",))
+    command = [sys.executable, "-m", "voila", str(path), f"--port={port}", "--no-browser"]
+    places = {name: str(tmp_path / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR")}
+    with (tmp_path / "voila.log").open("w") as log:
+        server = subprocess.Popen(command, env={**os.environ, **places}, stdout=log, stderr=log)
+        try:
+            for _ in range(300):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/voila/static/voila.js", timeout=1).close()
+                    break
+                except urllib.error.HTTPError:
+                    break
+                except OSError:
+                    time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def test_type_see_draw_and_ask_why(voila, browser):
+    page = browser.new_page(viewport={"width": 1250, "height": 950})
+    failed: list[str] = []
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    page.goto(voila, timeout=PATIENCE)
+    inside = page.frame_locator("iframe[title='Search results on the map']")
+
+    def said(pattern: str) -> None:
+        page.get_by_role("status").filter(has_text=re.compile(pattern)).first.wait_for(timeout=PATIENCE)
+
+    said("36 images")
+    page.get_by_placeholder("tennis courts beside a school").fill("a red house")
+    page.get_by_placeholder("tennis courts beside a school").press("Enter")
+    said("12 results for “a red house”")
+    inside.locator(".ucore-card").nth(11).wait_for(timeout=PATIENCE)
+    assert inside.locator(".ucore-card img").count() == 12
+    if os.environ.get("UCORE_SHOTS"):
+        page.wait_for_timeout(1000)
+        page.screenshot(path=os.environ["UCORE_SHOTS"] + "/voila.png")
+    inside.locator(".ucore-why").first.click()
+    page.get_by_text(re.compile("^Why ")).first.wait_for(timeout=PATIENCE)
+    inside.locator(".ucore-card").first.click()
+    inside.get_by_role("button", name="Find more like this").click()
+    said("12 results for “image ")
+    inside.get_by_role("button", name="▭ Box").click()
+    frame = page.locator("iframe[title='Search results on the map']").bounding_box()
+    assert frame is not None
+    x, y = frame["x"] + 100, frame["y"] + 100
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 400, y + 350, steps=5)
+    page.mouse.up()
+    said(r"results for “image .*(within the filter)?")
+    inside.locator("path.leaflet-interactive, .leaflet-overlay-pane path").first.wait_for(timeout=PATIENCE)
+    inside.get_by_role("button", name="Clear area").click()
+    said("12 results for “image ")
+    assert failed == []
+    page.close()

@@ -1,0 +1,52 @@
+"""The search box as a small application in the browser: a notebook of one cell, served by Voila.
+
+Voila serves it on this machine alone unless told otherwise. Its page names other hosts for the fonts of formulas only,
+which the search does not need.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ucore.errors import ConfigError, DataError
+from ucore.index_files import NAME
+
+CELL = """from ucore.retrieve import Searcher
+from ucore.search_box import SearchBox
+
+SearchBox(Searcher({index!r}), {examples!r}, height=620)"""
+
+
+def newest_index(runs: str | Path = "runs") -> Path:
+    """The index that notebook 08 made last. Raises DataError where there is none."""
+    found = sorted(Path(runs).glob(f"08_retrieve/*/{NAME}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise DataError(f"There is no index in {runs}/08_retrieve: name one with --index, or make it: ucore run 08")
+    return found[-1].parent
+
+
+def write_app(index: Path, folder: Path, examples: tuple[str, ...] = ()) -> Path:
+    """The application's notebook, search.ipynb in `folder`."""
+    import nbformat
+
+    cells = [nbformat.v4.new_code_cell(CELL.format(index=str(index.resolve()), examples=list(examples)))]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={**metadata, "title": "Search seen from above"})
+    path = folder / "search.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+def serve(index: Path, port: int = 8866, browser: bool = True, examples: tuple[str, ...] = ()) -> int:
+    """Serve the search of an index until it is stopped; voila's exit status. Raises ConfigError for a port out of
+    range, DataError where there is no index."""
+    from ucore.index import GalleryIndex
+
+    if not 0 < port < 65536:
+        raise ConfigError(f"--port is {port}; choose a number from 1 to 65535")
+    GalleryIndex.open(index)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "voila", str(write_app(index, Path(folder), examples)), f"--port={port}"]
+        command += ["--theme=light"] + ([] if browser else ["--no-browser"])
+        return subprocess.run(command, check=False).returncode
