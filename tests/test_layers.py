@@ -150,9 +150,9 @@ ORDER = [
         "segment_explorer",
         "caption_explorer",
     ),
-    *("notebooks", "ablations", "gap", "crossing", "adapt_ablations", "runner", "series", "reproduce"),
+    *("ablations", "gap", "crossing", "runner", "series", "reproduce"),
     *("tables", "freshness", "differences", "page_style", "page", "new_notebook"),
-    *("cli_data", "cli_augment", "cli_adapt", "cli_search", "cli_reproduce", "cli"),
+    *("cli_data", "cli_augment", "cli_adapt", "cli_search", "cli_reproduce", "adapt_ablations", "cli"),
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")

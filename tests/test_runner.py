@@ -17,7 +17,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import ucore
 from ucore import runner
-from ucore.data import read_dataset
 from ucore.errors import ConfigError, DataError, UserError
 from ucore.notebooks import find_notebook, notebook_help, notebook_parameters, parse_parameters
 from ucore.runner import NotebookError
