@@ -126,7 +126,7 @@ def save_places(table: "pd.DataFrame", path: Path, footprints: Sequence[Any] | N
     import shapely
 
     placed = table["lon"].notna() & table["lat"].notna()
-    points = shapely.points(table["lon"].to_numpy(float), table["lat"].to_numpy(float))
+    points: Any = shapely.points(table["lon"].to_numpy(float), table["lat"].to_numpy(float))
     shapes = [point if shape is None else shape for shape, point in zip(footprints or points, points, strict=True)]
     frame: Any = geopandas.GeoDataFrame(table, geometry=shapes, crs="EPSG:4326")[placed]
     with atomic_path(path) as temporary:
