@@ -1,8 +1,8 @@
 # make            lists the targets
-# make reproduce  environment, then the main job
+# make reproduce  environment, then the main job: all notebooks, then reports/index.html
 # make test       environment, then the tests
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test check lab app bench clean
+.PHONY: help setup reproduce test check lab app bench new-notebook clean
 
 # The first Python that runs and is new enough; requirements.lock was resolved for 3.11.
 ifndef PYTHON
@@ -18,7 +18,7 @@ SCALE ?= tiny
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 help:            ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 # uv builds the environment; where it is missing, it is put into .tools, and the user's Python stays as it is.
 $(STAMP): requirements.lock pyproject.toml
@@ -65,6 +65,9 @@ bench: $(STAMP)  ## ratios and rates, measured now (evaluation_memory.py takes a
 	@$(BIN)/python benchmarks/simulation.py
 	@$(BIN)/python benchmarks/train_step.py --quick
 	@$(BIN)/python benchmarks/mask_generator.py --images 2 --rounds 2
+
+new-notebook: $(STAMP)  ## a stub that runs and passes the tests (NAME=10_seasons)
+	@$(BIN)/python -m ucore.new_notebook '$(NAME)'
 
 clean:           ## remove what runs made; keeps the environment
 	@rm -rf runs .pytest_cache .ruff_cache

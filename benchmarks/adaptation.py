@@ -7,7 +7,8 @@ Heads of the bundled encoder are trained on the source (scale tiny, the seed's o
 part "finetune" (20 %), and scored on "test" (70 %): whole gallery, plain cosines and, "+qb", with hubs corrected by the
 images and texts of "finetune". "zero-shot" is the source's model as it is, "zero-shot +qb" QB-Norm, and "tcr" answers
 every test query with a head that moves by the queries alone (`test_time`). Differences of mR to "source-only",
-which goes on training on the source for as many steps, are paired by seed and query; the interval draws both again.
+which goes on training on the source for as many steps, are paired by seed and query; the interval draws both again. The
+second difference of a row is to "source-only +qb" where the row is "+qb", too.
 A method may change settings ("ucore,pseudo_weight=0"), the regime ("ucore,regime=paired,shots=10") and the choice of
 weights ("ucore,choose_by=mR": the oracle).
 """
@@ -36,7 +37,7 @@ from ucore.hubness import Bank, correct_hubs
 from ucore.manifest import Manifest
 from ucore.model import DualEncoder, load_encoder
 from ucore.notebooks import parse_parameters
-from ucore.report import machine_facts
+from ucore.origin import machine_facts
 from ucore.splits import adaptation_split
 from ucore.test_time import adapt_queries
 from ucore.train import Trainer
@@ -97,11 +98,35 @@ def settings(text: str) -> tuple[str, dict[str, Any]]:
 Found = dict[str, list[tuple[Ranks, dict[str, Any], float]]]
 
 
+def started(fresh: DualEncoder, source: Manifest, seed: int, cache: Path, known: dict[Any, DualEncoder]) -> DualEncoder:
+    """Heads trained on the source from `seed` on; kept in `known` for other targets."""
+    if (source.root, source.name, seed) not in known:
+        torch.manual_seed(seed)
+        start = copy.deepcopy(fresh)
+        start.new_heads()
+        train, val = source.split("train"), source.split("val")
+        config = TrainConfig.at("tiny", seed=seed, head_batch_size=batch_of(train), max_train_images=None)
+        Trainer(start, train, val, config, None, cache, progress=False).fit()
+        known[source.root, source.name, seed] = start
+    return known[source.root, source.name, seed]
+
+
+def batch_of(train: Manifest) -> int:
+    return 64 if len(train) < 1000 else 128
+
+
 def direction(
-    fresh: DualEncoder, source: Manifest, target: Manifest, methods: Sequence[str], seeds: int, cache: Path, scale: str
+    fresh: DualEncoder,
+    source: Manifest,
+    target: Manifest,
+    methods: Sequence[str],
+    seeds: int,
+    cache: Path,
+    scale: str,
+    known: dict[Any, DualEncoder],
 ) -> Found:
     """For every method and seed: ranks on the target's test part, what every epoch showed, seconds."""
-    train, val = source.split("train"), source.split("val")
+    train = source.split("train")
     target = adaptation_split(target, seed=0)
     finetune, choose, test = (target.split(name) for name in ("finetune", "val", "test"))
     found: Found = {}
@@ -111,26 +136,21 @@ def direction(
             found.setdefault(name + how, []).append((ranks, shown, seconds))
 
     for seed in range(seeds):
-        torch.manual_seed(seed)
-        start = copy.deepcopy(fresh)
-        start.new_heads()
-        batch = 64 if len(train) < 1000 else 128
-        config = TrainConfig.at("tiny", seed=seed, head_batch_size=batch, max_train_images=None)
-        Trainer(start, train, val, config, None, cache, progress=False).fit()
+        start = started(fresh, source, seed, cache, known)
         keep("zero-shot", start, {}, 0.0)
         if "tcr" in methods:
-            started = time.perf_counter()
-            found.setdefault("tcr", []).append((tcr_ranks(start, test, cache, seed), {}, time.perf_counter() - started))
+            began = time.perf_counter()
+            found.setdefault("tcr", []).append((tcr_ranks(start, test, cache, seed), {}, time.perf_counter() - began))
         for text in (name for name in methods if name != "tcr"):
             method, changes = settings(text)
-            encoder, started = copy.deepcopy(start), time.perf_counter()
-            own = AdaptConfig.of(method, scale, **{"seed": seed, "head_batch_size": batch, **changes})
+            encoder, began = copy.deepcopy(start), time.perf_counter()
+            own = AdaptConfig.of(method, scale, **{"seed": seed, "head_batch_size": batch_of(train), **changes})
             adapter = Adapter(encoder, train, finetune, choose, own, None, cache, progress=False)
             best = adapter.fit()
             rows = [row["metrics"] for row in adapter.history if "metrics" in row]
             trace = {name: [round(row.get(name, float("nan")), 1) for row in rows] for name in WATCHED}
             encoder.load_state_dict(adapter.best_state)
-            keep(text, encoder.eval(), {"epoch": best["epoch"], **trace}, time.perf_counter() - started)
+            keep(text, encoder.eval(), {"epoch": best["epoch"], **trace}, time.perf_counter() - began)
     return found
 
 
@@ -155,29 +175,30 @@ def main() -> None:
         pairs = directions(data, options.directions)
     methods = list(dict.fromkeys([BASE, *options.methods]))
     print(f"{'SIMULATED' if data.simulated else 'Real'} data; {json.dumps(machine_facts())}")
-    fresh, rows, gains = load_encoder(), [], {}
+    fresh, rows, gains, known = load_encoder(), [], {}, {}
     for source, target in pairs:
         name = f"{source.name} -> {target.name}"
-        found = direction(fresh, source, target, methods, options.seeds, options.cache, options.scale)
+        found = direction(fresh, source, target, methods, options.seeds, options.cache, options.scale, known)
         owner = adaptation_split(target, seed=0).split("test").texts[1]
-        base = [ranks for ranks, _, _ in found[BASE]]
+        bases = {how: [ranks for ranks, _, _ in found[BASE + how]] for how in ("", " +qb")}
         for method, runs in found.items():
             metrics = [metrics_from_ranks(*ranks) for ranks, _, _ in runs]
-            difference = seeded_difference([ranks for ranks, _, _ in runs], base, owner)
+            ours = [ranks for ranks, _, _ in runs]
+            difference = seeded_difference(ours, bases[""], owner)
+            alike = seeded_difference(ours, bases[" +qb"], owner) if method.endswith(" +qb") else difference
             means = {metric: float(np.mean([one[metric] for one in metrics])) for metric in METRICS}
             seconds = float(np.mean([seconds for _, _, seconds in runs]))
             row = {"direction": name, "method": method, "test_images": int(owner.max()) + 1, **means,
-                   "mR_difference": difference, "seconds": seconds}  # fmt: skip
+                   "mR_difference": difference, "mR_difference_alike": alike, "seconds": seconds}  # fmt: skip
             rows.append(row)
-            gains.setdefault(method, []).append((row["mR"], difference[0]))
-            low, high = difference[1:]
-            print(f"{name:24} {method:28} mR {row['mR']:6.2f}  {difference[0]:+6.2f} [{low:+.2f}, {high:+.2f}]  "
-                  f"{row['seconds']:5.1f} s", flush=True)  # fmt: skip
+            gains.setdefault(method, []).append((row["mR"], difference[0], alike[0]))
+            shown = "  ".join(f"{mean:+6.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in (difference, alike))
+            print(f"{name:24} {method:28} mR {row['mR']:6.2f}  {shown}  {row['seconds']:5.1f} s", flush=True)
             if options.trace:
                 print("   ", runs[0][1], flush=True)
     for method, values in gains.items():
-        mean, gain = np.mean(values, axis=0)
-        print(f"{'mean of directions':24} {method:28} mR {mean:6.2f}  {gain:+6.2f}")
+        mean, gain, alike = np.mean(values, axis=0)
+        print(f"{'mean of directions':24} {method:28} mR {mean:6.2f}  {gain:+6.2f}  {alike:+6.2f}")
     if options.out:
         write_json(options.out, {"command": " ".join(map(str, vars(options).items())), "rows": rows})
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ucore.errors import ConfigError
 from ucore.evaluate import feature_ranks, instance_relevance
-from ucore.report import machine_facts
+from ucore.origin import machine_facts
 
 STATM = Path("/proc/self/statm")
 PAGE = 4096

@@ -25,7 +25,7 @@ from ucore.errors import DataError
 from ucore.features import embed_images
 from ucore.manifest import Manifest, subset
 from ucore.model import load_encoder
-from ucore.report import machine_facts
+from ucore.origin import machine_facts
 
 
 def plain_tower() -> torch.nn.Module:

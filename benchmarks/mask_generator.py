@@ -30,7 +30,7 @@ from ucore.images import load_image
 from ucore.manifest import subset
 from ucore.mask_generator import MaskGenerator
 from ucore.masks import Segments
-from ucore.report import machine_facts
+from ucore.origin import machine_facts
 from ucore.sam import load_sam
 from ucore.simulate import simulate_dataset
 from ucore.simulated_set import SimulationConfig

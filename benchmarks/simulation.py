@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ucore.city import make_city
 from ucore.countries import COUNTRIES, SHARED_CAMERA
+from ucore.origin import machine_facts
 from ucore.render import render_tile
-from ucore.report import machine_facts
 from ucore.simulate import cities_of, make_tiles, simulate_dataset
 from ucore.simulated_set import PARTS, SimulationConfig
 

@@ -20,7 +20,7 @@ import numpy as np
 from ucore.captions import caption_dataset
 from ucore.data import read_dataset
 from ucore.manifest import Manifest, subset
-from ucore.report import machine_facts
+from ucore.origin import machine_facts
 from ucore.segments import segment_dataset
 from ucore.simulate import simulate_dataset
 from ucore.simulated_set import SimulationConfig

@@ -21,8 +21,8 @@ from ucore.config import TrainConfig
 from ucore.data import find_dataset, read_dataset
 from ucore.manifest import subset
 from ucore.model import load_encoder
+from ucore.origin import machine_facts
 from ucore.probes import BatchProbe, QueryProbe
-from ucore.report import machine_facts
 from ucore.segments import segment_dataset
 from ucore.train import Trainer
 from ucore.widgets import TrainingStepper

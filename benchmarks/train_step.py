@@ -32,7 +32,7 @@ from ucore.data import ImageTextDataset
 from ucore.device import pick_device
 from ucore.manifest import Manifest, subset
 from ucore.model import DualEncoder, load_encoder
-from ucore.report import machine_facts
+from ucore.origin import machine_facts
 from ucore.train import Trainer
 
 SEGMENTS = 5

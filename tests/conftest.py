@@ -26,6 +26,17 @@ def tiny_rsicd(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sides(tiny_rsicd, tmp_path_factory) -> tuple[Any, Any, Any]:
+    """Of an adaptation: the part train of the source, and of another set 12 images for finetune and 8 for val."""
+    from makers import make_rsicd
+
+    from ucore.data import read_dataset
+
+    other = read_dataset(make_rsicd(tmp_path_factory.mktemp("other") / "set", 12, 8, 0, seed=7))
+    return read_dataset(tiny_rsicd, split="train"), other.split("train"), other.split("val")
+
+
+@pytest.fixture(scope="session")
 def encoder_factory() -> Callable[[], Any]:
     """A function that gives a fresh copy of the bundled encoder; the weights are read once."""
     import torch

@@ -48,18 +48,9 @@ def state_of(index: GalleryIndex) -> dict[str, tuple[float, ...]]:
     return {name: tuple(values) for name, values in zip(rows["item_id"], features.tolist(), strict=True)}
 
 
-def change_for_ever(folder: str | Path, ready: Any, count: bool = False) -> None:
-    """Add, delete, replace and compact, so that version v holds what `expected_states` says; until killed.
-
-    count: versions do not count the changes; what is there tells how many there were.
-    """
-    index = GalleryIndex.open(folder)
-    state = state_of(index) if count else {}
-    done = max(step for step, made in enumerate(expected_states(200)) if made == state) if count else 0
-    ready.set()
-    while True:
-        step = done if count else index.version
-        done += 1
+def change(index: GalleryIndex, until: int, done: int = 0) -> None:
+    """Add, delete, replace and compact in turn, so that after n changes the index holds what `expected_states` says."""
+    for step in range(done, until):
         turn, first = step % 4, step // 4 * 20
         if turn == 0:
             index.add(make_features(20, step), make_rows(20, first))
@@ -69,6 +60,19 @@ def change_for_ever(folder: str | Path, ready: Any, count: bool = False) -> None
             index.add(make_features(5, step), make_rows(20, first).iloc[1:10:2], replace=True)
         else:
             index.compact()
+
+
+def change_for_ever(folder: str | Path, ready: Any, count: bool = False) -> None:
+    """Go on with changes where the index stands, until killed.
+
+    count: versions do not count the changes; what is there tells how many there were.
+    """
+    index = GalleryIndex.open(folder)
+    state = state_of(index) if count else {}
+    made = (step for step, then in enumerate(expected_states(200)) if then == state)
+    done = max(made) if count else index.version
+    ready.set()
+    change(index, 10**6, done)
 
 
 def kill_while_changing(processes: Any, folder: Path, chance: random.Random, count: bool = False) -> None:
@@ -88,7 +92,7 @@ def kill_while_changing(processes: Any, folder: Path, chance: random.Random, cou
 
 
 def expected_states(count: int) -> Iterator[dict[str, tuple[float, ...]]]:
-    """What `change_for_ever` has made at versions 0 to `count`."""
+    """What the index holds after 0 to `count` steps of `change`."""
     state: dict[str, tuple[float, ...]] = {}
     for step in range(count + 1):
         yield dict(state)

@@ -5,7 +5,7 @@ import pytest
 
 from ucore.curriculum import CurriculumSampler, density_ratio, scaled, share_of
 from ucore.errors import ConfigError
-from ucore.pseudo import balanced_matching, return_probability
+from ucore.pseudo import balanced_matching, bridged_similarity, return_probability
 
 
 def unit(degrees: list[float]) -> np.ndarray:
@@ -84,3 +84,34 @@ def test_walks_return_where_images_and_texts_single_each_other_out() -> None:
     forth = np.exp(similarity / 0.1) / np.exp(similarity / 0.1).sum(1, keepdims=True)
     back = np.exp(similarity / 0.1) / np.exp(similarity / 0.1).sum(0)
     assert return_probability(similarity, 0.1) == pytest.approx(100 * np.trace(forth @ back.T) / 5)
+
+
+def test_a_bridge_says_of_an_image_what_is_said_of_images_like_it():
+    """Three kinds of scenes; the target's images are shifted by its camera, its texts by its style of writing."""
+    rng = np.random.default_rng(0)
+    looks, words = rng.normal(size=(3, 12)), rng.normal(size=(3, 9))
+    kind, owner = np.repeat([0, 1, 2], 20), np.repeat(np.arange(60), 2)
+    source_images = looks[kind] + 0.3 * rng.normal(size=(60, 12))
+    source_texts = words[kind[owner]] + 0.3 * rng.normal(size=(120, 9))
+    asked = np.array([0, 1, 2, 2, 1, 0])
+    images = looks[asked] + 0.1 * rng.normal(size=(6, 12)) + 5
+    texts = words[asked] + 0.1 * rng.normal(size=(6, 9)) - 3
+    found = bridged_similarity(images, texts, source_images, source_texts, owner)
+    assert found.shape == (6, 6) and np.abs(found).max() <= 1 + 1e-5
+    same = asked[:, None] == asked[None, :]
+    assert found[same].min() > found[~same].max()
+    shuffled = rng.permutation(120)
+    again = bridged_similarity(images, texts, source_images, source_texts[shuffled], owner[shuffled])
+    assert np.allclose(found, again, atol=1e-5)  # the order of the source's texts says nothing
+
+
+def test_a_bridge_over_many_images_rests_on_some_of_them(monkeypatch):
+    monkeypatch.setattr("ucore.pseudo.MOST_BRIDGE", 10)
+    rng = np.random.default_rng(1)
+    source_images, source_texts = rng.normal(size=(19, 4)), rng.normal(size=(38, 5))
+    owner, kept = np.repeat(np.arange(19), 2), np.arange(0, 19, 2)
+    images, texts = rng.normal(size=(3, 4)), rng.normal(size=(4, 5))
+    found = bridged_similarity(images, texts, source_images, source_texts, owner)
+    held = np.isin(owner, kept)
+    expected = bridged_similarity(images, texts, source_images[kept], source_texts[held], owner[held] // 2)
+    assert np.allclose(found, expected)

@@ -1,8 +1,10 @@
 """The gallery index: brute force's answers, versions that are whole, and refusals that say what to do."""
 
+import errno
 import json
 import multiprocessing
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers_index import CARD, DIM, expected_states, kill_while_changing, make_features, make_rows, state_of
+from makers_index import CARD, DIM, change, expected_states, kill_while_changing, make_features, make_rows, state_of
 from test_nearest import assert_same, brute_force
 
 from ucore import cells, index_files, index_flat
@@ -179,13 +181,13 @@ def test_one_writer_and_readers_beside_it(tmp_path):
     index = GalleryIndex.create(tmp_path / "i", CARD, DIM)
     index.add(make_features(20), make_rows(20))
     with index_files.writing(tmp_path / "i"):
-        for change in (
+        for act in (
             lambda: index.add(make_features(1), make_rows(1, 50)),
             lambda: index.delete(["i1"]),
             index.compact,
         ):
             with pytest.raises(UserError, match="Another process is writing"):
-                change()
+                act()
         assert len(GalleryIndex.open(tmp_path / "i").select()) == 16
     assert index.version == 1
 
@@ -295,6 +297,42 @@ def test_questions_that_cannot_be_meant(tmp_path):
     index.require({**CARD, "root": "elsewhere"})
     assert index.search(query[0], 3).positions.shape == (1, 3)  # one query may come alone
     assert (index.search(query, 3, kind="segment").positions == -1).all()
+
+
+def test_a_full_disk_is_told_and_changes_nothing(tmp_path, monkeypatch):
+    index = GalleryIndex.create(tmp_path / "i", CARD, DIM)
+    index.add(make_features(10), make_rows(10))
+    before = state_of(index)
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for act in (lambda: index.add(make_features(5), make_rows(5, 10)), lambda: index.delete(["i1"]), index.compact):
+        with monkeypatch.context() as patched:
+            patched.setattr(index_files.os, "fsync", full)
+            with pytest.raises(UserError, match="The disk is full"):
+                act()
+        assert index.version == 1 and state_of(GalleryIndex.open(tmp_path / "i")) == before
+    index.add(make_features(5), make_rows(5, 10))
+    GalleryIndex.open(tmp_path / "i").verify()
+    assert len(index) == 15
+
+
+def test_readers_see_whole_versions_while_a_writer_works(tmp_path):
+    index = GalleryIndex.create(tmp_path / "i", CARD, DIM)
+    seen: list[tuple[int, dict]] = []
+
+    def read():
+        while not seen or seen[-1][0] < 24:
+            reader = GalleryIndex.open(tmp_path / "i")
+            seen.append((reader.version, state_of(reader)))
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        change(index, 24)
+        reading.result(timeout=100)
+    states = list(expected_states(24))
+    assert len(seen) > 1 and all(state == states[version] for version, state in seen)
 
 
 def test_another_format_is_told(tmp_path):

@@ -20,7 +20,8 @@ from ucore.explorer import SampleExplorer, count_samples
 from ucore.gallery import plot_contact_sheet
 from ucore.manifest import Manifest
 from ucore.maps import COLOURS, SHAPES, domain_marks, has_place, in_order, located, sample_map, save_map
-from ucore.report import Report, load_report, markdown_table
+from ucore.report import Report, load_report
+from ucore.tables import results_text
 from ucore.visualize import plot_recalls
 
 
@@ -257,7 +258,7 @@ def test_counts_by_hand_and_a_report_without_recalls(places, tmp_path):
     scored = {**counted, "name": "04", "metrics": [
         {"label": "trained", "metric": f"{way}_R@{k}", "value": 1.0 * k, "low": 0.0, "high": 20.0, "n": 5}
         for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]}  # fmt: skip
-    assert markdown_table([counted, scored]).count("\n") == 3
+    assert results_text([counted, scored]).count("\n") == 3
     assert "trained" in plot_recalls([*counted["metrics"], *scored["metrics"]]).alt
     with pytest.raises(DataError, match="No report holds any of"):
-        markdown_table([counted])
+        results_text([counted])

@@ -6,12 +6,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from makers import make_rsicd
 
 from ucore.checkpoint import load_checkpoint
 from ucore.data import read_dataset
-from ucore.report import load_report, markdown_table, provenance
-from ucore.runner import reproduce, run_notebook
+from ucore.differences import compare_runs
+from ucore.errors import DataError
+from ucore.report import load_report
+from ucore.reproduce import reproduce
+from ucore.runner import run_notebook
 from ucore.simulate import SimulationConfig, simulate_dataset
+from ucore.tables import provenance, recall_table, results_text
 from ucore.tasks import score
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +64,26 @@ def test_running_a_finished_notebook_again_gives_the_same_numbers(series, tiny_r
     assert load_report(path)["metrics"] == before
 
 
+def test_a_run_from_nothing_gives_the_same_bits(series, tiny_rsicd, tmp_path):
+    """Another process, other folders, nothing cached: every number is the same, but for what a clock says."""
+    given = {"dataset": str(tiny_rsicd), "scale": "tiny", "epochs": 2, "out": str(tmp_path / "runs")}
+    given |= {"reports": str(tmp_path / "reports")}
+    run_notebook("04", given, tmp_path / "notebooks", html=False, progress=False, threads=1)
+    found = compare_runs(series / "reports" / "04_train-lite0-minilm-tiny", tmp_path / "reports")
+    assert found.compared > 50
+    assert found.metrics == [], found.text()
+    assert [change for change in found.facts if not change.what.startswith("machine")] == []
+
+
+def test_results_refuse_what_is_missing_and_show_one_page(series, tmp_path):
+    page = (series / "reports" / "index.html").read_text("utf-8")
+    assert "04_train-lite0-minilm-tiny" in page and "data:image/png;base64," in page
+    assert "../notebooks/" not in page  # they were executed elsewhere than below `out`
+    given = {"reports": str(series / "reports"), "expected": ["05_domain_gap-lite0-minilm-tiny"]}
+    with pytest.raises(DataError, match="Missing: there is no report 05_domain_gap"):
+        run_notebook("09", given, tmp_path, html=False, progress=False)
+
+
 def test_the_series_runs_on_simulated_data_and_calls_it_so(tmp_path, monkeypatch):
     monkeypatch.delenv("UCORE_DATA", raising=False)
     made = SimulationConfig(tiles=24, seed=0, masks=False)
@@ -90,7 +115,9 @@ def test_segments_and_captions_run_on_simulated_data_and_keep_the_leak_apart(tmp
     leaked = [row for row in reports[0]["metrics"] if "(leak)" in row["label"]]
     assert leaked
     assert all(row["metric"].startswith("leaked_") for row in leaked)
-    assert "leak" not in markdown_table(reports)
+    table = recall_table(reports)
+    assert table
+    assert "leak" not in table.markdown()
     labels = {row["label"] for row in reports[1]["metrics"]}
     assert {"finland: original captions", "spain: micro", "germany: tags", "micro"} <= labels
     for name in ("02_segments/segments.png", "03_captions/captions.png"):
@@ -110,6 +137,24 @@ def test_the_gap_is_a_matrix_of_all_domains(tmp_path, monkeypatch):
     assert {"finland -> spain, one camera", "finland -> spain, own cameras"} <= set(labels)
     page = (tmp_path / "notebooks" / "05_domain_gap" / "05_domain_gap.html").read_text("utf-8")
     assert "of the whole loss is the camera" in page
+
+
+def test_an_adaptation_is_stepped_through_and_its_test_part_scored_once(tiny_rsicd, tmp_path):
+    other = make_rsicd(tmp_path / "other", 20, 10, 10, seed=7)
+    given = {"dataset": str(tiny_rsicd), "target": str(other), "epochs": 2}
+    given |= {"out": str(tmp_path / "runs"), "reports": str(tmp_path / "reports")}
+    run_notebook("06", given, tmp_path / "notebooks", progress=False)
+    (path,) = tmp_path.glob("reports/06_adapt-*/metrics.json")
+    report = load_report(path)
+    rows = {(row["label"], row["metric"]): row for row in report["metrics"]}
+    assert {label for label, metric in rows if metric == "mR"} == {
+        *("source-only", "paper", "ucore"), *(f"{name}, hubs corrected" for name in ("source-only", "paper", "ucore"))
+    }  # fmt: skip
+    gain = rows["ucore", "mR_difference"]
+    assert gain["low"] <= gain["value"] <= gain["high"]
+    assert gain["value"] == pytest.approx(rows["ucore", "mR"]["value"] - rows["source-only", "mR"]["value"])
+    for name in ("adaptation", "features", "curriculum", "gains"):
+        assert path.with_name(f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_ablation_shows_its_arms_with_intervals_and_repeats_nothing(tiny_rsicd, tmp_path):
@@ -153,4 +198,4 @@ def test_the_readme_shows_the_committed_reports():
     found = [load_report(ROOT / name) for name in sorted(tracked.stdout.split()) if name.endswith("/metrics.json")]
     if tracked.returncode:
         pytest.skip("this is no git checkout: which reports are committed is not known")
-    assert section.strip() == f"{markdown_table(found)}\n{provenance(found)}".strip()
+    assert section.strip() == f"{results_text(found)}\n{provenance(found)}".strip()

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 LOCK = (ROOT / "requirements.lock").read_text("utf-8")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TARGETS = ("setup", "reproduce", "test", "check", "lab", "app", "bench", "clean", "help")
+TARGETS = ("setup", "reproduce", "test", "check", "lab", "app", "bench", "new-notebook", "clean", "help")
 # What the series is about; users meet these names, so that they are dependencies by decision.
 CHOSEN = (
     *("jupyterlab", "papermill", "torch", "open_clip_torch", "segment-anything"),
@@ -138,6 +138,34 @@ def test_a_module_can_be_read_in_one_sitting(path):
     assert len(path.read_text("utf-8").splitlines()) <= 330
 
 
+def test_a_new_notebook_passes_the_tests_of_notebooks_and_runs(tiny_rsicd, tmp_path, monkeypatch):
+    from ucore.errors import ConfigError
+    from ucore.new_notebook import new_notebook
+    from ucore.report import load_report
+
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "ucore").mkdir()
+    shutil.copy(ROOT / "ucore" / "series.py", tmp_path / "ucore" / "series.py")
+    path = new_notebook("10_first_seasons", tmp_path)
+    of_notebooks = [name for name in vars(TestNotebook) if name.startswith("test_")]
+    assert len(of_notebooks) > 3
+    for name in of_notebooks:
+        getattr(TestNotebook(), name)(path)
+    new_notebook("06_between", tmp_path)
+    text = (tmp_path / "ucore" / "series.py").read_text("utf-8")
+    assert 'Chapter("10_first_seasons"),\n    Chapter("09_results"' in text  # the page of results stays last
+    assert text.index('"05_domain_gap"') < text.index('"06_between"') < text.index('"07_ablations"')
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for source in code_cells(path):
+        exec(source, names)
+        names |= {"dataset": str(tiny_rsicd), "out": "runs"}
+    assert load_report("reports/10_first_seasons-tiny/metrics.json")["metrics"][0]["value"] == 32
+    for wrong in ("", "seasons", "1_x", "10_Seasons", "../10_x", "10_other"):
+        with pytest.raises(ConfigError, match=r"cannot name a notebook|is taken"):
+            new_notebook(wrong, tmp_path)
+
+
 # --- notebooks ----------------------------------------------------------------------------------------------
 
 
@@ -171,6 +199,10 @@ class TestNotebook:
         for source in code_cells(path):
             assert len(source.strip().splitlines()) <= 14, source
             assert re.search(r"(?m)^\s*class ", source) is None, source
+
+    def test_a_report_knows_its_data(self, path):
+        made = [source for source in code_cells(path) if "Report(" in source]
+        assert [source for source in made if "data=" not in source] == []
 
     def test_explains_every_parameter(self, path):
         tagged = ["".join(c["source"]) for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]

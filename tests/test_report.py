@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from ucore.errors import ConfigError, DataError
-from ucore.evaluate import RECALLS
-from ucore.report import Report, git_commit, load_report, machine_facts, markdown_table, update_marked_section
+from ucore.origin import git_commit, machine_facts
+from ucore.report import Report, load_report
 
 
 def make_report(root: Path, **changes: Any) -> Report:
@@ -29,6 +29,7 @@ def entry(label: str, metric: str, value: float, low: float | None = None, high:
 def document(**changes: Any) -> dict[str, Any]:
     machine = dict(cpu="c", cores=2, ram_gb=None, gpu="none", python="3.11", torch="2.9", platform="Linux x86_64")
     facts = dict(name="04_train", dataset="RSICD", simulated=False, seed=0, commit="unknown", command="ucore run 04")
+    facts |= {"code": "unknown", "data": "unknown"}
     return {**facts, "machine": machine, "parameters": {}, "seconds": {}, "metrics": [], **changes}
 
 
@@ -174,6 +175,11 @@ def test_commit_is_unknown_where_the_code_is_not_tracked(
         (json.dumps(document(metrics=[{"label": "a"}])), r"metrics\[0\]: 'metric' is missing"),
         (json.dumps(document(metrics=[entry("a", "mR", float("nan"))])), "'value' is nan, expected int or float"),
         (json.dumps(document(metrics=[{**entry("a", "mR", 1), "n": 2.5}])), "'n' is 2.5, expected int or null"),
+        (json.dumps(document(metrics=[{**entry("a", "mR", 1), "n": -1}])), "'n' is -1, a count"),
+        (json.dumps(document(metrics=[entry("a", "mR", 1, 2, 0)])), "2 to 0 is no interval"),
+        (json.dumps(document(metrics=[entry("a", "mR", 1, 0)])), "0 to None is no interval"),
+        (json.dumps(document(metrics=[entry("a", "mR", 1)] * 2)), "'mR' of 'a' is there twice"),
+        (json.dumps(document(seconds={"train": -1})), "seconds: one is negative"),
     ],
 )
 def test_broken_report_is_named(tmp_path: Path, content: str | None, words: str) -> None:
@@ -184,74 +190,3 @@ def test_broken_report_is_named(tmp_path: Path, content: str | None, words: str)
         load_report(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_table_has_a_row_per_label_and_intervals_for_mr() -> None:
-    recalls = [entry("fine-tuned", name, value, 0, 99) for name, value in zip(RECALLS, range(6), strict=True)]
-    metrics = [entry("zero-shot", "mR", 3.14159), *recalls, entry("fine-tuned", "mR", 21.456, 20, 23.004)]
-    other = [entry("only medians", "image_to_text_median_rank", 4.0)]
-    reports = [
-        document(metrics=metrics + other),
-        document(metrics=[entry("zero-shot", "mR", 9)], dataset="city", simulated=True, name="05"),
-    ]
-    assert markdown_table(reports).splitlines() == [
-        "| dataset | model | i2t R@1 | i2t R@5 | i2t R@10 | t2i R@1 | t2i R@5 | t2i R@10 | mR | report |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
-        r"| RSICD | zero-shot | – | – | – | – | – | – | 3.14 | 04\_train |",
-        r"| RSICD | fine-tuned | 0.00 | 1.00 | 2.00 | 3.00 | 4.00 | 5.00 | 21.46 [20.00, 23.00] | 04\_train |",
-        "| city (simulated) | zero-shot | – | – | – | – | – | – | 9.00 | 05 |",
-    ]
-    chosen = markdown_table(reports[:1], metrics=["image_to_text_median_rank", RECALLS[0]], intervals=[RECALLS[0]])
-    assert chosen.splitlines()[0] == "| dataset | model | i2t median rank | i2t R@1 | report |"
-    assert chosen.splitlines()[2:] == [
-        r"| RSICD | fine-tuned | – | 0.00 [0.00, 99.00] | 04\_train |",
-        r"| RSICD | only medians | 4.00 | – | 04\_train |",
-    ]
-
-
-def test_table_shows_hostile_names_as_text() -> None:
-    hostile = "a|b<img src=x>\n![t](http://x) *b* `c` <!-- END results -->"
-    row = markdown_table([document(dataset=hostile, metrics=[entry(hostile, "mR", 1)])]).splitlines()[2]
-    assert len(re.findall(r"(?<!\\)\|", row)) == 11  # the columns' own
-    assert not re.search(r"<|>|(?<!\\)[\[`*]", row)
-    assert row.startswith(r"| a\|b&lt;img src=x&gt; !\[t\](http://x) \*b\* \`c\` &lt;!-- END results --&gt; | a\|b")
-
-
-def test_table_without_rows_is_refused() -> None:
-    with pytest.raises(DataError, match="No report holds any of mR"):
-        markdown_table([document(metrics=[entry("a", "loss", 1)])], metrics=["mR"])
-
-
-def test_marked_section_is_replaced_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "README.md"
-    page = "# Título\r\n\n<!-- BEGIN results -->\nold\n<!-- END results -->\n<!-- BEGIN other -->x<!-- END other -->"
-    path.write_bytes(page.encode())
-    for _ in range(2):  # the second time changes nothing
-        update_marked_section(path, "results", "\n| a |\n| 1 |\n")
-        expected = page.replace("\nold\n", "\n| a |\n| 1 |\n")
-        assert path.read_bytes().decode() == expected
-    update_marked_section(path, "other", "y")
-    assert path.read_bytes().decode() == expected.replace("-->x<!--", "-->\ny\n<!--")
-    assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
-
-
-@pytest.mark.parametrize(
-    ("page", "text", "words"),
-    [
-        (None, "new", "Cannot read"),
-        (b"\xff\xfe", "new", "Cannot read"),
-        (b"no markers", "new", "must hold <!-- BEGIN results -->"),
-        (b"<!-- BEGIN results -->", "new", "each once"),
-        (b"<!-- END results --><!-- BEGIN results -->", "new", "below it"),
-        (b"<!-- BEGIN results --><!-- BEGIN results --><!-- END results -->", "new", "each once"),
-        (b"<!-- BEGIN results --><!-- END results -->", "a <!-- END results -->", "holds the marker"),
-    ],
-)
-def test_marked_section_that_cannot_be_replaced(tmp_path: Path, page: bytes | None, text: str, words: str) -> None:
-    path = tmp_path / "README.md"
-    if page is not None:
-        path.write_bytes(page)
-    with pytest.raises(DataError, match=words) as error:
-        update_marked_section(path, "results", text)
-    assert "README.md" in str(error.value)
-    assert (path.read_bytes() if path.exists() else None) == page

@@ -107,8 +107,12 @@ def test_several_parts_of_the_loss_are_drawn_with_their_weights():
     np.testing.assert_allclose(
         drawn["image-text, weight 1"].get_ydata(), smoothed([row["loss"] - 1 for row in history])
     )
-    for row in history:
+    for row in history[:2]:  # found only later
         del row["parts"]["segment_text"]
+    late = lines(frames(plot_curves(history))[0])
+    assert list(late["segment-text"].get_xdata()) == [3, 4, 5, 6] and len(late["image-text"].get_xdata()) == 6
+    for row in history:
+        row["parts"].pop("segment_text", None)
     assert "image-text" not in lines(frames(plot_curves(history))[0])  # it is the loss
 
 

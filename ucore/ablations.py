@@ -101,9 +101,7 @@ class Study:
             return kept
         started = time.perf_counter()
         torch.manual_seed(seed)
-        encoder = copy.deepcopy(self.encoder)
-        encoder.new_heads()
-        trainer = Trainer(encoder, self.train, self.val, config, None, self.cache, False, self.store)
+        trainer = self._trainer(config)
         trainer.fit()
         ranks = retrieval_ranks(_similarity(trainer), self.val.texts[1])
         run = Run(time.perf_counter() - started, ranks)
@@ -111,6 +109,12 @@ class Study:
         both = {"image_to_text": ranks[0].tolist(), "text_to_image": ranks[1].tolist()}
         write_json(path, {**names, **both, "seconds": run.seconds})
         return run
+
+    def _trainer(self, config: TrainConfig) -> Trainer:
+        """What makes the run of a configuration, with an encoder of its own."""
+        encoder = copy.deepcopy(self.encoder)
+        encoder.new_heads()
+        return Trainer(encoder, self.train, self.val, config, None, self.cache, False, self.store)
 
     def table(self, arms: Iterable[str] = ARMS, seeds: Sequence[int] = (0, 1, 2)) -> list[dict[str, Any]]:
         """Rows, the base first: arm, seeds, METRICS (means over seeds), mR_seeds, seconds (mean of a run) and, but for
@@ -134,15 +138,20 @@ class Study:
         return [self._row(arm, found[arm], found[BASE]) for arm in names]
 
     def _row(self, arm: str, runs: list[Run], base: list[Run]) -> dict[str, Any]:
-        metrics = [metrics_from_ranks(*run.ranks) for run in runs]
-        means = {name: float(np.mean([one[name] for one in metrics])) for name in METRICS}
-        row = {"arm": arm, "seeds": len(runs), **means, "mR_seeds": [one["mR"] for one in metrics],
-               "seconds": float(np.mean([run.seconds for run in runs]))}  # fmt: skip
-        if arm == BASE:
-            return row
-        pairs = [run.ranks for run in runs], [run.ranks for run in base]
-        difference = seeded_difference(*pairs, self.val.texts[1])
-        return row | dict(zip(("difference", "low", "high"), difference, strict=True))
+        ranks = [[run.ranks for run in some] for some in (runs, base)]
+        row = compared(arm, ranks[0], None if arm == BASE else ranks[1], self.val.texts[1])
+        return row | {"seconds": float(np.mean([run.seconds for run in runs]))}
+
+
+def compared(arm: str, ranks: list[Ranks], base: list[Ranks] | None, owner: np.ndarray) -> dict[str, Any]:
+    """A row of a table: arm, seeds, METRICS (means over seeds), mR_seeds and, where there is a base, difference, low
+    and high: of mR to the base's with the same seed. owner: the image of each text, int64 (T,)."""
+    metrics = [metrics_from_ranks(*one) for one in ranks]
+    means = {name: float(np.mean([one[name] for one in metrics])) for name in METRICS}
+    row = {"arm": arm, "seeds": len(ranks), **means, "mR_seeds": [one["mR"] for one in metrics]}
+    if base is None:
+        return row
+    return row | dict(zip(("difference", "low", "high"), seeded_difference(ranks, base, owner), strict=True))
 
 
 def report_rows(rows: Sequence[dict[str, Any]], queries: int) -> list[dict[str, Any]]:

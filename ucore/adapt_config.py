@@ -22,8 +22,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "paper": dict(
         curriculum="cosine", adversary="dann", domain_weights=True, triplet_weight=1.0, label_smoothing=0.0, ema=0.0,
         weight_decay=0.0, train_views=1, test_views=1, head_batch_size=80, target_batch_size=16, head_epochs=5,
+        epoch_steps=1_000_000,
     ),
-    "ucore": dict(pseudo_weight=1.0, mmd_weight=5.0, label_smoothing=0.0),
+    "ucore": dict(pseudo_weight=1.0, bridge_weight=1.0, pseudo_start=0.0, choose_by="last", label_smoothing=0.0),
     "target-only": dict(regime="paired", source_weight=0.0),
     "joint": dict(regime="paired"),
 }  # fmt: skip
@@ -41,6 +42,7 @@ class AdaptConfig(TrainConfig):
     regime: Regime = "unpaired"
     shots: int | None = None  # images of the target whose texts are known, in the regime "paired"; None: all
     choose_by: Choice = "return_probability"  # which weights are kept; "mR" needs the target's pairs: the oracle
+    epoch_steps: int = 5  # at most: after so many the likely pairs are found anew, and weights may be kept
     target_batch_size: int = 64  # images, and texts, of the target a step
     source_weight: float = 1.0  # of the contrastive loss of source pairs
     curriculum: Curriculum = "none"  # which source samples are shown
@@ -56,6 +58,7 @@ class AdaptConfig(TrainConfig):
     triplet_growth: float = 0.2  # of the margin a cycle
     triplet_most: float = 1.5
     pseudo_weight: float = 0.0  # of the contrastive loss of target pairs that the model finds (`balanced_matching`)
+    bridge_weight: float = 0.0  # in the matching, of what is said of alike source images, beside the model's cosines
     pseudo_start: float = 0.2  # share of the epochs before they count
 
     @classmethod
@@ -66,7 +69,7 @@ class AdaptConfig(TrainConfig):
                 f"Unknown method {method!r}: choose one of {', '.join(METHODS)}{did_you_mean(method, METHODS)}"
             )
         views = dict(train_views=1, test_views=1) if scale == "tiny" else {}
-        base = dict(scale=scale, head_epochs=10, head_batch_size=128, head_lr=3e-4, tune_epochs=0, patience=10_000)
+        base = dict(scale=scale, head_epochs=20, head_batch_size=128, head_lr=3e-4, tune_epochs=0, patience=10_000)
         return cls.from_dict({**base, **views, **METHODS[method], "method": method, **overrides})
 
     def card(self) -> dict[str, Any]:
@@ -78,10 +81,12 @@ class AdaptConfig(TrainConfig):
         super().check()
         self._check_choices("method", "regime", "curriculum", "adversary", "choose_by")
         weights = ("source_weight", "adversarial_weight", "coral_weight", "mmd_weight", "triplet_weight")
-        ranges = dict.fromkeys((*weights, "pseudo_weight"), (0, 1000))
+        ranges = dict.fromkeys((*weights, "pseudo_weight", "bridge_weight"), (0, 1000))
         shares = dict.fromkeys(("curriculum_start", "curriculum_growth", "pseudo_start"), (0, 1))
         margins = dict.fromkeys(("triplet_margin", "triplet_growth", "triplet_most"), (0, 10))
-        self._check_ranges({**ranges, **shares, **margins, "target_batch_size": (2, 1_000_000)})
+        self._check_ranges(
+            {**ranges, **shares, **margins, "target_batch_size": (2, 1_000_000), "epoch_steps": (1, 1_000_000)}
+        )
         if self.shots is not None:
             self._check_ranges({"shots": (1, 1_000_000)})
             if self.regime == "unpaired":
@@ -92,7 +97,7 @@ class AdaptConfig(TrainConfig):
             raise ConfigError("tune_epochs must be 0: adaptation trains the heads; tune the towers with ucore train")
         if self.loss == "sigmoid":
             raise ConfigError("loss must be clip or triplet: adaptation knows no sigmoid loss")
-        if self.source_weight == 0 and self.regime == "unpaired":
+        if self.source_weight == self.triplet_weight == 0 and self.regime == "unpaired":
             raise ConfigError("source_weight is 0 and no pair of the target is known: nothing would keep retrieval up")
         if self.segments != "none":
             raise ConfigError("segments must be none: adaptation knows no segments yet")

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ucore.adversary import DomainDiscriminator, balanced_accuracy, reversal_strength, reverse_gradient
+from ucore.curriculum import Taken
 from ucore.features import image_tower_features
 from ucore.model import DualEncoder
 from ucore.phases import Groups, HeadPhase
 from ucore.progress import Metrics
-from ucore.pseudo import balanced_matching
+from ucore.pseudo import balanced_matching, bridged_similarity
 from ucore.transfer import adversarial_loss, conditional_features
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class AdaptPhase(HeadPhase):
         self.discriminators.to(encoder.device)
         self.source_weights = self.target_weights = torch.zeros(0)
         self._drawn: tuple[np.ndarray, np.ndarray] = (np.zeros(0, int), np.zeros(0, int))
+        self._bridge: np.ndarray | None = None  # see `_bridged`
+        self.taken: Taken | None = None  # by the curriculum, for the last batch: to be looked at
         self._matching: tuple[int, Tensor] | None = None  # of the epoch, chances float (images, texts)
         super().__init__(trainer)
 
@@ -53,6 +56,11 @@ class AdaptPhase(HeadPhase):
         if self.trainer.config.adversary != "none":
             groups["discriminator"] = (list(self.discriminators.parameters()), 1e-3)
         return groups
+
+    @classmethod
+    def batches_of(cls, config: Any, n: int) -> int:
+        """Steps of an epoch: those through the source, but not more than the setting says."""
+        return min(super().batches_of(config, n), config.epoch_steps)
 
     # --- batches ----------------------------------------------------------------------------------------------
 
@@ -73,6 +81,7 @@ class AdaptPhase(HeadPhase):
         if config.pseudo_weight and self.epoch >= config.pseudo_start * self.epochs:
             self._match()  # now, as the averaged weights are put in the place of the trained ones for it
         kept, weights = sampler.keep(texts, self._drawn[1], self.cycle)
+        self.taken = Taken(self.cycle, rows, rows[kept], weights)
         self.source_weights = torch.from_numpy(weights).float().to(device)
         weights = sampler.target_weights(texts[kept], self._drawn[1])
         self.target_weights = torch.from_numpy(weights).float().to(device)
@@ -128,13 +137,15 @@ class AdaptPhase(HeadPhase):
         config, total = self.trainer.config, source[0].new_zeros(())
         even = torch.full_like(self.target_weights, 1 / max(1, len(self.target_weights)))
         for side, ours, others in zip(("image", "text"), source, target, strict=True):
-            logits = [
-                self.discriminators[side](self._seen(reverse_gradient(part, strength))) for part in (ours, others)
-            ]
+            logits = [self.logits(side, reverse_gradient(part, strength)) for part in (ours, others)]
             of_target = self.target_weights if side == "text" else even  # they are the texts'; images are drawn apart
             weights = (self.source_weights, of_target) if config.domain_weights else (None, None)
             total = total + adversarial_loss(logits[0], logits[1], *weights)
         return total / 2
+
+    def logits(self, side: str, features: Tensor) -> Tensor:
+        """What the discriminator of a side, "image" or "text", says of features (N, D): (N,), above 0 source."""
+        return self.discriminators[side](self._seen(features))
 
     def _seen(self, features: Tensor) -> Tensor:
         centres = self.trainer.centres
@@ -152,9 +163,26 @@ class AdaptPhase(HeadPhase):
             device = self.encoder.device
             image = F.normalize(self.encoder.image_head(self.target_image[:, 0].to(device)), dim=1).cpu().numpy()
             text = shared_text_features(self.encoder, self.trainer.target_text)
-            cosines = self._with_known(image @ text.T)
+            cosines = self._with_known(self._bridged(image @ text.T))
             chances = balanced_matching(cosines, float(torch.exp(-self.encoder.logit_scale)))
         self._matching = self.epoch, torch.from_numpy(chances).float()
+
+    def _bridged(self, cosines: np.ndarray) -> np.ndarray:
+        """The model's cosines (N, T) joined with what is said of alike source images, spread as before."""
+        weight, pairs = self.trainer.config.bridge_weight, self.trainer.pairs
+        if not weight:
+            return cosines
+        if self._bridge is None:
+            captions = int(pairs.first[-1])
+            owner = np.repeat(np.arange(len(self.image)), np.diff(pairs.first))
+            target, source = (
+                (self.target_image[:, 0], self.trainer.target_text),
+                (self.image[:, 0], self.text[:captions]),
+            )
+            images, texts, known_images, known_texts = (part.float().numpy() for part in (*target, *source))
+            self._bridge = bridged_similarity(images, texts, known_images, known_texts, owner)
+        spread, bridge = cosines.std(), self._bridge
+        return spread / np.sqrt(1 + weight**2) * (cosines / spread + weight * bridge / bridge.std().clip(1e-6))
 
     def _with_known(self, cosines: np.ndarray) -> np.ndarray:
         """Cosines (N, T); where pairs are known 1 for them, and -1 for what else their images or texts could be."""
@@ -192,7 +220,7 @@ class AdaptPhase(HeadPhase):
                 for part in (self.image[rows, 0], self.target_image[:, 0])
             )
             self.discriminators.eval()
-            logits = [self.discriminators["image"](self._seen(part)) for part in (source, target)]
+            logits = [self.logits("image", part) for part in (source, target)]
             self.discriminators.train()
             result["discriminator_accuracy"] = balanced_accuracy(*logits)
         if self._matching is not None:

@@ -91,13 +91,14 @@ class DomainDraw:
         n, most = len(self.points), 0
         for side in sides:
             best: tuple[float, Array, Array] | None = None
-            for _ in range(int(np.clip(DRAWN_SAMPLES // n, *DRAWS))):
+            draws = int(np.clip(DRAWN_SAMPLES // n, *DRAWS))
+            for swept in [False] * draws + [True] * draws:
                 blocks = self._blocks(side, rng.random(2))
                 names, unit = np.unique(blocks, return_inverse=True)
                 most = max(most, len(names))
                 if len(names) < len(self.fractions):
                     continue
-                splits = self._assign(unit, rng.permutation(len(names)))
+                splits = self._sweep(unit, rng) if swept else self._assign(unit, rng.permutation(len(names)))
                 splits = give_way(self.points, splits, self.buffer, len(self.fractions))
                 shares = np.bincount(splits[splits >= 0], minlength=len(self.fractions)) / n
                 # By the root, so that a small split counts for more than its size, but less than the large one's loss.
@@ -135,4 +136,18 @@ class DomainDraw:
             split = position if position < len(missing) else int(missing.argmax())
             split_of[block] = split
             missing[split] -= counts[block]
+        return split_of[unit]
+
+    def _sweep(self, unit: Array, rng: np.random.Generator) -> Array:
+        """Splits (n,) that lie side by side along some direction: few borders, so that buffers take little."""
+        counts = np.bincount(unit)
+        along = np.where(self.located, np.nan_to_num(self.points) @ rng.normal(size=3), 0.0)
+        spread = np.bincount(unit, weights=along) / counts + np.ptp(along) * rng.random(len(counts)) * (
+            np.bincount(unit, weights=self.located) == 0
+        )
+        blocks = np.argsort(spread, kind="stable")
+        order = rng.permutation(len(self.fractions))
+        middles = np.cumsum(counts[blocks]) - counts[blocks] / 2
+        split_of = np.empty(len(counts), int)
+        split_of[blocks] = order[np.searchsorted(np.cumsum(self.fractions[order])[:-1] * len(unit), middles)]
         return split_of[unit]

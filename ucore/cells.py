@@ -39,7 +39,7 @@ class Cells:
         sample = np.sort(rng.choice(rows, min(len(rows), SAMPLE * count), replace=False))
         kmeans = faiss.Kmeans(vectors.shape[1], count, niter=ROUNDS, seed=seed, spherical=True,
                               min_points_per_centroid=1, max_points_per_centroid=SAMPLE)  # fmt: skip
-        kmeans.train(vectors[sample])
+        kmeans.train(np.concatenate(list(blocks_of(vectors, sample))))
         parts = [cls.assign(block, kmeans.centroids) for block in blocks_of(vectors, rows)]
         return cls(kmeans.centroids, np.concatenate(parts))
 

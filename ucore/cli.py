@@ -8,13 +8,14 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from ucore.cli_adapt import adapt
 from ucore.cli_augment import caption, captions, segment, segments
 from ucore.cli_data import data, simulate
+from ucore.cli_reproduce import diff, reproduce
 from ucore.cli_search import app, draw_map, index_command, search
 from ucore.errors import ConfigError, UserError
 from ucore.files import require_writable
@@ -237,31 +238,6 @@ def run(
     print(f"{result.path.stem} ran in {result.seconds:.1f} s: {result.path} and {result.html}")
 
 
-def reproduce(
-    data: Path | None = None,
-    scale: Literal["tiny", "small", "full"] = "tiny",
-    seed: int = 0,
-    out: Path = Path("runs"),
-) -> None:
-    """Run all notebooks in order and write reports/.
-
-    Args:
-        data: Dataset folder; without it, the folder that UCORE_DATA names; without that, the built-in simulated set.
-        scale: tiny (minutes on two cores), small (an hour) or full (GPU).
-        seed: Of every random choice.
-        out: Folder for checkpoints and executed notebooks.
-    """
-    from ucore.data import find_dataset
-    from ucore.runner import reproduce as run_all
-    from ucore.runner import series_for
-
-    place = find_dataset(data, scale, seed, out)
-    parameters: dict[str, Any] = {"dataset": str(place), "scale": scale, "seed": seed, "out": str(out)}
-    started = time.perf_counter()
-    run_all(parameters, series_for(place), out / "notebooks")
-    print(f"All ran in {time.perf_counter() - started:.1f} s. Read {out / 'notebooks'} and reports/results.md")
-
-
 def peak_memory_gb() -> float:
     """Largest resident memory of this process so far, in GB (10^9 bytes)."""
     import resource
@@ -288,10 +264,23 @@ class _progress:
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 a notebook's cell failed, 2 something for the user to put right."""
     commands = {
-        "train": train, "eval": evaluate, "adapt": adapt, "run": run, "reproduce": reproduce, "data": data,
-        "simulate": simulate, "segment": segment, "caption": caption, "segments": segments, "captions": captions,
-        "index": index_command, "search": search, "map": draw_map, "app": app,
-    }  # fmt: skip
+        "train": train,
+        "eval": evaluate,
+        "adapt": adapt,
+        "run": run,
+        "reproduce": reproduce,
+        "diff": diff,
+        "data": data,
+        "simulate": simulate,
+        "segment": segment,
+        "caption": caption,
+        "segments": segments,
+        "captions": captions,
+        "index": index_command,
+        "search": search,
+        "map": draw_map,
+        "app": app,
+    }
     usual, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         tyro.extras.subcommand_cli_from_dict(

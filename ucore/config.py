@@ -127,9 +127,9 @@ class TrainConfig:
         for name in values:
             if name not in names:
                 raise ConfigError(f"{name!r} is not a training setting{did_you_mean(name, names)}")
-        if values.get("segments", "") is None:  # what "none" is on the command line
-            values = {**values, "segments": "none"}
-        config = cls(**values)
+        # None is what "none" is on the command line.
+        words = {name: "none" for name in ("segments", "curriculum", "adversary") if values.get(name, "") is None}
+        config = cls(**{**values, **words})
         config.check()
         return config
 

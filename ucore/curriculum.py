@@ -7,7 +7,7 @@ The features are of a frozen encoder, so that the choice does not chase what tra
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.special import expit
@@ -20,6 +20,15 @@ Curriculum = Literal["none", "cosine", "density"]
 def share_of(cycle: int, start: float = 0.2, growth: float = 0.2) -> float:
     """Share of a batch's source samples that are kept in a cycle through the target (paper: min(0.2 + 0.2 c, 1))."""
     return min(start + growth * cycle, 1.0)
+
+
+class Taken(NamedTuple):
+    """What the curriculum made of one step's batch: images of the source, by their rows."""
+
+    cycle: int
+    offered: np.ndarray  # int64 (n,), those that the epoch's order gave
+    rows: np.ndarray  # int64 (k,), of these the ones kept
+    weights: np.ndarray  # float64 (k,), summing to 1
 
 
 class CurriculumSampler:

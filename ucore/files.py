@@ -31,7 +31,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(path)
         os.replace(temporary, path)
     except Exception as error:
-        explained = _explain(error, path)
+        explained = explain(error, path)
         if explained is None:
             raise
         raise explained from error
@@ -43,7 +43,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
-def _explain(error: Exception, path: Path) -> UserError | None:
+def explain(error: Exception, path: Path) -> UserError | None:
     """The sentence for a place that cannot be written; None for an error of another kind."""
     if _disk_is_full(error, path):
         return UserError(f"The disk is full: could not write {path}. Free some space and repeat the command.")
@@ -104,6 +104,14 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds; None where there is none, or one that cannot be read: for what can be made again."""
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def safe_join(root: str | Path, name: str) -> Path:

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from ucore.errors import DataError
-from ucore.files import atomic_path, content_hash, only_writer, require_writable, write_json
+from ucore.files import atomic_path, content_hash, explain, only_writer, require_writable, write_json
 
 FORMAT = 1
 NAME = "index.json"
@@ -81,17 +81,23 @@ def writing(folder: Path) -> Iterator[Manifest]:
 
 
 def append(path: Path, offset: int, blocks: Iterator[np.ndarray]) -> tuple[int, int]:
-    """Write blocks behind the first `offset` bytes of `path`; what followed is gone. Bytes written, their CRC-32."""
+    """Write blocks behind the first `offset` bytes of `path`; what followed is gone. Bytes written, their CRC-32.
+
+    Raises UserError where the disk is full or the file cannot be written.
+    """
     written, crc = 0, 0
-    with open(path, "r+b" if path.exists() else "w+b") as stream:
-        stream.seek(offset)
-        for block in blocks:
-            data = np.ascontiguousarray(block).data.cast("B")
-            stream.write(data)
-            written, crc = written + len(data), zlib.crc32(data, crc)
-        stream.truncate()
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with open(path, "r+b" if path.exists() else "w+b") as stream:
+            stream.seek(offset)
+            for block in blocks:
+                data = np.ascontiguousarray(block).data.cast("B")
+                stream.write(data)
+                written, crc = written + len(data), zlib.crc32(data, crc)
+            stream.truncate()
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise explain(error, path) or error from error
     return written, crc
 
 

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,11 @@ class LanceEngine:
                 )
             self.card, self.dim, self.bias = about["card"], int(about["dim"]), bool(about["bias"])
             self._items: Any = self._database.open_table(ITEMS)
+
+    @property
+    def folder(self) -> Path:
+        """Where the index lies, for what lies beside it; a place that is not there, for an object store."""
+        return Path(self.uri)
 
     @property
     def version(self) -> int:

@@ -22,6 +22,7 @@ from ucore.visualize import (
     BLUE,
     COLOURS,
     DIRECTIONS,
+    GALLERY,
     INK,
     MOST_ROWS,
     PARTS,
@@ -47,10 +48,12 @@ class Line(NamedTuple):
     opacity: float = 1
 
 
-def curves_html(history: Sequence[dict[str, Any]], weights: Mapping[str, float] | None = None) -> str:
+def curves_html(
+    history: Sequence[dict[str, Any]], weights: Mapping[str, float] | None = None, gallery: str = GALLERY
+) -> str:
     """Loss of every step above, validation recalls of every epoch below, as `visualize.plot_curves` draws them.
 
-    history: `Trainer.history`. weights: of the loss's parts, to be named beside them.
+    history: `Trainer.history`. weights: of the loss's parts, to be named beside them. gallery: what is validated on.
     """
     losses: list[Line] = []
     shades, steps = [], [row["step"] for row in history]
@@ -60,10 +63,9 @@ def curves_html(history: Sequence[dict[str, Any]], weights: Mapping[str, float] 
         shades.append((name, x[0] - 0.5, x[-1] + 0.5, SHADES[number % len(SHADES)]))
         losses.append(Line("each step" * first, x, y, BLUE, 1, opacity=0.35))
         losses.append(Line(f"loss, mean of {2 * SMOOTHING + 1} steps" * first, x, list(smoothed(y)), BLUE))
-        for part, (colour, lengths) in zip(several_parts(rows), PARTS, strict=False):
-            values = list(smoothed([row["parts"][part] for row in rows]))
+        for (part, (when, values)), (colour, lengths) in zip(several_parts(rows).items(), PARTS, strict=False):
             dashes = " ".join(f"{2 * length:g}" for length in lengths)
-            losses.append(Line(part_label(part, weights) * first, x, values, colour, 2, dashes))
+            losses.append(Line(part_label(part, weights) * first, when, list(values), colour, 2, dashes))
     epochs = [row for row in history if row.get("metrics")]
     x = [row["step"] for row in epochs]
     recalls = []
@@ -74,15 +76,15 @@ def curves_html(history: Sequence[dict[str, Any]], weights: Mapping[str, float] 
         recalls.append(Line(f"{DIRECTIONS[direction]} R@{k}", x, y, COLOURS[k], 1.5, dashes))
     recalls.append(Line("mR, their mean", x, [row["metrics"]["mR"] for row in epochs], INK, 3))
     reach = (min(steps) - 0.5, max(steps) + 0.5) if steps else (0.5, 1.5)
-    above = _panel("Training loss of each step", losses, reach, shades, 130, "No step yet")
-    title = "Recall on the validation gallery after each epoch, %"
-    below = _panel(title, recalls if epochs else [], reach, shades, 180, "No epoch has ended yet", from_zero=True)
+    above = panel("Training loss of each step", losses, reach, shades, 130, "No step yet")
+    title = f"Recall on {gallery} after each epoch, %"
+    below = panel(title, recalls if epochs else [], reach, shades, 180, "No epoch has ended yet", from_zero=True)
     told = f"Training curves over {len(history)} steps"
     told += f", the loss now {history[-1]['loss']:.3f}" if history else ""
     return f'<div role="img" aria-label="{told}" style="{PAGE}">{above}{below}</div>'
 
 
-def _panel(
+def panel(
     title: str,
     lines: Sequence[Line],
     reach: tuple[float, float],
@@ -91,8 +93,12 @@ def _panel(
     empty: str,
     from_zero: bool = False,
 ) -> str:
-    """One frame of lines with its ticks and, below, its legend."""
-    heading = f"<b>{title}</b>"
+    """One frame of lines with its ticks and, below, its legend.
+
+    reach: of the steps. shades: name, start, stop and colour behind the lines. height: pixels. empty: said where there
+    are no lines yet.
+    """
+    heading = f"<b>{html.escape(title)}</b>"
     if not lines:
         return f'{heading}<div style="height: {height}px; color: #666">{empty}</div>'
     values = np.concatenate([line.y for line in lines])

@@ -8,8 +8,9 @@ the last of these (many equal captions do that), it is asked for more.
 
 import itertools
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ucore.errors import UserError
 SPARE = 8  # rows more than k that FAISS proposes at first
 BATCH = 16  # from so many queries on, blocks of rows are multiplied with all of them at once
 BLOCK = 32_768  # rows of such a block: 64 MB at 512 dimensions
+PIECE = 4096  # rows mapped at a time: the system maps 64 KB around each
 SEVERAL = 2**23  # values, 32 MB, that are worth a second thread for one query: some milliseconds of work
 DENSE = 0.6  # share of rows from which on walking over all of them is faster than jumping from one to the next
 
@@ -65,12 +67,16 @@ def nearest(
 
 
 def blocks_of(vectors: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows, block after block; what is mapped for one is let go after it, so that a walk over all needs little."""
+    """The rows, block after block; what is mapped for them is let go, so that a walk over all needs little memory."""
     mapped = getattr(vectors.base, "_mmap", None)
     for start in range(0, len(rows), BLOCK):
-        yield vectors[rows[start : start + BLOCK]]
-        if mapped is not None:
-            mapped.madvise(mmap.MADV_DONTNEED)
+        some = rows[start : start + BLOCK]
+        block = np.empty((len(some), vectors.shape[1]), np.float32)
+        for first in range(0, len(some), PIECE):
+            block[first : first + PIECE] = vectors[some[first : first + PIECE]]
+            if mapped is not None:
+                mapped.madvise(mmap.MADV_DONTNEED)
+        yield block
 
 
 def best(positions: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,22 +120,16 @@ def _propose(
     """`want` rows a query with the largest float32 scores, int64 (Q, want), in any order, and the smallest of these."""
     faiss = faiss_module()
     count = len(vectors) if rows is None else len(rows)
-    threads = faiss.omp_get_max_threads()
     if len(queries) >= BATCH:
         cuts = [slice(start, start + BLOCK) for start in range(0, count, BLOCK)]
-        ask: Callable[[slice], Any] = lambda cut: _multiply(vectors, queries, want, rows, cut)  # noqa: E731
-        parts = map(ask, cuts)
+        parts = map(partial(_multiply, vectors, queries, want, rows), cuts)
     else:
-        pieces = threads if count * vectors.shape[1] >= SEVERAL else 1
+        pieces = faiss.omp_get_max_threads() if count * vectors.shape[1] >= SEVERAL else 1
         edges = np.linspace(0, count, pieces + 1).astype(int)
         cuts = [slice(*edge) for edge in itertools.pairwise(edges.tolist())]
-        ask = lambda cut: _walk(vectors, queries, want, rows, cut)  # noqa: E731
-        if pieces > 1:
-            # Threads of FAISS's own inside each of these would only wait for each other.
-            with ThreadPoolExecutor(pieces, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
-                parts = list(pool.map(ask, cuts))
-        else:
-            parts = map(ask, cuts)
+        # Threads of FAISS's own inside each of these would only wait for each other.
+        with ThreadPoolExecutor(pieces, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
+            parts = list((pool.map if pieces > 1 else map)(partial(_walk, vectors, queries, want, rows), cuts))
     scores = np.full((len(queries), 0), -np.inf, np.float32)
     found = np.full((len(queries), 0), -1, np.int64)
     for more_scores, more in parts:

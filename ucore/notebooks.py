@@ -81,12 +81,16 @@ def notebook_parameters(path: str | Path) -> dict[str, Parameter]:
 def notebook_help(name: str | Path) -> str:
     """The notebook's title and its parameters, one a line, with defaults and comments."""
     path = find_notebook(name)
-    title = next((heading for cell in notebook_cells(path) if (heading := cell_heading(cell))), "")
     shown = {f"{name}={default!r}": help for name, (default, help) in notebook_parameters(path).items()}
     width = max(map(len, shown), default=0)
     lines = [f"  {left:<{width}}  {help}".rstrip() for left, help in shown.items()]
     above = "Parameters (change one with -p name=value):" if lines else "It has no parameters."
-    return "\n".join([f"{path.stem}: {title}", above, *lines])
+    return "\n".join([f"{path.stem}: {notebook_title(path)}", above, *lines])
+
+
+def notebook_title(path: Path) -> str:
+    """The first heading, which asks the notebook's question."""
+    return next((heading for cell in notebook_cells(path) if (heading := cell_heading(cell))), "")
 
 
 def notebook_cells(path: Path) -> list[dict[str, Any]]:
@@ -96,6 +100,11 @@ def notebook_cells(path: Path) -> list[dict[str, Any]]:
         return [{"metadata": {}, **cell} for cell in cells]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not a Jupyter notebook (format 4): {error!r}.") from error
+
+
+def code_cells(path: Path) -> list[str]:
+    """The sources of a notebook's code cells, in order."""
+    return [_source(cell) for cell in notebook_cells(path) if cell["cell_type"] == "code"]
 
 
 def _source(cell: Mapping[str, Any]) -> str:

@@ -109,8 +109,10 @@ def end_with_parent() -> None:
 
 
 def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors that this process may use; not more than UCORE_CORES says, its share where several run at once."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = os.environ.get("UCORE_CORES", "")
+    return min(usable, max(1, int(share))) if share.isdecimal() else usable
 
 
 def local_workers(workers: int | None, gpus_per_worker: float) -> tuple[int, list[str]]:

@@ -54,7 +54,7 @@ def found_html(found: "Found", manifest: Manifest) -> str:
         now = place + 1 if place < len(found.best) else found.own_ranks[1]
         name = html.escape(printable(str(manifest.frame["sample_id"].iloc[row])), quote=True)
         alt = f"Image {name}{', the right one' if own else ''}"
-        address = _address(manifest.image_path(row), 160)
+        address = picture_address(manifest.image_path(row), 160)
         cards.append(
             f'<figure style="margin: 6px 12px 4px 4px; width: 112px"><img src="{address}" '
             f'alt="{alt}" style="width: 112px; height: 112px; object-fit: cover; {frame}">'
@@ -65,14 +65,15 @@ def found_html(found: "Found", manifest: Manifest) -> str:
 
 
 @lru_cache(maxsize=256)
-def _address(path: Path, size: int) -> str:
+def picture_address(path: Path, size: int) -> str:
+    """A small picture as a data address, its longer side at most `size` pixels."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg_thumbnail(path, size)).decode('ascii')}"
 
 
 def attention_html(found: "Found", manifest: Manifest, segments: Segments) -> str:
     """The caption's own tile, its segments filled the more the larger their share, and the shares as bars."""
     width, height, outlines, places = segment_outlines(segments)
-    address = _address(manifest.image_path(found.own), SIDE)
+    address = picture_address(manifest.image_path(found.own), SIDE)
     shares = _shares(found, segments)
     shapes, numbers, bars = [], [], []
     for number, (rings, opacity) in enumerate(zip(outlines, _opacity(shares[1]), strict=True)):

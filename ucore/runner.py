@@ -5,18 +5,21 @@ and the executed notebook and its HTML are kept either way.
 """
 
 import logging
+import os
 import re
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ucore
 from ucore import errors
-from ucore.config import did_you_mean
 from ucore.errors import ConfigError, UserError
 from ucore.files import atomic_path
-from ucore.notebooks import cell_heading, checked_parameters, find_notebook, notebook_cells, notebook_parameters
+from ucore.notebooks import cell_heading, checked_parameters, find_notebook, notebook_cells
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # The page must open without a network: no require.js, MathJax, Mermaid or widget manager from a CDN.
@@ -26,6 +29,8 @@ HTML_TEMPLATE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_mermaidjs %}{% endblock %}
 {% block jupyter_widgets %}{% endblock %}
 """
+_managers: set[Any] = set()  # of the kernels that run now
+_stopping = threading.Event()
 
 
 class NotebookError(Exception):
@@ -47,10 +52,14 @@ def run_notebook(
     html: bool = True,
     progress: bool = True,
     timeout: int | None = None,
+    threads: int | None = None,
+    place: int = 0,
 ) -> RunResult:
     """Execute a notebook into `out`/<name>/<name>.ipynb, with its HTML beside it.
 
-    The kernel is this very Python, in the current folder. `timeout` limits each cell, in seconds. However the run
+    The kernel is this very Python, in the current folder. `timeout` limits each cell, in seconds; `threads` are those
+    that the kernel's arithmetic may use, None: as many as the shell allows; `place` is the progress bar's line when
+    several notebooks run at once, each in a thread: `stop_notebooks` stops them. However the run
     ends (failed cell, dead kernel, Ctrl-C), what was executed is kept. Raises ConfigError for an unknown notebook
     or parameter or a wrong type, before anything starts; NotebookError when a cell fails; the cell's own error when
     that is a UserError.
@@ -68,9 +77,9 @@ def run_notebook(
     except OSError as error:
         raise UserError(f"Cannot write to {kept.parent} ({error.strerror}). Choose another --out folder.") from error
     started = time.perf_counter()
-    watch = _Watch(source.stem, len(notebook_cells(source)) + bool(checked), progress)
+    watch = _Watch(source.stem, len(notebook_cells(source)) + bool(checked), progress, place)
     try:
-        _execute(source, kept, checked, timeout, watch)
+        _execute(source, kept, checked, timeout, threads, watch)
         watch.bar.n = watch.bar.total
     finally:
         seconds = time.perf_counter() - started
@@ -80,65 +89,24 @@ def run_notebook(
     return RunResult(kept, page if html else None, seconds)
 
 
-def series_for(dataset: str | Path) -> list[str]:
-    """The notebooks that a dataset allows, in order; prints a sentence about each that it does not."""
-    from ucore.data import read_dataset
-
-    series = ["00_setup_check", "01_explore_map", "02_segments", "03_captions", "04_train"]
-    splits = read_dataset(dataset).frame.groupby("domain")["split"].agg(set)
-    if len(splits) > 1 and all({"train", "val", "test"} <= of_domain for of_domain in splits):
-        return [*series, "05_domain_gap", "07_ablations", "08_retrieve", "09_results"]
-    print("05_domain_gap is left out: it needs two domains, each with the splits train, val and test.")
-    return [*series, "07_ablations", "08_retrieve", "09_results"]
-
-
-def reproduce(
-    parameters: Mapping[str, Any],
-    names: Sequence[str | Path],
-    out: str | Path = "runs/notebooks",
-    progress: bool = True,
-    timeout: int | None = None,
-) -> list[RunResult]:
-    """Run notebooks one after another, each with those of the shared `parameters` it declares; a line for each.
-
-    Everything is checked before the first starts. Stops at the first failure with its error, as `run_notebook`.
-    Raises ConfigError for a parameter that none of them declares.
-    """
-    paths = [find_notebook(name) for name in names]
-    declared = {path: notebook_parameters(path) for path in paths}
-    known = list(dict.fromkeys(name for parameter in declared.values() for name in parameter))
-    for name in parameters:
-        if name not in known:
-            stems = ", ".join(path.stem for path in paths)
-            raise ConfigError(f"{name!r} is not a parameter of any of {stems}{did_you_mean(name, known)}")
-    shares = [checked_parameters(path, {k: v for k, v in parameters.items() if k in declared[path]}) for path in paths]
-    results = []
-    for path, share in zip(paths, shares, strict=True):
-        started = time.perf_counter()
-        outcome = "failed"
-        try:
-            results.append(run_notebook(path, share, out, progress=progress, timeout=timeout))
-            outcome = "ok"
-        finally:
-            print(f"{path.stem:<20} {time.perf_counter() - started:8.1f} s  {outcome}", flush=True)
-    return results
-
-
 class _Watch:
     """Follows a running notebook: which section, for the progress bar, and which cell, for an error."""
 
-    def __init__(self, name: str, cells: int, show: bool):
+    def __init__(self, name: str, cells: int, show: bool, place: int):
         from tqdm import tqdm
 
         self.name = name
         layout = "{l_bar}{bar}| cell {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-        self.bar = tqdm(total=cells, desc=name, bar_format=layout, disable=not show, dynamic_ncols=True)
+        look: dict[str, Any] = {"bar_format": layout, "dynamic_ncols": True, "position": place, "leave": not place}
+        self.bar = tqdm(total=cells, desc=name, disable=not show, **look)
         self.index = 0  # of the running cell
         self.code_cells = 0  # started so far: the n of In [n]
         self.first_line = ""
         self.fault: tuple[str, str] | None = None  # (name, message) of a stop that left no traceback in its cell
 
     def on_cell_start(self, cell: Any, cell_index: int) -> None:
+        if _stopping.is_set():
+            raise KeyboardInterrupt
         self.index = cell_index
         if heading := cell_heading(cell):
             self.bar.set_description(f"{self.name}: {heading}", refresh=False)
@@ -163,7 +131,9 @@ class _Watch:
         return f"cell In [{self.code_cells}] (`{self.first_line}`)" if self.code_cells else "its start"
 
 
-def _execute(source: Path, kept: Path, parameters: dict[str, Any], timeout: int | None, watch: _Watch) -> None:
+def _execute(
+    source: Path, kept: Path, parameters: dict[str, Any], timeout: int | None, threads: int | None, watch: _Watch
+) -> None:
     """Run `source` into `kept` by papermill, turning every way to stop into one clear error."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -183,7 +153,7 @@ def _execute(source: Path, kept: Path, parameters: dict[str, Any], timeout: int 
             stdout_file=watch,
             stderr_file=watch,
             execution_timeout=timeout,
-            kernel_manager_class=_this_python(),
+            kernel_manager_class=_this_python(threads),
             on_cell_start=watch.on_cell_start,
             on_cell_execute=watch.on_cell_execute,
             iopub_timeout=60,  # seconds for outputs to arrive after a cell; the default 4 fails on a busy machine
@@ -214,7 +184,19 @@ def _execute(source: Path, kept: Path, parameters: dict[str, Any], timeout: int 
         raise UserError(f"Could not write {kept}: {error}. Free some space or choose another --out.") from error
 
 
-def _this_python() -> type:
+def stop_notebooks() -> None:
+    """Ctrl-C for all notebooks that run in threads of this process, where only the main thread hears one.
+
+    A cell that runs gets it once, so that it can save its state; no other cell starts. For good: the process is to end.
+    """
+    _stopping.set()
+    for manager in list(_managers):
+        if manager.has_kernel:
+            with suppress(ProcessLookupError):
+                os.kill(manager.provisioner.pid, signal.SIGINT)
+
+
+def _this_python(threads: int | None) -> type:
     """A kernel manager whose kernel is this interpreter, whatever kernels are registered on the machine."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
@@ -223,7 +205,8 @@ def _this_python() -> type:
 
     # An empty MPLBACKEND lets the kernel choose inline figures, also where the shell has set another backend.
     # Log level 50: what goes wrong in a kernel is raised here, its own log only breaks the progress bar.
-    spec = KernelSpec(**get_kernel_dict(["--log-level=50"]), env={"MPLBACKEND": ""})
+    share = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "UCORE_CORES"), str(threads))
+    spec = KernelSpec(**get_kernel_dict(["--log-level=50"]), env={"MPLBACKEND": "", **share})
 
     class ThisPython(AsyncKernelManager):
         shutdown_wait_time = Float(40.0)  # seconds; half of it for a cell stopped by Ctrl-C to save its checkpoint
@@ -231,6 +214,14 @@ def _this_python() -> type:
         @property
         def kernel_spec(self) -> KernelSpec:
             return spec
+
+        async def _async_launch_kernel(self, *arguments: Any, **settings: Any) -> None:
+            await super()._async_launch_kernel(*arguments, **settings)
+            _managers.add(self)
+
+        async def _async_cleanup_resources(self, *arguments: Any, **settings: Any) -> None:
+            _managers.discard(self)
+            await super()._async_cleanup_resources(*arguments, **settings)
 
     return ThisPython
 

@@ -8,7 +8,6 @@ sample's source begins with "simulated", so that no number measured on it is eve
 
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +22,7 @@ from ucore.countries import Camera, country_camera, country_style
 from ucore.errors import ConfigError, DataError
 from ucore.files import atomic_path, only_writer, require_writable, write_json
 from ucore.manifest import Manifest
-from ucore.processes import end_with_parent
+from ucore.processes import cores, end_with_parent
 from ucore.simulated_set import (
     DATASET_FILE,
     FEATURES,
@@ -179,7 +178,7 @@ def make_tiles(out: Path, name: str, city: "City", spots: list[Spot], camera: Ca
 
     from tqdm.auto import tqdm
 
-    workers = max(1, workers if workers is not None else os.cpu_count() or 1)
+    workers = max(1, workers if workers is not None else cores())
     parts = [
         (out / PARTS / f"{name}-{start:05d}.json", spots[start : start + PART]) for start in range(0, len(spots), PART)
     ]

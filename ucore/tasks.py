@@ -23,7 +23,8 @@ from ucore.fusion import fused_biases, segment_sets, segment_vectors, with_segme
 from ucore.hubness import MOST_BANK, Bank, correct_hubs
 from ucore.manifest import Manifest, subset
 from ucore.model import DualEncoder
-from ucore.report import git_commit, machine_facts
+from ucore.origin import git_commit, machine_facts
+from ucore.report import check_metrics
 from ucore.segment_store import SegmentStore
 from ucore.train import Trainer
 
@@ -195,7 +196,9 @@ def forget_run(out: Path) -> None:
 
 def write_metrics(path: Path, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
     """A JSON file beside what was measured: `rows` as from `Scores.rows`, the facts given, and the machine's."""
-    write_json(path, {**facts, "commit": git_commit(), "machine": machine_facts(), "metrics": list(rows)})
+    document = {**facts, "commit": git_commit(), "machine": machine_facts(), "metrics": list(rows)}
+    check_metrics(document, f"The measurements of {path}")
+    write_json(path, document)
 
 
 def metrics_text(metrics: Metrics, intervals: dict[str, tuple[float, float]]) -> str:

@@ -34,10 +34,10 @@ from ucore.gradients import Parts, total
 from ucore.manifest import Manifest, few, subset
 from ucore.model import DualEncoder
 from ucore.neighbours import CaptionLikeness, soft_positives
+from ucore.origin import git_commit
 from ucore.pairs import TrainingTexts
 from ucore.phases import HeadPhase, Phase
 from ucore.progress import Curves, Metrics, StepResult, only_trainer, refuse_other_run, restore, run_state
-from ucore.report import git_commit
 from ucore.segment_store import SegmentStore
 from ucore.tower_phase import TowerPhase
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -22,9 +22,6 @@ from matplotlib.ticker import MaxNLocator
 
 from ucore.errors import DataError
 from ucore.evaluate import RECALLS
-
-if TYPE_CHECKING:
-    pass
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, FAINT = "#222222", "#8a8a8a"
@@ -42,6 +39,7 @@ MOST_ROWS = 48  # of a similarity matrix: more cannot be told apart
 COLOURS = {"1": BLUE, "5": ORANGE, "10": PURPLE}  # of R@k
 # Of the parts of a loss, in their order: colour, and lengths of dashes and gaps in line widths.
 PARTS: tuple[tuple[str, tuple[float, ...]], ...] = ((GREEN, (1, 1.5)), (PURPLE, (5, 1.5, 1, 1.5)), (ORANGE, (3.5, 2)))
+GALLERY = "the validation gallery"
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
 P = ParamSpec("P")
@@ -94,17 +92,32 @@ class Picture(Figure):
 
 
 @styled
-def plot_curves(history: Sequence[dict[str, Any]], weights: Mapping[str, float] | None = None) -> Picture:
+def plot_curves(
+    history: Sequence[dict[str, Any]], weights: Mapping[str, float] | None = None, gallery: str = GALLERY
+) -> Picture:
     """Loss of every step above, validation mR and recalls (percent) of every epoch below, the best mR starred.
 
     history: `Trainer.history`, one dict a step with `step`, `phase`, `loss`, where it has several `parts`, these, and,
-    where an epoch ended, `metrics`. weights: of the parts (`fusion.loss_weights`), named beside them.
+    where an epoch ended, `metrics`. weights: of the parts (`fusion.loss_weights`). gallery: what is validated on.
     """
     figure = Picture(figsize=(WIDTH, 5.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+    told = draw_curves(above, below, history, weights, gallery)
+    figure.alt = f"Training curves over {len(history)} steps: loss of each step; validation recalls, {told}."
+    return figure
+
+
+def draw_curves(
+    above: Axes,
+    below: Axes,
+    history: Sequence[dict[str, Any]],
+    weights: Mapping[str, float] | None = None,
+    gallery: str = GALLERY,
+) -> str:
+    """`plot_curves` within two frames of a larger figure; returns what is best, in words."""
     above.set_title("Training loss of each step", loc="left")
     above.set_ylabel("loss")
-    below.set_title("Recall on the validation gallery after each epoch", loc="left")
+    below.set_title(f"Recall on {gallery} after each epoch", loc="left")
     below.set_ylabel("recall (%)")
     below.set_xlabel("step (one update of the weights)")
     epochs = [row for row in history if row.get("metrics")]
@@ -120,8 +133,7 @@ def plot_curves(history: Sequence[dict[str, Any]], weights: Mapping[str, float] 
     if epochs:
         best = _draw_recalls(below, epochs)
         told = f"best mR {best['metrics']['mR']:.1f} % at step {best['step']}"
-    figure.alt = f"Training curves over {len(history)} steps: loss of each step; validation recalls, {told}."
-    return figure
+    return told
 
 
 def smoothed(values: Sequence[float], half: int = SMOOTHING) -> np.ndarray:
@@ -132,10 +144,13 @@ def smoothed(values: Sequence[float], half: int = SMOOTHING) -> np.ndarray:
     return (total[stop] - total[start]) / (stop - start)
 
 
-def several_parts(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Names of the loss's parts in all these rows of a history, where several; a single one is the loss itself."""
-    names = [name for name in rows[0].get("parts", {}) if all(name in row.get("parts", ()) for row in rows)]
-    return names if len(names) > 1 else []
+def several_parts(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[list[float], np.ndarray]]:
+    """Steps and smoothed values of the loss's parts, each from its first step on; none where one is the loss itself."""
+    found = dict[str, tuple[list[float], np.ndarray]]()
+    for name in dict.fromkeys(name for row in rows for name in row.get("parts", ())):
+        those = [row for row in rows if name in row.get("parts", ())]
+        found[name] = [row["step"] for row in those], smoothed([row["parts"][name] for row in those])
+    return found if len(found) > 1 else {}
 
 
 def part_label(part: str, weights: Mapping[str, float] | None) -> str:
@@ -155,9 +170,8 @@ def _draw_loss(
         # Within a phase only: the batch size, and with it the level of the loss, changes between phases.
         mean = f"mean of {2 * SMOOTHING + 1} steps"
         above.plot(steps, smoothed(losses), color=BLUE, lw=2, label=mean * first)
-        for part, (colour, dashes) in zip(several_parts(rows), PARTS, strict=False):
-            values = smoothed([row["parts"][part] for row in rows])
-            above.plot(steps, values, color=colour, ls=(0, dashes), lw=1.8, label=part_label(part, weights) * first)
+        for (part, (when, values)), (colour, dashes) in zip(several_parts(rows).items(), PARTS, strict=False):
+            above.plot(when, values, color=colour, ls=(0, dashes), lw=1.8, label=part_label(part, weights) * first)
         for axes in (above, below):
             shade = axes.axvspan(steps[0] - 0.5, steps[-1] + 0.5, color=SHADES[number % len(SHADES)], lw=0, zorder=0)
             shade.set_label(f"phase: {name}" if axes is above else "")

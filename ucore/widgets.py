@@ -9,9 +9,9 @@ stepper.figure()    # the curves so far, for the page; also matrix_figure(), que
 import asyncio
 import html
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import ipywidgets as ipw
 import numpy as np
@@ -20,7 +20,7 @@ from ucore.errors import ConfigError, UserError
 from ucore.gallery import shortened
 from ucore.live import curves_html, matrix_html
 from ucore.query_figures import attention_html, found_html, plot_attention, plot_found
-from ucore.visualize import Picture, part_label, plot_curves, plot_similarity
+from ucore.visualize import GALLERY, Picture, part_label, plot_curves, plot_similarity
 
 if TYPE_CHECKING:
     from ucore.probes import QueryProbe
@@ -33,6 +33,22 @@ REDRAW_SHARE = 4  # a view rests four times as long as it took, so that training
 Probe = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
+class View(Protocol):
+    """One more picture below the curves, with what it has to remember of every step."""
+
+    @property
+    def widget(self) -> ipw.Widget: ...
+
+    def observe(self) -> None:
+        """Look at the step that was just made; called after each."""
+
+    def draw(self) -> None:
+        """Bring the widget up to date; called as often as the other views are drawn."""
+
+    def restart(self) -> None:
+        """Forget: the trainer is back at its start."""
+
+
 class TrainingStepper(ipw.VBox):
     """Step, Run, Pause and Reset over `trainer.step()`, with the loss and its parts, recalls, and what probes see.
 
@@ -43,6 +59,7 @@ class TrainingStepper(ipw.VBox):
     trainer: has `step()`, `reset()`, `save()`, `step_count`, `total_steps`, `history`, `best`, `finished`, `lr_factor`.
     run_steps: the most steps that one Run makes; None: until training has finished.
     probe: gives a batch's similarity and positives. query: what a validation caption finds, then and now.
+    views: more pictures, below the curves. gallery: what the recalls are measured on, in words.
     """
 
     # Running a cell again makes a new stepper; the one it replaces must not train on, unseen.
@@ -54,8 +71,11 @@ class TrainingStepper(ipw.VBox):
         run_steps: int | None = None,
         probe: Probe | None = None,
         query: "QueryProbe | Any | None" = None,
+        views: Sequence[View] = (),
+        gallery: str = GALLERY,
     ) -> None:
         self.trainer, self.run_steps, self.probe, self.query = trainer, run_steps, probe, query
+        self.more, self.gallery = views, gallery
         self.running, self.error, self._clicked_pause = False, "", False
         self.task: asyncio.Task[None] | None = None
         self._next_line = 0.0
@@ -80,7 +100,8 @@ class TrainingStepper(ipw.VBox):
         self.queries.observe(lambda _: self._draw_query(), "value")
         # Each view with the time from which it may be drawn again.
         self._views: dict[Callable[[], None], float] = {self._draw_curves: 0.0}
-        shown: list[Any] = [self.curves]
+        self._views |= {view.draw: 0.0 for view in views}
+        shown: list[Any] = [self.curves, *(view.widget for view in views)]
         if query is not None:
             self._views[self._draw_query] = 0.0
             shown += [self.queries, self.found, self.attention]
@@ -120,6 +141,8 @@ class TrainingStepper(ipw.VBox):
         self.error, self.rate.value = "", self.trainer.lr_factor
         if self.query is not None:
             self.query.restart()
+        for view in self.more:
+            view.restart()
         self._show()
 
     def ask(self, number: int) -> "TrainingStepper":
@@ -132,7 +155,7 @@ class TrainingStepper(ipw.VBox):
 
     def figure(self) -> Picture:
         """The curves so far, as a figure of its own: the static twin."""
-        return plot_curves(self.trainer.history, self._weights)
+        return plot_curves(self.trainer.history, self._weights, self.gallery)
 
     def matrix_figure(self) -> Picture | None:
         """The batch's similarities, as a figure of their own; None without a probe."""
@@ -210,6 +233,8 @@ class TrainingStepper(ipw.VBox):
         try:
             while self.running and done != limit and self.trainer.step() is not None:
                 done += 1
+                for view in self.more:
+                    view.observe()
                 self._show(all_views=False)
                 yield
         except Exception as error:
@@ -235,7 +260,7 @@ class TrainingStepper(ipw.VBox):
                 self._views[draw] = max(started + REDRAW_SECONDS, ended + REDRAW_SHARE * (ended - started))
 
     def _draw_curves(self) -> None:
-        self.curves.value = curves_html(self.trainer.history, self._weights)
+        self.curves.value = curves_html(self.trainer.history, self._weights, self.gallery)
 
     def _draw_matrix(self) -> None:
         assert self.probe is not None
@@ -282,7 +307,11 @@ class TrainingStepper(ipw.VBox):
                     f" ({' + '.join(f'{part_label(part, None)} {value:.3f}' for part, value in named.items())})"
                 )
         if trainer.best.get("step"):
-            parts.append(f"best validation mR {trainer.best['mR']:.2f} % at step {trainer.best['step']:,}")
+            criterion, step = getattr(trainer, "criterion", "mR"), f"at step {trainer.best['step']:,}"
+            best = f"best validation mR {trainer.best['mR']:.2f} %"
+            if criterion != "mR":  # the mR is looked at alone
+                best = f"weights kept by {criterion.replace('_', ' ')}"
+            parts.append(f"{best} {step}")
         return " · ".join(parts)
 
 

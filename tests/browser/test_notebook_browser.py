@@ -1,4 +1,4 @@
-"""The widgets of notebooks 01 to 04 in a real JupyterLab: what a click does reaches the page."""
+"""The widgets of notebooks 01 to 06 in a real JupyterLab: what a click does reaches the page."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from makers import make_rsicd
 from makers_maps import make_places
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -170,4 +171,37 @@ def test_the_captions_of_another_image_are_shown(lab, browser, tiny_rsicd):
     tiles.select_option(label=second)
     page.locator(f"img[alt='Image of {second}']").wait_for(timeout=PATIENCE)
     assert page.locator(f"img[alt='Image of {first}']").count() == 0
+    page.close()
+
+
+def test_a_step_of_adaptation_moves_the_curriculum_and_the_curves(lab, browser, tiny_rsicd):
+    folder, address = lab
+    target = make_rsicd(folder / "target", 20, 10, 10, seed=7)
+    cells = ["two_sides(", "source_only(", 'AdaptConfig.of("paper"', "AdaptationStepper(paper)"]
+    given = {"dataset": str(tiny_rsicd), "target": str(target), "out": str(folder / "runs")}
+    name = excerpt("06_adapt", folder, cells, **given)
+    source = json.loads((folder / name).read_text())
+    source["cells"][0]["source"] += "\nepochs = 4"
+    (folder / name).write_text(json.dumps(source))
+    page = run_all(browser, address, name)
+    failed: list[str] = []
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    said(page, "Step 0 of")
+    page.on("console", lambda message: failed.append(message.text) if message.type == "error" else None)
+    page.get_by_text("no step yet").wait_for(timeout=PATIENCE)
+    button = page.locator("button.jupyter-button")
+    button.filter(has_text=re.compile("^Step$")).click()
+    said(page, "Step 1 of")
+    page.get_by_text(re.compile("Pass 1 through the target .1 step.: 50 %")).wait_for(timeout=PATIENCE)
+    cloud = page.locator("svg[aria-label*='points of the source'] circle").first
+    curve = page.locator("[aria-label^='Domains told apart'] polyline").first
+    before = cloud.get_attribute("cx"), curve.get_attribute("points")
+    button.filter(has_text=re.compile("^Run$")).click()
+    said(page, "Finished after")
+    page.get_by_text(re.compile(r"Pass (\d\d|[3-9]) through the target")).wait_for(timeout=PATIENCE)
+    assert page.locator("th[scope='row']", has_text=re.compile("^pass 2$")).count() == 1
+    assert (cloud.get_attribute("cx"), curve.get_attribute("points")) != before
+    button.filter(has_text=re.compile("^Reset$")).click()
+    page.get_by_text("no step yet").wait_for(timeout=PATIENCE)
+    assert failed == []
     page.close()

@@ -1,0 +1,99 @@
+"""Keys of code and of data: they change with what they stand for, and with nothing else."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ucore.manifest import Manifest
+from ucore.origin import code_key, data_key
+from ucore.report import present_code
+
+
+@pytest.fixture
+def package(tmp_path) -> Path:
+    folder = tmp_path / "ucore"
+    (folder / "assets").mkdir(parents=True)
+    for name, text in {
+        "__init__": "",
+        "files": "x = 1",
+        "model": "def late():\n    from ucore import files",
+        "train": "from ucore.model import late",
+        "maps": "y = 2",
+    }.items():
+        (folder / f"{name}.py").write_text(text)
+    (folder / "assets" / "weights").write_text("w")
+    return folder
+
+
+CELLS = ["%matplotlib inline\nfrom ucore.train import late", "late()"]
+
+
+@pytest.mark.parametrize("file", ["train.py", "model.py", "files.py", "__init__.py", "assets/weights"])
+def test_the_key_changes_with_all_code_that_is_used_also_by_a_late_import(package, file):
+    before = code_key(CELLS, package)
+    (package / file).write_text("# changed")
+    assert code_key(CELLS, package) != before
+
+
+def test_the_key_does_not_change_with_code_that_is_not_used(package):
+    before = code_key(CELLS, package)
+    (package / "maps.py").write_text("y = 3")
+    assert code_key(CELLS, package) == before
+    assert code_key([*CELLS, "late()"], package) != before
+
+
+@pytest.mark.parametrize("cell", ["import ucore as u", "from ucore import something_lazy", "this is no Python"])
+def test_where_imports_cannot_be_followed_the_whole_package_counts(package, cell):
+    before = code_key([cell], package)
+    (package / "maps.py").write_text("y = 3")
+    assert code_key([cell], package) != before
+
+
+def test_a_report_is_of_the_notebook_whose_name_it_begins_with():
+    assert len(present_code("04_train-lite0-minilm-tiny")) == 16
+    assert present_code("04_train-x") == present_code("04_train-y") != present_code("05_domain_gap-x")
+    assert present_code("of_my_own-x") == "unknown"
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_key_of_data_is_that_of_names_and_bytes_wherever_they_lie(tiny_rsicd, tmp_path):
+    first = data_key(tiny_rsicd)
+    copy = shutil.copytree(tiny_rsicd, tmp_path / "elsewhere" / "copy")
+    (copy / ".hidden").write_text("an editor's")
+    assert data_key(copy) == first
+    picture = next((copy / "images").iterdir())
+    picture.rename(picture.with_name("renamed.jpg"))
+    assert data_key(copy) != first
+
+
+def test_remembered_files_are_read_again_when_they_changed(tmp_path):
+    data, memory = tmp_path / "data", tmp_path / "memory.json"
+    data.mkdir()
+    (data / "a").write_text("1")
+    (data / "b").write_text("2")
+    first = data_key(data, memory)
+    assert data_key(data, memory) == first == data_key(data)
+    (data / "a").write_text("10")
+    second = data_key(data, memory)
+    assert second == data_key(data) != first
+    memory.write_text('{"a": [1]}')  # damaged
+    assert data_key(data, memory) == second
+
+
+def test_a_link_back_to_a_folder_above_ends(tmp_path):
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert len(data_key(tmp_path)) == 16
+
+
+def test_a_manifest_counts_by_its_rows_and_not_by_the_folder_it_names(tmp_path):
+    keys = []
+    for place, caption in (("one", "a house"), ("two", "a house"), ("three", "a lake")):
+        row = {"sample_id": "s", "image": "s.jpg", "captions": [caption], "domain": "d", "split": "train"}
+        (tmp_path / place).mkdir()
+        Manifest.from_rows([row], tmp_path / place).save(tmp_path / place / "manifest.parquet")
+        keys.append(data_key(tmp_path / place))
+    assert keys[0] == keys[1] != keys[2]

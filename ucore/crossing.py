@@ -1,0 +1,67 @@
+"""The two sides of a border, and what a model finds beyond it.
+
+home, away = two_sides("DATA", source_domain="finland", target_domain="spain")
+found = target_ranks(encoder, away.split("test"), away.split("finetune"), "runs/features", "adapted")
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ucore.data import read_dataset
+from ucore.errors import DataError
+from ucore.evaluate import Ranks, retrieval_ranks
+from ucore.features import image_tower_features, text_tower_features
+from ucore.fusion import heads_similarity
+from ucore.hubness import Bank, correct_hubs
+from ucore.manifest import Manifest, few
+from ucore.model import DualEncoder
+
+
+def two_sides(
+    folder: str | Path,
+    source_domain: str | None = None,
+    target: str | Path = "",
+    target_domain: str | None = None,
+    skip_bad: bool = False,
+) -> tuple[Manifest, Manifest]:
+    """The source's parts train and val, and all of the target.
+
+    folder, target: dataset folders; without a target, another domain of the same. Domains that are not named are the
+    first ones, in alphabetical order. Raises DataError where nothing is left for the target.
+    """
+    home = read_dataset(folder, split=("train", "val"), skip_bad=skip_bad)
+    home = home.domain(source_domain or min(home.frame["domain"]))
+    away = read_dataset(target or folder, skip_bad=skip_bad)
+    known = sorted(set(away.frame["domain"]))
+    others = known if target else [name for name in known if name not in set(home.frame["domain"])]
+    if not others:
+        raise DataError(
+            f"{folder} has the domain {few(known)} alone; adaptation needs another. Name a second dataset (target), or "
+            "take one with several domains"
+        )
+    return home, away.domain(target_domain or others[0])
+
+
+def target_ranks(
+    encoder: DualEncoder, test: Manifest, finetune: Manifest, cache: str | Path | None, name: str
+) -> dict[str, Ranks]:
+    """Ranks of the whole gallery of `test`, one view an image: under `name` by plain cosines, and under "`name`, hubs
+    corrected" by the target's unpaired images and texts of `finetune` (QB-Norm with a bank of the target)."""
+    towers: list[Any] = [
+        (image_tower_features(encoder, part, 1, cache, progress=False),
+         text_tower_features(encoder, part.texts[0], cache, progress=False))
+        for part in (test, finetune)
+    ]  # fmt: skip
+    similarity, text = heads_similarity(encoder, *towers[0])
+    with encoder.evaluating():
+        images = [
+            F.normalize(encoder.image_head(torch.from_numpy(image[:, 0]).to(encoder.device)), dim=1).cpu().numpy()
+            for image, _ in towers
+        ]
+    bank = Bank(images[1], heads_similarity(encoder, *towers[1])[1])
+    corrected = correct_hubs(similarity, images[0], text, bank, float(torch.exp(-encoder.logit_scale.detach())))
+    scores = {name: similarity, f"{name}, hubs corrected": corrected}
+    return {label: retrieval_ranks(one, test.texts[1]) for label, one in scores.items()}

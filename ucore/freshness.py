@@ -1,0 +1,58 @@
+"""Whether reports may stand on one page: all there, of today's code, of the same data."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ucore.errors import ConfigError, DataError
+from ucore.manifest import few
+from ucore.origin import UNKNOWN
+from ucore.report import present_code
+
+Reports = Sequence[Mapping[str, Any]]
+
+
+def check_reports(reports: Reports, expected: Iterable[str] = (), keep: Iterable[str] = ()) -> None:
+    """Raise DataError where reports are missing, stale or mixed, naming them and the command that helps.
+
+    expected: names that must be there. keep: names that may be of earlier code or of other data: a long run whose
+    numbers stand for the commit that they name. Missing: a name of `expected` without a report. Stale: the notebook, or
+    a module that it uses, has changed since. Mixed: two reports of a dataset of one name and one kind, whose files or
+    seeds differ; all that are expected must be of the same files and seed. Raises ConfigError for an unknown `keep`.
+    """
+    present = {report["name"]: report for report in reports}
+    expected, keep = list(expected), set(keep)
+    if unknown := sorted(keep - set(present)):
+        raise ConfigError(f"keep names {few(unknown)}, of which there is no report. Correct the parameter keep.")
+    if missing := [name for name in expected if name not in present]:
+        raise DataError(f"Missing: there is no report {few(missing)}. Run first: {_commands(missing)}")
+    checked = [report for report in reports if report["name"] not in keep]
+    if stale := [report["name"] for report in checked if is_stale(report)]:
+        raise DataError(
+            f"Stale: the code has changed since {few(stale)} was written. Run again: {_commands(stale)}; or show what "
+            f"stands for its own commit with -p 'keep=[{', '.join(stale)}]'"
+        )
+    groups: dict[Any, dict[Any, str]] = {}
+    for report in checked:
+        together = "expected" if report["name"] in expected else (report["simulated"], _name_of_data(report))
+        groups.setdefault(together, {})[report["data"], report["seed"]] = report["name"]
+    for kinds in groups.values():
+        if len(kinds) > 1:
+            (one, first), (other, second) = list(kinds.items())[:2]
+            what = "files of the dataset" if one[0] != other[0] else f"seeds ({one[1]} and {other[1]})"
+            raise DataError(
+                f"Mixed: {first} and {second} are of different {what}. Run both on the same: "
+                f"{_commands([first, second])}; or remove one of their folders."
+            )
+
+
+def is_stale(report: Mapping[str, Any]) -> bool:
+    """Whether the report's notebook, or code that it uses, is another than when the report was written."""
+    return report["code"] == UNKNOWN or report["code"] != present_code(report["name"])
+
+
+def _name_of_data(report: Mapping[str, Any]) -> str:
+    return report["dataset"].removesuffix(" val").removesuffix(" test")
+
+
+def _commands(names: Sequence[str]) -> str:
+    return ", ".join(f"ucore run {number}" for number in dict.fromkeys(name[:2] for name in names))
