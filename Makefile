@@ -65,6 +65,7 @@ bench: $(STAMP)  ## ratios and rates, measured now (evaluation_memory.py takes a
 	@$(BIN)/python benchmarks/simulation.py
 	@$(BIN)/python benchmarks/train_step.py --quick
 	@$(BIN)/python benchmarks/mask_generator.py --images 2 --rounds 2
+	@$(BIN)/python benchmarks/search.py --rows 100000 --few 20000 --queries 30
 
 new-notebook: $(STAMP)  ## a stub that runs and passes the tests (NAME=10_seasons)
 	@$(BIN)/python -m ucore.new_notebook '$(NAME)'

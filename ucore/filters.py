@@ -90,7 +90,7 @@ class Filter:
         if self.any_tags:
             passed &= columns.tagged(self.any_tags)
         if self.box is not None:
-            passed &= _in_box(columns.lon, columns.lat, self.box)
+            _narrow(passed, lambda lon, lat: _in_box(lon, lat, self.box), columns)
         if self.near is not None and self.km is not None:
             _narrow(passed, lambda lon, lat: _is_near(lon, lat, self.near, self.km), columns)
         if self.polygon is not None:
@@ -160,11 +160,14 @@ def _checked_polygon(polygon: Any) -> Any:
 
 def _narrow(passed: np.ndarray, test: Any, columns: Columns) -> None:
     """Let pass only what also passes `test`, asked of the places that have passed so far."""
+    if passed.all():
+        passed[:] = test(columns.lon, columns.lat)
+        return
     rows = np.flatnonzero(passed)
     passed[rows] = test(columns.lon[rows], columns.lat[rows])
 
 
-def _in_box(lon: np.ndarray, lat: np.ndarray, box: Box) -> np.ndarray:
+def _in_box(lon: np.ndarray, lat: np.ndarray, box: Any) -> np.ndarray:
     west, south, east, north = box
     inside = (lon >= west) & (lon <= east)
     if east >= 180:  # -180 and 180 are one meridian
