@@ -213,6 +213,18 @@ class TestExplaining:
         assert any("cannot be read" in text.get_text() for text in figure.axes[0].texts)
 
 
+def test_the_engine_on_disk_gives_the_same_answers(search_place, searcher, tmp_path):
+    pytest.importorskip("lancedb")
+    build_index(search_place.checkpoint, search_place.manifest, tmp_path / "lance", engine="lance", progress=False)
+    again = build_index(search_place.checkpoint, search_place.manifest, tmp_path / "lance", progress=False)
+    assert len(again) == 36 + 108
+    other, where = Searcher(tmp_path / "lance"), Filter(domains=("spain",))
+    for given in ({}, {"where": where}):
+        ours, theirs = (each.text(QUERY, k=5, **given).hits for each in (searcher, other))
+        assert [hit.sample_id for hit in ours] == [hit.sample_id for hit in theirs]
+        assert [hit.score for hit in ours] == pytest.approx([hit.score for hit in theirs], abs=1e-5)
+
+
 def test_the_index_is_a_plain_gallery_index(search_place):
     index = GalleryIndex.open(search_place.index)
     counts = {kind: len(index.select(kind)) for kind in ("image", "text", "segment")}

@@ -106,7 +106,7 @@ def index_card(
 
 
 def _open_or_create(out: Path, card: dict[str, Any], dim: int, engine: str) -> GalleryIndex:
-    if (out / INDEX_FILE).is_file():
+    if (out / INDEX_FILE).is_file() or (out / "about.lance").exists():
         index = GalleryIndex.open(out)
         index.require(card)
         return index

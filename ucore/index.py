@@ -87,7 +87,8 @@ class GalleryIndex:
 
     @property
     def folder(self) -> Path:
-        return self._engine.folder
+        """Where it lies; of an index in an object store, no folder of this machine."""
+        return Path(self._engine.uri) if isinstance(self._engine, LanceEngine) else self._engine.folder
 
     @property
     def version(self) -> int:
