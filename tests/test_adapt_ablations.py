@@ -66,7 +66,7 @@ def test_the_source_only_model_is_a_trained_copy(tiny_rsicd, cache, encoder_fact
 
 
 def test_two_sides_are_train_and_val_of_the_one_and_all_of_the_other(tiny_rsicd, sides):
-    other = sides[1].root
+    other = sides[1].root.parent
     home, away = two_sides(tiny_rsicd, target=other)
     assert set(home.frame["split"]) == {"train", "val"} and len(away) == 20
     with pytest.raises(DataError, match="adaptation needs another"):

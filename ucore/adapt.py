@@ -4,8 +4,8 @@
     adapter.fit()
 
 Every method is a set of values of `AdaptConfig`, and sees the same batches: pairs of the source, and images and texts
-of the target's part "finetune". Weights are chosen without any pair of the target, by `pseudo.return_probability` of
-its validation images and texts; the mR there is measured beside, as what an oracle would have chosen by.
+of the target's part "finetune". Weights are chosen without any pair of the target: the last ones, or those with the
+highest `pseudo.return_probability` of its validation images and texts. The mR there is measured beside: an oracle's.
 """
 
 from pathlib import Path

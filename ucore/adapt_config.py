@@ -24,7 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
         weight_decay=0.0, train_views=1, test_views=1, head_batch_size=80, target_batch_size=16, head_epochs=5,
         epoch_steps=1_000_000,
     ),
-    "ucore": dict(pseudo_weight=1.0, bridge_weight=1.0, pseudo_start=0.0, choose_by="last", label_smoothing=0.0),
+    "ucore": dict(pseudo_weight=1.0, bridge_weight=1.0, pseudo_start=0.0, label_smoothing=0.0),
     "target-only": dict(regime="paired", source_weight=0.0),
     "joint": dict(regime="paired"),
 }  # fmt: skip
@@ -41,7 +41,7 @@ class AdaptConfig(TrainConfig):
     method: AdaptMethod = "ucore"  # type: ignore[assignment]
     regime: Regime = "unpaired"
     shots: int | None = None  # images of the target whose texts are known, in the regime "paired"; None: all
-    choose_by: Choice = "return_probability"  # which weights are kept; "mR" needs the target's pairs: the oracle
+    choose_by: Choice = "last"  # which weights are kept: without pairs, or by "mR", which needs them: the oracle
     epoch_steps: int = 5  # at most: after so many the likely pairs are found anew, and weights may be kept
     target_batch_size: int = 64  # images, and texts, of the target a step
     source_weight: float = 1.0  # of the contrastive loss of source pairs

@@ -310,7 +310,8 @@ class TrainingStepper(ipw.VBox):
             criterion, step = getattr(trainer, "criterion", "mR"), f"at step {trainer.best['step']:,}"
             best = f"best validation mR {trainer.best['mR']:.2f} %"
             if criterion != "mR":  # the mR is looked at alone
-                best = f"weights kept by {criterion.replace('_', ' ')}"
+                best = "the last weights are kept, those" if criterion == "last" else f"weights kept by {criterion}"
+                best = best.replace("_", " ")
             parts.append(f"{best} {step}")
         return " · ".join(parts)
 

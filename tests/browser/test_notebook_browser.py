@@ -188,7 +188,7 @@ def test_a_step_of_adaptation_moves_the_curriculum_and_the_curves(lab, browser, 
     page.on("pageerror", lambda error: failed.append(str(error)))
     said(page, "Step 0 of")
     page.on("console", lambda message: failed.append(message.text) if message.type == "error" else None)
-    page.get_by_text("no step yet").wait_for(timeout=PATIENCE)
+    page.get_by_text("of the source: no step yet").wait_for(timeout=PATIENCE)
     button = page.locator("button.jupyter-button")
     button.filter(has_text=re.compile("^Step$")).click()
     said(page, "Step 1 of")
@@ -202,6 +202,6 @@ def test_a_step_of_adaptation_moves_the_curriculum_and_the_curves(lab, browser, 
     assert page.locator("th[scope='row']", has_text=re.compile("^pass 2$")).count() == 1
     assert (cloud.get_attribute("cx"), curve.get_attribute("points")) != before
     button.filter(has_text=re.compile("^Reset$")).click()
-    page.get_by_text("no step yet").wait_for(timeout=PATIENCE)
+    page.get_by_text("of the source: no step yet").wait_for(timeout=PATIENCE)
     assert failed == []
     page.close()
