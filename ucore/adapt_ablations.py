@@ -27,7 +27,7 @@ from ucore.train import Trainer
 # Against the paper's method: other methods; then its sampler, weights, adversary, triplet, contrastive loss, segments.
 ADAPT_ARMS = (
     *("method=source-only", "method=ucore", "curriculum=none", "curriculum=density", "domain_weights=false"),
-    *("adversary=none", "adversary=cdan", "triplet_weight=0", "source_weight=0", "segments=late"),
+    *("adversary=none", "triplet_weight=0", "source_weight=0", "segments=late"),
 )
 
 
