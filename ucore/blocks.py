@@ -83,16 +83,17 @@ class DomainDraw:
         unlocated: Any = part.frame.loc[~self.located]
         self.groups = identical_groups(Manifest(unlocated, part.root))
 
-    def best(self, sides: list[float], rng: np.random.Generator) -> tuple[Array, Array, float]:
+    def best(self, sides: list[float], rng: np.random.Generator, regions: bool = False) -> tuple[Array, Array, float]:
         """Of the first of `sides` (metres) that can fill every split, the draw closest to the fractions.
 
-        Returns splits int (n,), -1 for the buffer, blocks str (n,) and the side.
+        regions: try splits that lie side by side, too. Returns splits int (n,), -1 for the buffer, blocks str (n,) and
+        the side.
         """
         n, most = len(self.points), 0
         for side in sides:
             best: tuple[float, Array, Array] | None = None
             draws = int(np.clip(DRAWN_SAMPLES // n, *DRAWS))
-            for swept in [False] * draws + [True] * draws:
+            for swept in [False] * draws + [True] * draws * regions:
                 blocks = self._blocks(side, rng.random(2))
                 names, unit = np.unique(blocks, return_inverse=True)
                 most = max(most, len(names))

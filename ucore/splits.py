@@ -33,6 +33,7 @@ def spatial_split(
     block_m: float | None = None,
     buffer_m: float | None = None,
     seed: int = 0,
+    regions: bool = False,
 ) -> Manifest:
     """A copy of `manifest` whose column split is drawn anew, domain by domain, and which has a column block (str).
 
@@ -45,6 +46,8 @@ def spatial_split(
         the domain's largest tile (its footprint's bounds; 256 m square without one), so that tiles of different
         splits neither overlap nor touch. Between domains the largest value holds. Samples that gave way have the
         split "buffer".
+    regions: draw splits that lie side by side, too, which lose less to the buffer; not where domains share ground, as
+        one's region may take a whole split from another.
 
     Samples without lon and lat are grouped when images or all captions are identical, and groups are shuffled.
     Each domain takes the best of several seeded draws of the grid's origin and the blocks' order: the shares
@@ -64,7 +67,8 @@ def spatial_split(
         buffer = 1.01 * float(sizes[rows][located].max(initial=0)) if buffer_m is None else float(buffer_m)
         sides = block_sides(sizes[rows][located], buffer) if block_m is None else [float(block_m)]
         part = DomainDraw(Manifest(frame.iloc[rows], manifest.root), points[rows], tuple(fractions.values()), buffer)
-        splits[rows], blocks[rows], side = part.best(sides, np.random.default_rng([seed, *str(domain).encode()]))
+        rng = np.random.default_rng([seed, *str(domain).encode()])
+        splits[rows], blocks[rows], side = part.best(sides, rng, regions)
         settings[str(domain)] = {"block_m": round(side, 3), "buffer_m": round(buffer, 3)}
     widest = max(values["buffer_m"] for values in settings.values())
     splits = _give_way_between(points, splits, domains, widest, len(fractions))
@@ -81,8 +85,12 @@ def spatial_split(
 def adaptation_split(
     manifest: Manifest, finetune: float = 0.2, val: float = 0.1, test: float = 0.7, **settings: Any
 ) -> Manifest:
-    """`spatial_split` of a target domain into finetune, val and test, the protocol of UrbanCross (stage 3)."""
-    return spatial_split(manifest, {"finetune": finetune, "val": val, "test": test}, **settings)
+    """`spatial_split` of a target domain into finetune, val and test, the protocol of UrbanCross (stage 3).
+
+    Where it is one domain, splits may be regions.
+    """
+    alone = manifest.frame["domain"].nunique() == 1
+    return spatial_split(manifest, {"finetune": finetune, "val": val, "test": test}, **{"regions": alone, **settings})
 
 
 def repair_duplicates(manifest: Manifest, max_distance: int = MAX_DISTANCE) -> Manifest:
