@@ -37,8 +37,9 @@ def adapt(
 ) -> None:
     """Adapt a checkpoint to a target domain whose pairs are unknown; a repeated call goes on where it stopped.
 
-    Of the target, 20 % are adapted to and 10 % watched on the way (or, with -s choose_by=return_probability, choose the
-    weights without their pairs); 70 % are left for `ucore eval --splits OUT/split.json`. Splits go by blocks of ground, unless the dataset itself has a split "finetune".
+    Of the target, 20 % are adapted to and 10 % watched on the way (with -s choose_by=return_probability they choose the
+    weights, without their pairs); 70 % are left for `ucore eval --splits OUT/split.json`. Splits go by blocks of ground,
+    unless the dataset itself has a split "finetune".
 
     Args:
         source: Dataset folder whose pairs are known.
@@ -109,9 +110,7 @@ def adapt(
         parameters=config.to_dict(), chosen=best, started_from=card["train"], seconds=seconds, history=adapter.history,
     )  # fmt: skip
     mR = [scores.metrics()[0]["mR"] for scores in (before, after)]
-    print(
-        f"Validation mR {mR[0]:.2f} before, {mR[1]:.2f} after (weights of epoch {best['epoch']}, kept without looking at pairs)"
-    )
+    print(f"Validation mR {mR[0]:.2f} before, {mR[1]:.2f} after (weights of epoch {best['epoch']}: {config.choose_by})")
     if (accuracy := best.get("discriminator_accuracy")) and best["step"]:
         print(
             f"The discriminator told the domains apart in {accuracy:.0f} % (50: a guess).{_collapsed(adapter.history)}"
