@@ -37,9 +37,9 @@ def adapt(
 ) -> None:
     """Adapt a checkpoint to a target domain whose pairs are unknown; a repeated call goes on where it stopped.
 
-    Of the target, 20 % are adapted to and 10 % watched on the way (with -s choose_by=return_probability they choose the
-    weights, without their pairs); 70 % are left for `ucore eval --splits OUT/split.json`. Splits go by blocks of ground,
-    unless the dataset itself has a split "finetune".
+    Of the target, 20 % are adapted to and 10 % watched (by -s choose_by=return_probability they choose the
+    weights, without their pairs); 70 % are left for `ucore eval --splits OUT/split.json`. Splits go by blocks of
+    ground, unless the dataset itself has a split "finetune".
 
     Args:
         source: Dataset folder whose pairs are known.
