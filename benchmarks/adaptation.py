@@ -29,11 +29,11 @@ from ucore.adapt import Adapter
 from ucore.adapt_config import METHODS, AdaptConfig
 from ucore.comparison import seeded_difference
 from ucore.config import TrainConfig
+from ucore.crossing import target_ranks
 from ucore.data import read_dataset
 from ucore.evaluate import METRICS, Ranks, metrics_from_ranks, retrieval_ranks, similarity_matrix
 from ucore.features import image_tower_features, text_tower_features
 from ucore.files import write_json
-from ucore.hubness import Bank, correct_hubs
 from ucore.manifest import Manifest
 from ucore.model import DualEncoder, load_encoder
 from ucore.notebooks import parse_parameters
@@ -54,16 +54,6 @@ def features_of(encoder: DualEncoder, manifest: Manifest, cache: Path) -> tuple[
         image, text = (F.normalize(head(torch.from_numpy(part)), dim=1).numpy()
                        for head, part in ((encoder.image_head, image), (encoder.text_head, text)))  # fmt: skip
     return image, text
-
-
-def ranks_of(encoder: DualEncoder, test: Manifest, finetune: Manifest, cache: Path) -> dict[str, Ranks]:
-    """Ranks of the whole gallery by plain cosines, and with hubs corrected by the target's images and texts to adapt
-    to (QB-Norm with a bank of the target)."""
-    image, text = features_of(encoder, test, cache)
-    plain, bank = similarity_matrix(image, text), Bank(*features_of(encoder, finetune, cache))
-    corrected = correct_hubs(plain, image, text, bank, float(torch.exp(-encoder.logit_scale.detach())))
-    owner = test.texts[1]
-    return {"": retrieval_ranks(plain, owner), " +qb": retrieval_ranks(corrected, owner)}
 
 
 def tcr_ranks(encoder: DualEncoder, test: Manifest, cache: Path, seed: int) -> Ranks:
@@ -132,8 +122,8 @@ def direction(
     found: Found = {}
 
     def keep(name: str, encoder: DualEncoder, shown: dict[str, Any], seconds: float) -> None:
-        for how, ranks in ranks_of(encoder, test, finetune, cache).items():
-            found.setdefault(name + how, []).append((ranks, shown, seconds))
+        for label, ranks in target_ranks(encoder, test, finetune, cache, name).items():
+            found.setdefault(label.replace(", hubs corrected", " +qb"), []).append((ranks, shown, seconds))
 
     for seed in range(seeds):
         start = started(fresh, source, seed, cache, known)
