@@ -194,6 +194,16 @@ def test_bars_and_intervals_are_the_reports_rows():
     assert size(figure)[0] == 800
 
 
+def test_bars_without_an_interval_stand_beside_others():
+    without = [{**row, "low": None, "high": None} for row in report_rows("index", 20)]
+    figure = plot_recalls([*report_rows("heads", 5), *without])
+    bars = frames(figure)[0].containers
+    assert [bar.get_height() for bar in bars[2]] == [20, 21, 22, 23, 24, 25]
+    lines = [collection.get_segments() for collection in frames(figure)[0].collections[:2]]
+    assert [sum(len(line) > 0 and bool(np.isfinite(line).all()) for line in of) for of in lines] == [6, 0]
+    assert "25.0" in words(figure)
+
+
 def test_labels_are_chosen_and_ordered_and_an_unknown_one_is_refused():
     rows = report_rows("a", 1) + report_rows("b", 40) + report_rows("c", 60)
     bars = frames(plot_recalls(rows, ["c", "a"]))[0].containers

@@ -282,8 +282,8 @@ def plot_differences(rows: Sequence[dict[str, Any]], unit: str = "points of mR")
 def plot_recalls(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = None) -> Picture:
     """The six recalls (percent) as bars with their intervals, one colour a label.
 
-    rows: a report's, dicts with `label`, `metric`, `value`, `low`, `high`, `n` (queries); other metrics than the
-    recalls and mR are passed over. labels: which to show, in this order; all that have a recall by default.
+    rows: a report's, dicts with `label`, `metric`, `value`, `low`, `high` (None: no interval), `n` (queries); other
+    metrics than the recalls and mR are passed over. labels: which to show, in this order; all that have a recall by default.
     Raises DataError for a label that the rows lack or that lacks a recall.
     """
     table = {(row["label"], row["metric"]): row for row in rows}
@@ -305,11 +305,13 @@ def plot_recalls(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = 
         mean = table.get((label, "mR"))
         bars = axes.bar(centres, values, 0.94 * wide, color=colours[number % len(colours)])
         bars.set_label(f"{label} (mR {mean['value']:.1f})" if mean else label)
-        reach = [values - [row["low"] for row in found], [row["high"] for row in found] - values]
+        low, high = (np.array([row[end] for row in found], float) for end in ("low", "high"))  # NaN: no interval
+        reach = [values - low, high - values]
         axes.errorbar(centres, values, reach, fmt="none", ecolor=INK, elinewidth=1.2, capsize=2.5)
         if len(labels) <= 4:  # numbers above more bars would run into each other
             for x, row in zip(centres, found, strict=True):
-                axes.annotate(f"{row['value']:.1f}", (x, row["high"]), (0, 3), textcoords="offset points", ha="center",
+                top = row["value"] if row["high"] is None else row["high"]
+                axes.annotate(f"{row['value']:.1f}", (x, top), (0, 3), textcoords="offset points", ha="center",
                               fontsize=9 if len(labels) <= 3 else 8)  # fmt: skip
     axes.set_xticks(range(len(RECALLS)), [f"R@{name.split('@')[1]}" for name in RECALLS])
     for number, (direction, shown) in enumerate(DIRECTIONS.items()):
