@@ -283,7 +283,7 @@ def plot_recalls(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = 
     """The six recalls (percent) as bars with their intervals, one colour a label.
 
     rows: a report's, dicts with `label`, `metric`, `value`, `low`, `high` (None: no interval), `n` (queries); other
-    metrics than the recalls and mR are passed over. labels: which to show, in this order; all that have a recall by default.
+    metrics than the recalls and mR are passed over. labels: which to show, in this order; by default all with recalls.
     Raises DataError for a label that the rows lack or that lacks a recall.
     """
     table = {(row["label"], row["metric"]): row for row in rows}
