@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from claims import claim
 from feature_extraction import images
 
 from ucore.alignment import SegmentSets
@@ -148,9 +149,13 @@ def main() -> None:
     facts, base = machine_facts(), seconds["image only"]
     precision = f"{ours.encoder.precision} on {device}"
     print(f"batch {batch} ({what}), {precision}, {facts['cpu']}, {facts['cores']} cores, torch {facts['torch']}")
-    for name in (f"{SEGMENTS} segments", "4 chunks"):
-        print(f"{name + ' / image only':30s}{spread([a / b for a, b in zip(seconds[name], base, strict=True)])}")
-    print(f"image only / open_clip        {spread([a / b for a, b in zip(base, seconds['open_clip'], strict=True)])}")
+    for name, aim in ((f"{SEGMENTS} segments", 1.2), ("4 chunks", 2.0)):
+        ratios = [a / b for a, b in zip(seconds[name], base, strict=True)]
+        print(f"{name + ' / image only':30s}{spread(ratios)}")
+        claim(f"training step: {name} / image only, seconds", ratios, aim, least=False)
+    ratios = [a / b for a, b in zip(base, seconds["open_clip"], strict=True)]
+    print(f"image only / open_clip        {spread(ratios)}")
+    claim("training step: ours / open_clip's, seconds", ratios, 1.05, least=False)
     print(f"waiting for data              {100 * sum(waited) / (sum(base) * steps):6.1f} % of an image-only step")
     print(f"image only                    {batch / statistics.median(base):6.1f} images/s")
     print(f"peak memory                   {peak_memory_gb(device):6.2f} GB, all contenders in one process")
