@@ -177,7 +177,7 @@ def plot_measures(rows: Sequence[dict[str, Any]]) -> Picture:
             axes.grid(axis="y")
         else:
             axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", color=FAINT)
-            axes.set_yticks([])
+            axes.set(ylim=(0, 1), yticks=[])
         axes.set_axisbelow(True)
     figure.legend(loc="outside lower left", ncols=min(4, len(names)))
     told = [f"{key[1]} in {key[0]} {row['value']:.0f}" for key, row in table.items() if key[2] == "tag_recall"]
