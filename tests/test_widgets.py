@@ -16,6 +16,7 @@ from ucore.data import read_dataset
 from ucore.errors import CheckpointError, ConfigError, UserError
 from ucore.live import curves_html
 from ucore.probes import Found
+from ucore.progress import only_trainer
 from ucore.visualize import plot_curves
 from ucore.widgets import TrainingStepper
 
@@ -180,6 +181,21 @@ def test_a_mistake_of_the_user_is_shown_as_its_sentence_and_reaches_the_caller_o
     trainer.fails_at = 0
     stepper.run(1)  # the sentence goes with the next run
     assert said(stepper).startswith("Step 3")
+
+
+def test_while_another_trains_into_the_folder_no_step_is_made(tmp_path):
+    trainer = FakeTrainer()
+    trainer.out = tmp_path / "run"  # type: ignore[attr-defined]
+    stepper = TrainingStepper(trainer)
+    with only_trainer(tmp_path / "run"):
+        with pytest.raises(UserError, match="Another process is writing into"):
+            stepper.run(2)
+        assert trainer.step_count == 0
+        assert "Another process" in said(stepper)
+    stepper.run(2)
+    assert trainer.step_count == 2
+    with only_trainer(tmp_path / "run"):  # and the stepper lets go of it
+        pass
 
 
 def test_a_click_shows_the_mistake_and_raises_nothing():

@@ -282,8 +282,8 @@ def plot_differences(rows: Sequence[dict[str, Any]], unit: str = "points of mR")
 def plot_recalls(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = None) -> Picture:
     """The six recalls (percent) as bars with their intervals, one colour a label.
 
-    rows: a report's, dicts with `label`, `metric`, `value`, `low`, `high` (None: no interval), `n` (queries); other
-    metrics than the recalls and mR are passed over. labels: which to show, in this order; by default all with recalls.
+    rows: a report's, dicts with `label`, `metric`, `value`, `low`, `high` (None: no interval), `n` (queries); metrics
+    but the recalls and mR are passed over. labels: which to show, in this order; by default all with recalls.
     Raises DataError for a label that the rows lack or that lacks a recall.
     """
     table = {(row["label"], row["metric"]): row for row in rows}
@@ -306,22 +306,20 @@ def plot_recalls(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = 
         bars = axes.bar(centres, values, 0.94 * wide, color=colours[number % len(colours)])
         bars.set_label(f"{label} (mR {mean['value']:.1f})" if mean else label)
         low, high = (np.array([row[end] for row in found], float) for end in ("low", "high"))  # NaN: no interval
-        reach = [values - low, high - values]
+        reach = values - low, high - values
         axes.errorbar(centres, values, reach, fmt="none", ecolor=INK, elinewidth=1.2, capsize=2.5)
         if len(labels) <= 4:  # numbers above more bars would run into each other
             for x, row in zip(centres, found, strict=True):
-                top = row["value"] if row["high"] is None else row["high"]
-                axes.annotate(f"{row['value']:.1f}", (x, top), (0, 3), textcoords="offset points", ha="center",
-                              fontsize=9 if len(labels) <= 3 else 8)  # fmt: skip
+                place = x, row["value"] if row["high"] is None else row["high"]
+                axes.annotate(f"{row['value']:.1f}", place, (0, 3), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xticks(range(len(RECALLS)), [f"R@{name.split('@')[1]}" for name in RECALLS])
     for number, (direction, shown) in enumerate(DIRECTIONS.items()):
         queries = table[labels[0], f"{direction}_R@1"]["n"]
         axes.text(3 * number + 1, -0.10, f"{shown}, {queries:,} queries", ha="center", va="top",
                   transform=axes.get_xaxis_transform())  # fmt: skip
     axes.axvline(2.5, color=FAINT, lw=0.8, ls=":")
-    axes.set_ylabel("recall (%)")
+    axes.set(ylabel="recall (%)", ylim=(0, max(1.0, 1.12 * axes.dataLim.ymax)))
     axes.set_xlabel(" ")  # keeps room for the two directions
-    axes.set_ylim(0, max(1.0, 1.12 * axes.dataLim.ymax))
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.set_title("Recall on the whole gallery; lines: 95 % intervals", loc="left")

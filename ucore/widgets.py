@@ -19,6 +19,7 @@ import numpy as np
 from ucore.errors import ConfigError, UserError
 from ucore.gallery import shortened
 from ucore.live import curves_html, matrix_html
+from ucore.progress import only_trainer
 from ucore.query_figures import attention_html, found_html, plot_attention, plot_found
 from ucore.visualize import GALLERY, Picture, part_label, plot_curves, plot_similarity
 
@@ -228,15 +229,17 @@ class TrainingStepper(ipw.VBox):
         self._show_state()
 
     def _stepping(self, limit: int | None) -> Iterator[None]:
-        """Make steps, yielding after each, until the limit, a pause, the end of training or an error."""
+        """Make steps, yielding after each, until the limit, a pause, the end of training or an error; meanwhile no
+        other process trains into the folder."""
         done = 0
         try:
-            while self.running and done != limit and self.trainer.step() is not None:
-                done += 1
-                for view in self.more:
-                    view.observe()
-                self._show(all_views=False)
-                yield
+            with only_trainer(getattr(self.trainer, "out", None)):
+                while self.running and done != limit and self.trainer.step() is not None:
+                    done += 1
+                    for view in self.more:
+                        view.observe()
+                    self._show(all_views=False)
+                    yield
         except Exception as error:
             self.error = f"Stopped: {error}" if isinstance(error, UserError) else f"Stopped: {error!r}"
             raise
@@ -294,24 +297,22 @@ class TrainingStepper(ipw.VBox):
     def _progress(self) -> str:
         """One line: where training stands and what the last step and the best epoch were like."""
         trainer = self.trainer
-        parts = [f"Step {trainer.step_count:,} of at most {trainer.total_steps:,}"]
-        if trainer.finished:
-            parts = [f"Finished after {trainer.step_count:,} steps"]
-        elif self.running and not trainer.history:
+        done, last_one = f"{trainer.step_count:,}", f"{trainer.total_steps:,}"
+        parts = [f"Finished after {done} steps" if trainer.finished else f"Step {done} of at most {last_one}"]
+        if self.running and not trainer.history and not trainer.finished:
             parts.append("features come first, which can take minutes")
         if trainer.history:
             last = trainer.history[-1]
             parts.append(f"phase {last['phase']}, epoch {last['epoch'] + 1}, loss {last['loss']:.3f}")
             if len(named := last.get("parts", {})) > 1:
-                parts[-1] += (
-                    f" ({' + '.join(f'{part_label(part, None)} {value:.3f}' for part, value in named.items())})"
-                )
+                told = [f"{part_label(part, None)} {value:.3f}" for part, value in named.items()]
+                parts[-1] += f" ({' + '.join(told)})"
         if trainer.best.get("step"):
             criterion, step = getattr(trainer, "criterion", "mR"), f"at step {trainer.best['step']:,}"
             best = f"best validation mR {trainer.best['mR']:.2f} %"
             if criterion != "mR":  # the mR is looked at alone
-                best = "the last weights are kept, those" if criterion == "last" else f"weights kept by {criterion}"
-                best = best.replace("_", " ")
+                named = criterion.replace("_", " ")
+                best = "the last weights are kept, those" if criterion == "last" else f"weights kept by {named}"
             parts.append(f"{best} {step}")
         return " · ".join(parts)
 
