@@ -61,6 +61,7 @@ ORDER = [
         "mask_filters",
         "mask_generator",
         "mosaic",
+        "closer",
         "looker",
         "classical",
         "selection",

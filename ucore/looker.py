@@ -8,6 +8,7 @@ import numpy as np
 
 from ucore.masks import Segments
 
+SAME = 0.9  # intersection over union from which two masks of a click are one
 REMEMBERED = 16  # images whose embedding, masks and features stay in memory
 
 
@@ -19,7 +20,7 @@ class Looker(Protocol):
         ...
 
     def click(self, key: int, image: np.ndarray, x: float, y: float) -> Segments:
-        """The masks that one click, in pixels, may mean; the surest first."""
+        """The masks that one click, in pixels, may mean; the likeliest first."""
         ...
 
 
@@ -33,6 +34,7 @@ class SamLooker:
         self.spec, self.device = spec, device
         self._generators: dict[int, Any] = {}
         self._predictors: OrderedDict[int, Any] = OrderedDict()
+        self._prepared: OrderedDict[int, Any] = OrderedDict()
 
     @cached_property
     def sam(self) -> Any:
@@ -57,7 +59,22 @@ class SamLooker:
         predictor = recent(self._predictors, key)
         masks, scores, _ = predictor.predict(np.array([[x, y]]), np.array([1]), multimask_output=True)
         order = np.argsort(-scores, kind="stable")
-        return Segments.from_masks(masks[order], scores[order], points=np.tile([x, y], (len(order), 1)))
+        masks, scores = masks[order], scores[order]
+        if self._closer is not None:
+            if key not in self._prepared:
+                self._prepared[key] = self._closer.prepare(image)
+            best, sure = self._closer.click(recent(self._prepared, key), np.array([[x, y]], float))
+            both, either = (best & masks).sum((1, 2)), (best | masks).sum((1, 2))
+            others = both < SAME * either
+            masks, scores = np.concatenate([best, masks[others]]), np.concatenate([sure, scores[others]])
+        return Segments.from_masks(masks, scores, points=np.tile([x, y], (len(masks), 1)))
+
+    @cached_property
+    def _closer(self) -> Any:
+        """The second look that sam-micro is worth; of a large model the encoder is slow and the first look good."""
+        from ucore.closer import CloserLook
+
+        return CloserLook(self.sam) if self.spec.startswith("sam-micro") else None
 
 
 def recent(kept: OrderedDict[Any, Any], key: Any) -> Any:
