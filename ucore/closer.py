@@ -75,7 +75,7 @@ class CloserLook:
         return whole, sure
 
     def _window(self, image: np.ndarray, click: np.ndarray) -> tuple[tuple[int, int], Tensor | None]:
-        """A window's first pixel, row and column, and the probabilities in it; None where it cuts or misses the thing."""
+        """A window's first pixel, row and column, and the probabilities in it; None if it cuts or misses the thing."""
         side = -(-max(image.shape[:2]) // 2)
         corner = [int(np.clip(round(float(at)) - side // 2, 0, max(0, length - side)))
                   for at, length in zip(click[::-1], image.shape[:2], strict=True)]  # fmt: skip
