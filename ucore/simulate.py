@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ucore.countries import Camera, country_camera, country_style
-from ucore.errors import ConfigError, DataError
+from ucore.errors import ConfigError, DataError, UserError
 from ucore.files import atomic_path, only_writer, require_writable, write_json
 from ucore.manifest import Manifest
 from ucore.processes import cores, end_with_parent
@@ -192,9 +193,15 @@ def make_tiles(out: Path, name: str, city: "City", spots: list[Spot], camera: Ca
             kind = "fork" if sys.platform == "linux" else "spawn"
             pool = ProcessPoolExecutor(min(workers, len(missing)), multiprocessing.get_context(kind), _start_worker,
                                        (city, camera, config, out))  # fmt: skip
-            with _without_opencv_threads(), pool:
-                for done in pool.map(_make_part, missing):
-                    bar.update(done)
+            try:
+                with _without_opencv_threads(), pool:
+                    for done in pool.map(_make_part, missing):
+                        bar.update(done)
+            except BrokenProcessPool as error:
+                raise UserError(
+                    "A worker process was killed, most often for lack of memory. What was finished is kept in "
+                    f"{out}: repeat the command to go on, with fewer --workers."
+                ) from error
     return [row for path, _ in parts for row in json.loads(path.read_text("utf-8"))]
 
 
@@ -226,6 +233,7 @@ def _start_worker(city: "City", camera: Camera, config: SimulationConfig, out: P
     gc.freeze()  # the city's objects are never freed here: no collection should walk, and so copy, their pages
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then lets its workers finish
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # forked, they have the parent's answer to it
     threading.Thread(target=end_with_parent, daemon=True).start()
     _worker = (city, camera, config, out)
 
