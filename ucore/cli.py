@@ -301,6 +301,8 @@ def main() -> None:
         if told is None:
             raise
         _stop(str(told), 2)
+    except MemoryError:
+        _stop("There is too little memory. Use fewer --workers, fewer images at once, or another machine.", 2)
     except Exception as error:
         if type(error).__name__ != "NotebookError":
             raise
