@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import ucore
 from ucore import errors
 from ucore.errors import ConfigError, UserError
-from ucore.files import atomic_path
+from ucore.files import atomic_path, only_writer, require_writable
 from ucore.notebooks import cell_heading, checked_parameters, find_notebook, notebook_cells
 from ucore.signals import patience
 
@@ -63,7 +63,7 @@ def run_notebook(
     several notebooks run at once, each in a thread: `stop_notebooks` stops them. However the run
     ends (failed cell, dead kernel, Ctrl-C), what was executed is kept. Raises ConfigError for an unknown notebook
     or parameter or a wrong type, before anything starts; NotebookError when a cell fails; the cell's own error when
-    that is a UserError.
+    that is a UserError; UserError while another process runs it into the same folder.
     """
     source = find_notebook(notebook)
     checked = checked_parameters(source, parameters or {})
@@ -71,22 +71,21 @@ def run_notebook(
     page = kept.with_suffix(".html")
     if kept.resolve() == source.resolve():
         raise ConfigError(f"Running {source} would overwrite it. Choose another --out folder than {out}.")
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(kept.parent)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(kept.parent):
         for stale in (kept, page):
             stale.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot write to {kept.parent} ({error.strerror}). Choose another --out folder.") from error
-    started = time.perf_counter()
-    watch = _Watch(source.stem, len(notebook_cells(source)) + bool(checked), progress, place)
-    try:
-        _execute(source, kept, checked, timeout, threads, watch)
-        watch.bar.n = watch.bar.total
-    finally:
-        seconds = time.perf_counter() - started
-        watch.bar.close()
-        if kept.is_file():
-            _finish(kept, page if html else None, checked, seconds, watch)
+        started = time.perf_counter()
+        watch = _Watch(source.stem, len(notebook_cells(source)) + bool(checked), progress, place)
+        try:
+            _execute(source, kept, checked, timeout, threads, watch)
+            watch.bar.n = watch.bar.total
+        finally:
+            seconds = time.perf_counter() - started
+            watch.bar.close()
+            if kept.is_file():
+                _finish(kept, page if html else None, checked, seconds, watch)
     return RunResult(kept, page if html else None, seconds)
 
 

@@ -11,7 +11,6 @@ import math
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ucore.countries import Camera, country_camera, country_style
-from ucore.errors import ConfigError, DataError, UserError
+from ucore.errors import ConfigError, DataError
 from ucore.files import atomic_path, only_writer, require_writable, write_json
 from ucore.manifest import Manifest
-from ucore.processes import cores, end_with_parent
+from ucore.processes import cores, death_told, end_with_parent
 from ucore.simulated_set import (
     DATASET_FILE,
     FEATURES,
@@ -193,15 +192,9 @@ def make_tiles(out: Path, name: str, city: "City", spots: list[Spot], camera: Ca
             kind = "fork" if sys.platform == "linux" else "spawn"
             pool = ProcessPoolExecutor(min(workers, len(missing)), multiprocessing.get_context(kind), _start_worker,
                                        (city, camera, config, out))  # fmt: skip
-            try:
-                with _without_opencv_threads(), pool:
-                    for done in pool.map(_make_part, missing):
-                        bar.update(done)
-            except BrokenProcessPool as error:
-                raise UserError(
-                    "A worker process was killed, most often for lack of memory. What was finished is kept in "
-                    f"{out}: repeat the command to go on, with fewer --workers."
-                ) from error
+            with death_told(), _without_opencv_threads(), pool:
+                for done in pool.map(_make_part, missing):
+                    bar.update(done)
     return [row for path, _ in parts for row in json.loads(path.read_text("utf-8"))]
 
 

@@ -106,7 +106,7 @@ def test_a_kernel_that_is_killed_is_named(tmp_path):
 
 
 LONG = {
-    "simulate": SIMULATE.replace('"--tiles", 16', '"--tiles", 400'),
+    "simulate": SIMULATE.replace('"--tiles", 16', '"--tiles", 200'),
     "segment": SEGMENT.replace("WORKERS", "2"),
     "train": TRAIN.replace("head_epochs=2", "head_epochs=300").replace("=8", "=2"),
 }
@@ -132,11 +132,14 @@ def test_sigterm_ends_a_long_command_and_its_workers(tmp_path, name):
     assert leftovers(tmp_path / "work") == []
 
 
-def test_sigterm_ends_the_application_and_its_server(tmp_path, search_place):
+def test_sigterm_ends_the_application_and_its_server(tmp_path):
+    from ucore.index import GalleryIndex
+
+    GalleryIndex.create(tmp_path / "index", {"name": "made-up"}, 8)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = f"ucore('app', '--index', {str(search_place.index)!r}, '--port', {port}, '--no-browser')"
+    code = f"ucore('app', '--index', {str(tmp_path / 'index')!r}, '--port', {port}, '--no-browser')"
     command = Command(code, tmp_path / "work")
     last = time.monotonic() + 120
     while True:
