@@ -82,6 +82,8 @@ def train(
     config = TrainConfig.at(str(values.pop("scale")), **values)
     config.require_masks(segments is not None)
     seed = config.seed
+    for folder in (out, cache):
+        require_writable(folder)
     with _progress("Loading libraries and data"):
         from ucore.data import read_dataset
 

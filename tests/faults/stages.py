@@ -168,7 +168,7 @@ def nothing(inputs: Path) -> None:
 def rsicd(inputs: Path) -> None:
     from makers import make_rsicd
 
-    make_rsicd(inputs / "rsicd")
+    make_rsicd(inputs / "rsicd", 16, 4, 4, captions_per_image=3, size=48)
 
 
 def places(inputs: Path) -> None:
@@ -208,7 +208,7 @@ def trained(inputs: Path) -> None:
 SIMULATE = """
 from ucore import simulate
 simulate.PART = 4
-ucore("simulate", "--countries", "finland,spain", "--tiles", 16, "--workers", 2, "--out", "set")
+ucore("simulate", "--countries", "finland,spain", "--tiles", 12, "--workers", 2, "--out", "set")
 """
 BUILD = """
 ucore("data", "build", "--imagery", "{inputs}/a.tif", "--osm", "{inputs}/a.geojson", "--bounds",

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Command, leftovers, run
+from harness import Command, leftovers, rarely, run
 from stages import DATA, NOTEBOOKS, PARTS, SEGMENT, SIMULATE, TORCH, TRAIN, notebook, rsicd
 
 SOON_S = 12  # the machine may be busy; alone it takes a second or two
@@ -66,7 +66,7 @@ def test_sigterm_ends_a_notebook_and_its_kernel_after_the_cell_has_saved(tmp_pat
     assert again.status == 0 and leftovers(tmp_path / "work") == []
 
 
-@pytest.mark.parametrize("code", [SLEEPS, STUBBORN], ids=["saves", "does not listen"])
+@pytest.mark.parametrize("code", [pytest.param(SLEEPS, marks=rarely), STUBBORN], ids=["saves", "does not listen"])
 def test_sigterm_ends_a_series_and_its_kernels(tmp_path, code):
     names = [str(notebook(tmp_path / "n" / f"{name}.ipynb", code.replace('"on"', f'"{name}.on"'), "wait = 300"))
              for name in "ab"]  # fmt: skip
@@ -106,13 +106,13 @@ def test_a_kernel_that_is_killed_is_named(tmp_path):
 
 
 LONG = {
-    "simulate": SIMULATE.replace('"--tiles", 16', '"--tiles", 200'),
+    "simulate": SIMULATE.replace('"--tiles", 12', '"--tiles", 200'),
     "segment": SEGMENT.replace("WORKERS", "2"),
     "train": TRAIN.replace("head_epochs=2", "head_epochs=300").replace("=8", "=2"),
 }
 
 
-@pytest.mark.parametrize("name", list(LONG))
+@pytest.mark.parametrize("name", ["simulate", *(pytest.param(name, marks=rarely) for name in ("segment", "train"))])
 def test_sigterm_ends_a_long_command_and_its_workers(tmp_path, name):
     rsicd(tmp_path / "inputs")
     if name == "segment":

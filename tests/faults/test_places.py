@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Command, content, differences, leftovers, refused, run
+from harness import Command, content, differences, leftovers, rarely, refused, run
 from stages import CAPTION, DATA, PARTS, SEGMENT, SIMULATE, STAGES, TORCH, TRAIN, rsicd, starve
 
 from ucore.files import only_writer
@@ -37,7 +37,7 @@ def remount(place: Path, options: str) -> None:
 
 def test_a_disk_that_fills_up_is_a_sentence_and_with_room_the_work_goes_on(mounted, tmp_path):
     """48 tiles with masks need more than 1 MiB; what was whole stays, and is not made again."""
-    code = SIMULATE.replace('"--tiles", 16', '"--tiles", 48')
+    code = SIMULATE.replace('"--tiles", 12', '"--tiles", 48')
     first = run(code, mounted / "work", imports=DATA)
     assert "The disk is full: could not write set" in refused(first) and "Free some space" in first.printed
     done = {path: path.stat().st_mtime_ns for path in mounted.rglob("parts/*.json")}
@@ -50,7 +50,7 @@ def test_a_disk_that_fills_up_is_a_sentence_and_with_room_the_work_goes_on(mount
     assert differences(content(mounted / "work"), content(tmp_path / "work")) == []
 
 
-@pytest.mark.parametrize("name", ["simulate", "archive"])
+@pytest.mark.parametrize("name", ["archive", pytest.param("simulate", marks=rarely)])
 def test_no_room_at_any_moment_is_a_sentence_and_harms_nothing(tmp_path, name):
     """Files cannot be made from the k-th change on: the same as a full disk, at the moments that matter."""
     tally = starve(BY_NAME[name], tmp_path, 2)
@@ -63,7 +63,7 @@ WRITERS = {
     "simulate": (SIMULATE, DATA),
     "segment": (SEGMENT.replace("WORKERS", "1"), PARTS),
     "caption": (CAPTION.replace("CAPTIONER", "tags"), PARTS),
-    "train": (TRAIN, TORCH),
+    "train": (TRAIN, DATA),
     "run": ("ucore('run', '01', '--out', 'out')", ("ucore.cli",)),
     "reproduce": ("ucore('reproduce', '--data', '{inputs}/rsicd')", DATA),
 }
@@ -86,12 +86,13 @@ def test_a_read_only_folder_is_refused_before_any_work(mounted, tmp_path, name):
 
 def test_nothing_depends_on_the_clock(tmp_path):
     """The same command under clocks that are years ahead and behind, on files that are as old as they like."""
-    stage = BY_NAME["segment"]
+    stage = BY_NAME["caption"]
     rsicd(tmp_path / "inputs")
     chance, years = random.Random(0), 3 * 10**8
-    assert stage.command(tmp_path / "inputs", tmp_path / "whole").wait().status == 0
+    whole = stage.command(tmp_path / "inputs", tmp_path / "whole").wait()
+    assert whole.status == 0, whole.printed
     expected = content(tmp_path / "whole")
-    for clock, at in ((years, 25), (-years, 18), (0, 0)):
+    for clock, at in ((years, whole.events // 2), (-years, whole.events // 2), (0, 0)):
         outcome = stage.command(tmp_path / "inputs", tmp_path / "work", at=at, how="group", clock=clock).wait()
         for path in (tmp_path / "work").rglob("*"):
             os.utime(path, (0, chance.uniform(0, 4 * 10**9)))
@@ -109,7 +110,9 @@ LOCKED = {
 }
 
 
-@pytest.mark.parametrize("name", list(LOCKED))
+@pytest.mark.parametrize(
+    "name", ["simulate", "segment", *(pytest.param(n, marks=rarely) for n in ("caption", "train"))]
+)
 def test_the_second_command_in_a_folder_says_that_another_writes(tmp_path, name):
     where, code, imports = LOCKED[name]
     rsicd(tmp_path / "inputs")
@@ -122,7 +125,8 @@ def test_the_second_command_in_a_folder_says_that_another_writes(tmp_path, name)
         before = content(tmp_path / "work")
         told = refused(run(code, tmp_path / "work", imports=imports))
     assert "Another process is writing into" in told and "Wait for it" in told
-    assert {name: before[name] for name in before if name in content(tmp_path / "work")} == before
+    after = content(tmp_path / "work")
+    assert {name: after.get(name) for name in before} == before
     assert run(code, tmp_path / "work", imports=imports).status == 0  # the lock ended with its holder
 
 
