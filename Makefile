@@ -2,7 +2,7 @@
 # make reproduce  environment, then the main job: all notebooks, then reports/index.html
 # make test       environment, then the tests
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test check lab app bench new-notebook clean
+.PHONY: help setup reproduce test check lab app bench faults new-notebook clean
 
 # The first Python that runs and is new enough; requirements.lock was resolved for 3.11.
 ifndef PYTHON
@@ -61,6 +61,10 @@ app: $(STAMP)    ## search in the browser, in what notebook 08 indexed (or INDEX
 
 bench: $(STAMP)  ## every ratio that is claimed, measured now, as one table (a quarter of an hour)
 	@$(BIN)/python benchmarks/claims.py
+
+faults: $(STAMP) ## kill every stage 20 times and fill its disk 10 times; a table (half an hour; KILLS=20)
+	@UCORE_FAULTS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/faults
+	@$(BIN)/python tests/faults/table.py $(if $(KILLS),--kills $(KILLS))
 
 new-notebook: $(STAMP)  ## a stub that runs and passes the tests (NAME=10_seasons)
 	@$(BIN)/python -m ucore.new_notebook '$(NAME)'

@@ -14,6 +14,7 @@ PACKAGE = Path(ucore.__file__).parent
 ORDER = [
     *(
         "errors",
+        "signals",
         "spans",
         "files",
         "config",

@@ -198,7 +198,7 @@ def test_running_a_kept_notebook_never_overwrites_it(tmp_path, no_kernel):
 
 def test_an_out_folder_that_is_a_file_is_one_sentence(tmp_path, no_kernel):
     (tmp_path / "runs").write_text("")
-    with pytest.raises(UserError, match=r"Cannot write to .*runs"):
+    with pytest.raises(UserError, match=r"Cannot write into .*runs"):
         runner.run_notebook(write_notebook(tmp_path / "a.ipynb"), out=tmp_path / "runs")
 
 

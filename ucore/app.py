@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ucore.errors import ConfigError, DataError
 from ucore.index_files import NAME
+from ucore.signals import patience
 
 CELL = """from ucore.retrieve import Searcher
 from ucore.search_box import SearchBox
@@ -49,4 +50,17 @@ def serve(index: Path, port: int = 8866, browser: bool = True, examples: tuple[s
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "voila", str(write_app(index, Path(folder), examples)), f"--port={port}"]
         command += ["--theme=light"] + ([] if browser else ["--no-browser"])
-        return subprocess.run(command, check=False).returncode
+        with subprocess.Popen(command) as served:
+            try:
+                return served.wait()
+            finally:  # SIGTERM reaches this process alone; the server ends its kernels when it is asked to
+                _end(served)
+
+
+def _end(served: subprocess.Popen) -> None:
+    if served.poll() is None:
+        served.terminate()
+        try:
+            served.wait(patience())
+        except subprocess.TimeoutExpired:
+            served.kill()

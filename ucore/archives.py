@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from tqdm.auto import tqdm
 
 from ucore.errors import DataError, UserError
-from ucore.files import atomic_path, content_hash, require_writable, safe_join, write_json
+from ucore.files import atomic_path, content_hash, only_writer, require_writable, safe_join, write_json
 from ucore.images import someone_looks
 from ucore.manifest import few
 
@@ -58,11 +58,13 @@ def unpack_zip(
         with zipfile.ZipFile(archive) as content:
             members = check_members(content, archive, max_total, max_file, max_files, max_ratio)
             into.mkdir(parents=True, exist_ok=True)
-            write_json(into / STAMP, {**stamp, "complete": False})
-            _extract(content, members, archive, into)
+            with only_writer(into, wait=True):  # who comes second finds all of it there
+                if read_stamp(into) != stamp:
+                    write_json(into / STAMP, {**stamp, "complete": False})
+                    _extract(content, members, archive, into)
+                    write_json(into / STAMP, stamp)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as error:
         raise DataError(f"{archive} is not a whole zip archive ({_flat(error)}). Fetch it again.") from error
-    write_json(into / STAMP, stamp)
     return into
 
 

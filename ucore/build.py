@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ucore.compose import TagComposer
 from ucore.errors import ConfigError, DataError
-from ucore.files import atomic_path, file_hash, require_writable, write_json
+from ucore.files import atomic_path, file_hash, only_writer, require_writable, write_json
 from ucore.geo import (
     Bounds,
     check_bounds,
@@ -113,7 +113,15 @@ def build_dataset(config: BuildConfig, out: str | Path, **server: Any) -> dict[s
     attribution = {"attribution": config.attribution} if "://" in config.imagery else {}
     imagery = open_imagery(config.imagery, config.zoom, config.tms, **attribution, **(server if attribution else {}))
     require_overlap(config.bounds, imagery.bounds, f"the imagery {imagery.name}")
-    _claim(out, _settings(config, imagery))
+    _refuse_strangers(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out):
+        _claim(out, _settings(config, imagery))
+        return _built(windows, features, imagery, config, out)
+
+
+def _built(windows: dict[str, Bounds], features: Any, imagery: Imagery, config: BuildConfig, out: Path) -> Any:
+    """Cut and tag what is missing, and write the dataset's files; the content of dataset.json."""
     samples, skipped = _tagged(windows, features, config)
     skipped |= _cut(samples, imagery, config, out)
     samples = [sample for sample in samples if (out / sample["image"]).exists()]
@@ -246,16 +254,19 @@ def _settings(config: BuildConfig, imagery: Imagery) -> dict[str, Any]:
     }
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Write the settings into a new folder. Raises ConfigError for one that holds something else."""
-    path = out / SETTINGS_FILE
-    if not path.exists() and out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
+def _refuse_strangers(out: Path) -> None:
+    """Raise ConfigError for a folder that holds something, and no build: before anything in it is touched."""
+    started = (out / SETTINGS_FILE).exists()
+    if not started and out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
         raise ConfigError(f"{out} is not empty and holds no earlier build. Choose another --out.")
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Write the settings into a folder. Raises ConfigError for one that holds a build with others."""
+    path = out / SETTINGS_FILE
     if not path.exists() or not (out / "images").exists():  # nothing was cut yet
         write_json(path, settings)
         return
-    for left in (out / "images").glob("*/.*.tmp"):  # what a kill left of the tile it met
-        left.unlink(missing_ok=True)
     try:
         earlier = json.loads(path.read_text("utf-8"))
         # Before the end, splits bind nothing: they are drawn last, and may turn out to be impossible.

@@ -4,6 +4,8 @@
 A command imports what it needs.
 """
 
+import errno
+import os
 import sys
 import time
 import warnings
@@ -18,7 +20,8 @@ from ucore.cli_data import data, simulate
 from ucore.cli_reproduce import diff, reproduce
 from ucore.cli_search import app, draw_map, index_command, search
 from ucore.errors import ConfigError, UserError
-from ucore.files import require_writable
+from ucore.files import explain, require_writable
+from ucore.signals import TERMINATED, terminated, termination
 
 if TYPE_CHECKING:
     from ucore.segment_store import SegmentStore
@@ -79,6 +82,8 @@ def train(
     config = TrainConfig.at(str(values.pop("scale")), **values)
     config.require_masks(segments is not None)
     seed = config.seed
+    for folder in (out, cache):
+        require_writable(folder)
     with _progress("Loading libraries and data"):
         from ucore.data import read_dataset
 
@@ -262,7 +267,7 @@ class _progress:
 
 
 def main() -> None:
-    """Entry point. Exit status: 0 done, 1 a notebook's cell failed, 2 something for the user to put right."""
+    """Entry point. Exit status: 0 done, 1 a notebook's cell failed, 2 something to put right, 143 ended by SIGTERM."""
     commands = {
         "train": train,
         "eval": evaluate,
@@ -282,16 +287,24 @@ def main() -> None:
         "app": app,
     }
     usual, warnings.formatwarning = warnings.formatwarning, _format_warning
+    about = "Cross-domain satellite image-text retrieval."
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            commands, prog="ucore", description="Cross-domain satellite image-text retrieval.", sort_subcommands=False
-        )
+        with termination():
+            tyro.extras.subcommand_cli_from_dict(commands, prog="ucore", description=about, sort_subcommands=False)
     except UserError as error:
         _stop(str(error), 2)
     except KeyboardInterrupt:
         _stop("Stopped.", 2)
     except BrokenPipeError:  # | head
         sys.stderr.close()
+    except OSError as error:  # where no writer has said it: a folder that could not be made, for one
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) and error.filename is not None
+        told = explain(error, Path(os.fsdecode(error.filename))) if full else None
+        if told is None:
+            raise
+        _stop(str(told), 2)
+    except MemoryError:
+        _stop("There is too little memory. Use fewer --workers, fewer images at once, or another machine.", 2)
     except Exception as error:
         if type(error).__name__ != "NotebookError":
             raise
@@ -309,4 +322,4 @@ def _format_warning(
 
 def _stop(text: str, status: int) -> None:
     print(f"ucore: {' '.join(text.split())}", file=sys.stderr)
-    sys.exit(status)
+    sys.exit(TERMINATED if terminated() else status)

@@ -25,22 +25,30 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if path.is_dir() and temporary.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    except Exception as error:
-        explained = explain(error, path)
-        if explained is None:
-            raise
-        raise explained from error
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if path.is_dir() and temporary.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):  # where there can be no such file, the error above says why
             if temporary.is_dir():
                 shutil.rmtree(temporary, ignore_errors=True)
             else:
                 temporary.unlink()
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Within, a `path` that cannot be written is a UserError; for what grows in place, as no `atomic_path` can."""
+    try:
+        yield
+    except Exception as error:
+        told = explain(error, path)
+        if told is None:
+            raise
+        raise told from error
 
 
 def explain(error: Exception, path: Path) -> UserError | None:
@@ -78,17 +86,18 @@ def require_writable(folder: str | Path) -> None:
 
 
 @contextmanager
-def only_writer(folder: str | Path) -> Iterator[None]:
+def only_writer(folder: str | Path, wait: bool = False) -> Iterator[None]:
     """Within, no other process writes into `folder` (by this lock), and what a killed one left half written is gone.
 
-    Raises UserError while another process holds it.
+    The lock is the system's and ends with the process that holds it, however that ends. wait: until another process
+    is done, for what both want alike; otherwise UserError is raised while another holds it.
     """
     import fcntl
 
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
                 f"Another process is writing into {folder}. Wait for it, or choose another --out."

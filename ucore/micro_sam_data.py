@@ -20,6 +20,7 @@ from ucore.files import atomic_path, content_hash
 from ucore.images import load_image, someone_looks
 from ucore.manifest import Manifest, subset
 from ucore.micro_sam import IMAGE_SIZE, STRIDE
+from ucore.processes import death_told
 
 SCALES = (60.0, 250.0)  # of felzenszwalb: single roofs and trees; fields and blocks
 SMALLEST = 24  # pixels of a mask in a window: below, there is nothing to learn from a click
@@ -79,7 +80,7 @@ def distilled_source(manifest: Manifest, cache: str | Path, most: int | None = N
     if not path.is_file():
         quiet = not someone_looks()
         # Not forked: a thread of OpenCV or torch may hold a lock at that moment.
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with death_told(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
             labels = list(tqdm(pool.map(regions, images, chunksize=8), total=len(images), desc="Classical regions",
                                unit="img", disable=quiet))  # fmt: skip
         with atomic_path(path) as temporary, open(temporary, "wb") as stream:

@@ -6,10 +6,10 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from ucore.errors import ConfigError
+from ucore.errors import ConfigError, UserError
 from ucore.workers import Died, Function, Job, apply, build, limit_threads, packed, share_out
 
 MOST_WORKERS = 8  # without being asked: each holds a model of its own
@@ -106,6 +106,20 @@ def end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+@contextmanager
+def death_told() -> Iterator[None]:
+    """Within, a worker of a pool of the standard library that is killed is a UserError: such a pool ends with it."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A worker process was killed, most often for lack of memory. What was finished is kept: repeat the command "
+            "to go on, where there is more room or with fewer workers."
+        ) from error
 
 
 def cores() -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ucore.errors import ConfigError
-from ucore.files import content_hash, only_writer
+from ucore.files import content_hash, explained, only_writer
 
 if TYPE_CHECKING:
     from ucore.train import Trainer
@@ -46,6 +46,11 @@ class Curves:
         self._writer: Any = None
 
     def add(self, result: StepResult) -> None:
+        """Draw a step. Raises UserError where the disk is full: its thread says so when it is next given something."""
+        with explained(self.folder):
+            self._add(result)
+
+    def _add(self, result: StepResult) -> None:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -145,12 +145,12 @@ class _Run:
                 outcome = "as before"
                 return RunResult(folder / task.path.name, folder / f"{task.path.stem}.html", kept)
             (folder / RECORD).unlink(missing_ok=True)
-            began = time.time_ns()
+            before = {path: _stamp(path) for path in _reports(task)}
             result = run_notebook(
                 task.path, task.parameters, self.out, progress=self.progress, timeout=self.timeout,
                 threads=cores() if task.chapter.alone else self.threads, place=place,
             )  # fmt: skip
-            written = {str(path): file_hash(path) for path in _written(task, folder, began)}
+            written = {str(path): file_hash(path) for path in _written(task, folder, before)}
             write_json(folder / RECORD, {"key": key, "seconds": round(result.seconds, 1), "files": written})
             outcome = "ok"
             return result
@@ -173,18 +173,38 @@ class _Run:
         return {**task.parameters, "expected": sorted(made), "keep": sorted(present - made)}
 
 
-def _written(task: Task, folder: Path, began: int) -> list[Path]:
-    """The files that make a finished run: the executed notebook and its page, the reports, what is to be looked at."""
-    declared = notebook_parameters(task.path)
-    values = {name: task.parameters.get(name, parameter.default) for name, parameter in declared.items()}
+def _written(task: Task, folder: Path, before: Mapping[Path, Any]) -> list[Path]:
+    """The files that make a finished run: the executed notebook and its page, the reports, what is to be looked at.
+
+    before: its reports as they were; what has not changed since is another run's. A clock may jump, and is not asked.
+    """
     found = [folder / task.path.name, folder / f"{task.path.stem}.html"]
-    if "reports" in values:
-        reports = Path(values["reports"])
-        own = [*reports.glob(f"{task.path.stem}*/*"), *([*reports.glob("*.*")] if task.chapter.name == RESULTS else [])]
-        found += [path for path in sorted(own) if path.is_file() and path.stat().st_mtime_ns >= began - 10**9]
-    if "out" in values:
-        found += [path for path in sorted((Path(values["out"]) / task.path.stem).glob("*.*")) if path.is_file()]
+    found += [path for path in _reports(task) if _stamp(path) != before.get(path)]
+    out = _value(task, "out")
+    if out is not None:
+        found += [path for path in sorted((Path(out) / task.path.stem).glob("*.*")) if path.is_file()]
     return found
+
+
+def _reports(task: Task) -> list[Path]:
+    """Files where the notebook writes its reports."""
+    place = _value(task, "reports")
+    if place is None:
+        return []
+    reports = Path(place)
+    own = [*reports.glob(f"{task.path.stem}*/*"), *([*reports.glob("*.*")] if task.chapter.name == RESULTS else [])]
+    return [path for path in sorted(own) if path.is_file()]
+
+
+def _value(task: Task, name: str) -> Any:
+    """The value of a parameter that the notebook declares, its default where none is given; else None."""
+    declared = notebook_parameters(task.path)
+    return task.parameters.get(name, declared[name].default) if name in declared else None
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    info = path.stat()
+    return info.st_ino, info.st_size, info.st_mtime_ns
 
 
 def run_key(task: Task, memory: str | Path | None = None) -> str:

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import ucore
 from ucore import errors
 from ucore.errors import ConfigError, UserError
-from ucore.files import atomic_path
+from ucore.files import atomic_path, only_writer, require_writable
 from ucore.notebooks import cell_heading, checked_parameters, find_notebook, notebook_cells
+from ucore.signals import patience
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # The page must open without a network: no require.js, MathJax, Mermaid or widget manager from a CDN.
@@ -62,7 +63,7 @@ def run_notebook(
     several notebooks run at once, each in a thread: `stop_notebooks` stops them. However the run
     ends (failed cell, dead kernel, Ctrl-C), what was executed is kept. Raises ConfigError for an unknown notebook
     or parameter or a wrong type, before anything starts; NotebookError when a cell fails; the cell's own error when
-    that is a UserError.
+    that is a UserError; UserError while another process runs it into the same folder.
     """
     source = find_notebook(notebook)
     checked = checked_parameters(source, parameters or {})
@@ -70,22 +71,21 @@ def run_notebook(
     page = kept.with_suffix(".html")
     if kept.resolve() == source.resolve():
         raise ConfigError(f"Running {source} would overwrite it. Choose another --out folder than {out}.")
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(kept.parent)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(kept.parent):
         for stale in (kept, page):
             stale.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot write to {kept.parent} ({error.strerror}). Choose another --out folder.") from error
-    started = time.perf_counter()
-    watch = _Watch(source.stem, len(notebook_cells(source)) + bool(checked), progress, place)
-    try:
-        _execute(source, kept, checked, timeout, threads, watch)
-        watch.bar.n = watch.bar.total
-    finally:
-        seconds = time.perf_counter() - started
-        watch.bar.close()
-        if kept.is_file():
-            _finish(kept, page if html else None, checked, seconds, watch)
+        started = time.perf_counter()
+        watch = _Watch(source.stem, len(notebook_cells(source)) + bool(checked), progress, place)
+        try:
+            _execute(source, kept, checked, timeout, threads, watch)
+            watch.bar.n = watch.bar.total
+        finally:
+            seconds = time.perf_counter() - started
+            watch.bar.close()
+            if kept.is_file():
+                _finish(kept, page if html else None, checked, seconds, watch)
     return RunResult(kept, page if html else None, seconds)
 
 
@@ -187,13 +187,21 @@ def _execute(
 def stop_notebooks() -> None:
     """Ctrl-C for all notebooks that run in threads of this process, where only the main thread hears one.
 
-    A cell that runs gets it once, so that it can save its state; no other cell starts. For good: the process is to end.
+    A cell that runs gets it once, so that it can save its state; no other cell starts. One that does not end is killed
+    after a while. For good: the process is to end.
     """
     _stopping.set()
+    _signal_kernels(signal.SIGINT)
+    last = threading.Timer(patience(), _signal_kernels, [signal.SIGKILL])
+    last.daemon = True
+    last.start()
+
+
+def _signal_kernels(number: int) -> None:
     for manager in list(_managers):
         if manager.has_kernel:
             with suppress(ProcessLookupError):
-                os.kill(manager.provisioner.pid, signal.SIGINT)
+                os.kill(manager.provisioner.pid, number)
 
 
 def _this_python(threads: int | None) -> type:
@@ -201,7 +209,6 @@ def _this_python(threads: int | None) -> type:
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
-    from traitlets import Float
 
     # An empty MPLBACKEND lets the kernel choose inline figures, also where the shell has set another backend.
     # Log level 50: what goes wrong in a kernel is raised here, its own log only breaks the progress bar.
@@ -209,8 +216,6 @@ def _this_python(threads: int | None) -> type:
     spec = KernelSpec(**get_kernel_dict(["--log-level=50"]), env={"MPLBACKEND": "", **share})
 
     class ThisPython(AsyncKernelManager):
-        shutdown_wait_time = Float(40.0)  # seconds; half of it for a cell stopped by Ctrl-C to save its checkpoint
-
         @property
         def kernel_spec(self) -> KernelSpec:
             return spec
@@ -218,6 +223,10 @@ def _this_python(threads: int | None) -> type:
         async def _async_launch_kernel(self, *arguments: Any, **settings: Any) -> None:
             await super()._async_launch_kernel(*arguments, **settings)
             _managers.add(self)
+
+        async def _async_finish_shutdown(self, waittime: float | None = None, *others: Any, **settings: Any) -> None:
+            # Half of it is for a stopped cell to save its checkpoint.
+            await super()._async_finish_shutdown(2 * patience(), *others, **settings)
 
         async def _async_cleanup_resources(self, *arguments: Any, **settings: Any) -> None:
             _managers.discard(self)

@@ -180,10 +180,13 @@ def _checked(template: str) -> str:
 
 
 def retry_after(text: str) -> float:
-    """Seconds that a Retry-After header (a number, or a date) asks for; 0 without one."""
+    """Seconds that a Retry-After header (a number, or a date) asks for; 0 without one.
+
+    A date is compared with this machine's clock, which may be wrong: it counts for an hour at most.
+    """
     if text.strip().isdecimal():
         return float(text)
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+        return min(max(0.0, parsedate_to_datetime(text).timestamp() - time.time()), 3600.0)
     except (TypeError, ValueError):
         return 0.0

@@ -22,7 +22,7 @@ from ucore.countries import Camera, country_camera, country_style
 from ucore.errors import ConfigError, DataError
 from ucore.files import atomic_path, only_writer, require_writable, write_json
 from ucore.manifest import Manifest
-from ucore.processes import cores, end_with_parent
+from ucore.processes import cores, death_told, end_with_parent
 from ucore.simulated_set import (
     DATASET_FILE,
     FEATURES,
@@ -192,7 +192,7 @@ def make_tiles(out: Path, name: str, city: "City", spots: list[Spot], camera: Ca
             kind = "fork" if sys.platform == "linux" else "spawn"
             pool = ProcessPoolExecutor(min(workers, len(missing)), multiprocessing.get_context(kind), _start_worker,
                                        (city, camera, config, out))  # fmt: skip
-            with _without_opencv_threads(), pool:
+            with death_told(), _without_opencv_threads(), pool:
                 for done in pool.map(_make_part, missing):
                     bar.update(done)
     return [row for path, _ in parts for row in json.loads(path.read_text("utf-8"))]
@@ -226,6 +226,7 @@ def _start_worker(city: "City", camera: Camera, config: SimulationConfig, out: P
     gc.freeze()  # the city's objects are never freed here: no collection should walk, and so copy, their pages
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then lets its workers finish
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # forked, they have the parent's answer to it
     threading.Thread(target=end_with_parent, daemon=True).start()
     _worker = (city, camera, config, out)
 

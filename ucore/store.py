@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ucore.errors import ConfigError, DataError
-from ucore.files import atomic_path, only_writer, require_writable, write_json
+from ucore.files import atomic_path, explained, only_writer, require_writable, write_json
 
 ROWS, SECONDS = 256, 30.0  # a part is written when it has so many rows, or is so old
 PARTS_IN_MEMORY = 8  # of those read last, for looking rows up by key
@@ -113,7 +113,7 @@ class PartStore:
         line = json.dumps({"key": key, "sample_id": sample_id, "reason": reason}, ensure_ascii=False) + "\n"
         # A process killed while writing may have left half a line, which a line break closes.
         cut = path.is_file() and not path.read_bytes().endswith(b"\n")
-        with open(path, "ab") as stream:
+        with explained(path), open(path, "ab") as stream:
             stream.write(("\n" * cut + line).encode())
 
     def done(self) -> set[str]:
