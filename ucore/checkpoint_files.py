@@ -1,12 +1,11 @@
 """What lies in a checkpoint's folder, readable without torch: its card, and the bank of training features."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ucore.config import ModelConfig
 from ucore.errors import CheckpointError, ConfigError
-from ucore.files import atomic_path, file_hash
+from ucore.files import atomic_path, file_hash, parse_json
 from ucore.hubness import Bank
 
 WEIGHTS, CARD, STATE, BANK = "model.safetensors", "encoder.json", "state.pt", "bank.safetensors"
@@ -21,7 +20,7 @@ def read_card(folder: str | Path) -> dict[str, Any]:
             f"There is no checkpoint in {folder} (no {CARD}); train one: ucore train --data FOLDER --out {folder}"
         )
     try:
-        card = json.loads(card_path.read_text("utf-8"))
+        card = parse_json(card_path.read_text("utf-8"))
         if card["format"] != FORMAT:
             raise CheckpointError(f"{card_path} has format {card['format']}, this ucore reads {FORMAT}; train it again")
         str(card["encoder"]["name"])

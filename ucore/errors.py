@@ -4,9 +4,25 @@ Everything a user can cause raises a `UserError`; the command line prints its on
 exits with status 2, without a traceback. Anything else is a defect of ucore and keeps its traceback.
 """
 
+MOST_SIGNS = 2000  # of a message: names and values in it come from files, and may be of any length
+
 
 class UserError(Exception):
     """Something the user can put right; the message names what, where and the next step."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str, most: int = MOST_SIGNS) -> str:
+    """`text` as a terminal may show it: control characters spelt out, the middle of an overlong text left out."""
+    if len(text) > most:
+        text = f"{text[: most * 2 // 3]} ... {text[-most // 4 :]}"
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else " " if sign.isspace() else ascii(sign)[1:-1] for sign in text
+    )
 
 
 class DataError(UserError):

@@ -10,7 +10,6 @@ The number in a name is the version that began the file. What index.json does no
 writer, or of an earlier version; the next writer removes it. A reader that has mapped such a file keeps it.
 """
 
-import json
 import os
 import zlib
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from ucore.errors import DataError
-from ucore.files import atomic_path, content_hash, explain, only_writer, require_writable, write_json
+from ucore.files import atomic_path, content_hash, explain, only_writer, parse_json, require_writable, write_json
 
 FORMAT = 1
 NAME = "index.json"
@@ -37,7 +36,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise DataError(f"There is no index in {folder} (no {NAME}). Make one: ucore index build --out {folder}")
     try:
-        manifest = json.loads(path.read_text("utf-8"))
+        manifest = parse_json(path.read_text("utf-8"))
         checksum = manifest.pop("checksum")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f"{path} is damaged. Build the index again, or restore that file.") from error

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from ucore.columns import Columns
 from ucore.errors import ConfigError, DataError, UserError
-from ucore.files import only_writer, require_writable
+from ucore.files import only_writer, parse_json, require_writable
 from ucore.filter_sql import boxes, exactly, has_any, one_of, quoted
 from ucore.filters import Filter
 from ucore.index_files import FORMAT
@@ -76,7 +76,7 @@ class LanceEngine:
             table = _open(self._database, ABOUT)
             if table is None:
                 raise DataError(f"There is no index in {self.uri}. Make one: ucore index build --out {self.uri}")
-            about = json.loads(table.to_arrow()["about"][0].as_py())
+            about = parse_json(table.to_arrow()["about"][0].as_py())
             if about["format"] != FORMAT:
                 raise DataError(
                     f"{self.uri} has format {about['format']!r}, this ucore reads {FORMAT}. Build it again."

@@ -2,7 +2,6 @@
 
 import ast
 import io
-import json
 import os
 import re
 import tokenize
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import ucore
 from ucore.config import did_you_mean
 from ucore.errors import ConfigError
+from ucore.files import parse_json
 
 
 class Parameter(NamedTuple):
@@ -96,7 +96,7 @@ def notebook_title(path: Path) -> str:
 def notebook_cells(path: Path) -> list[dict[str, Any]]:
     # Plain JSON, because importing nbformat costs more than a second and a typo should be refused at once.
     try:
-        cells = json.loads(path.read_text("utf-8"))["cells"]
+        cells = parse_json(path.read_text("utf-8"))["cells"]
         return [{"metadata": {}, **cell} for cell in cells]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not a Jupyter notebook (format 4): {error!r}.") from error

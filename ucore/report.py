@@ -16,7 +16,6 @@
                                      queries behind it; the last three may be null, a label has a metric once
 """
 
-import json
 import math
 import re
 import time
@@ -28,7 +27,7 @@ import numpy as np
 
 import ucore
 from ucore.errors import ConfigError, DataError
-from ucore.files import atomic_path, write_json
+from ucore.files import atomic_path, parse_json, write_json
 from ucore.notebooks import code_cells, find_notebook
 from ucore.origin import UNKNOWN, code_key, data_key, git_commit, machine_facts
 
@@ -142,7 +141,7 @@ def load_report(path: str | Path) -> dict[str, Any]:
     Raises DataError that names the file and what is missing, of the wrong type, or not finite.
     """
     try:
-        document = json.loads(Path(path).read_text("utf-8"))
+        document = parse_json(Path(path).read_text("utf-8"))
     except OSError as error:
         raise DataError(
             f"Cannot read the report {path} ({error.strerror}); run the notebook that writes it."

@@ -26,6 +26,7 @@ import numpy as np
 from ucore.answers import Answer
 from ucore.errors import DataError, UserError
 from ucore.explain import explain, explanation_html
+from ucore.files import parse_json
 from ucore.filters import Filter
 from ucore.found_figures import plot_answer
 from ucore.heat import SCRIPTS, Layer, heat_map, layer_update, search_page, tile_columns, tile_table
@@ -211,7 +212,7 @@ class SearchBox(ipw.VBox):
     def _on_message(self, _: Any) -> None:
         """What was clicked or drawn on the map; the text comes from a page, so that nothing of it is taken on trust."""
         try:
-            said = json.loads(self.message.value)
+            said = parse_json(self.message.value)
             self._obey(said if isinstance(said, dict) else {})
         except UserError as error:
             self.error = str(error)

@@ -7,7 +7,6 @@ OUT/felzenszwalb-0123456789abcdef/
 OUT/felzenszwalb-0123456789abcdef-features-*/           features of crops, likewise
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ucore.errors import DataError
-from ucore.files import atomic_path, content_hash, write_json
+from ucore.files import atomic_path, content_hash, parse_json, write_json
 from ucore.masks import Segments
 from ucore.store import PartStore
 
@@ -119,7 +118,7 @@ class SegmentStore:
         """Settings of all that `feature_store` has made so far of these segments."""
         found = []
         for path in sorted(self.folder.parent.glob(f"{self.folder.name}-features-*/settings.json")):
-            settings = json.loads(path.read_text("utf-8"))
+            settings = parse_json(path.read_text("utf-8"))
             if settings.pop("segments", None) == self.parts.settings:
                 found.append(settings)
         return found

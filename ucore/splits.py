@@ -8,7 +8,6 @@ into square blocks, blocks are given to splits, and samples too close to a later
 """
 
 import itertools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from ucore.blocks import DomainDraw, block_sides, near, nearest, places
 from ucore.duplicates import MAX_DISTANCE, near_duplicates, normal_caption
 from ucore.errors import ConfigError, DataError
-from ucore.files import content_hash, write_json
+from ucore.files import content_hash, parse_json, write_json
 from ucore.manifest import Manifest, few
 
 FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -189,7 +188,7 @@ def load_split(manifest: Manifest, path: str | Path) -> Manifest:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = parse_json(path.read_text("utf-8"))
         settings, key = dict(content["settings"]), content["content_key"]
         rows = [
             (name, (split, block))

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ucore.errors import ConfigError, DataError
-from ucore.files import atomic_path, only_writer, require_writable, write_json
+from ucore.files import atomic_path, only_writer, parse_json, require_writable, write_json
 
 ROWS, SECONDS = 256, 30.0  # a part is written when it has so many rows, or is so old
 PARTS_IN_MEMORY = 8  # of those read last, for looking rows up by key
@@ -206,7 +206,7 @@ class PartStore:
         entries = []
         for line in path.read_text("utf-8", errors="replace").split("\n") if path.is_file() else []:
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
             except ValueError:
                 continue
             if isinstance(entry, dict) and {"key", "sample_id", "reason"} <= set(entry):
@@ -222,7 +222,7 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        settings = json.loads(path.read_text("utf-8"))
+        settings = parse_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read. Choose another --out, or delete the folder it lies in.") from error
     if not isinstance(settings, dict):

@@ -12,7 +12,6 @@ from one that fits little. What it means, and what not:
 - hits of one query are ordered by their scores alone.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ucore.errors import DataError
+from ucore.files import parse_json
 
 SURENESS = "sureness.json"  # in the folder of an index
 MOST = 10  # hits of a query that are looked at
@@ -61,7 +61,7 @@ def read_sureness(folder: Path) -> Sureness | None:
     if not path.is_file():
         return None
     try:
-        return Sureness.from_dict(json.loads(path.read_text("utf-8")))
+        return Sureness.from_dict(parse_json(path.read_text("utf-8")))
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged. Delete it, or build the index again.") from error
 

@@ -1,0 +1,3 @@
+"""All readers of bytes from outside."""
+
+from targets_data import TARGETS
