@@ -190,6 +190,8 @@ def _read(path: Path) -> Run | None:
     """A kept run; None when there is none, or one that cannot be read."""
     try:
         kept = parse_json(path.read_text("utf-8"))
-        return Run(kept["seconds"], (np.array(kept["image_to_text"]), np.array(kept["text_to_image"])))
-    except (OSError, ValueError, KeyError, TypeError):
+        ranks = np.array(kept["image_to_text"]), np.array(kept["text_to_image"])
+        right = all(of.ndim == 1 and len(of) and of.dtype.kind in "iu" and of.min() >= 0 for of in ranks)
+        return Run(float(kept["seconds"]), ranks) if right else None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None

@@ -113,7 +113,9 @@ def _read(path: Path, tests: list[Manifest]) -> list[Ranks] | None:
     """Kept ranks; None when there are none, or ones that cannot be read."""
     try:
         kept = [(np.array(one), np.array(other)) for one, other in parse_json(path.read_text("utf-8"))["ranks"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    if not all(of.ndim == 1 and of.dtype.kind in "iu" and of.min(initial=0) >= 0 for pair in kept for of in pair):
         return None
     sizes = [(len(test), len(test.texts[0])) for test in tests]
     return kept if [(len(one), len(other)) for one, other in kept] == sizes else None

@@ -82,6 +82,8 @@ class LanceEngine:
                     f"{self.uri} has format {about['format']!r}, this ucore reads {FORMAT}. Build it again."
                 )
             self.card, self.dim, self.bias = about["card"], int(about["dim"]), bool(about["bias"])
+            if not isinstance(self.card, dict) or not 1 <= self.dim <= 100_000:
+                raise ValueError("its description is damaged")
             self._items: Any = self._database.open_table(ITEMS)
 
     @property
@@ -287,7 +289,7 @@ def _told(uri: str) -> Iterator[None]:
     """Turn what LanceDB raises into one sentence."""
     try:
         yield
-    except (ValueError, RuntimeError, OSError, KeyError, pa.ArrowException) as error:
+    except (ValueError, RuntimeError, OSError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise DataError(
             f"The index {uri} cannot be used ({reason}). Build it again, or check that it can be reached."

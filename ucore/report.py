@@ -55,6 +55,8 @@ METRIC_KEYS: dict[str, Any] = {
     **{"low": NUMBER_OR_NULL, "high": NUMBER_OR_NULL, "n": (int, type(None))},
 }
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
+MOST = 1e300  # JSON may hold whole numbers that no float does
 _ABSOLUTE_FOLDERS = re.compile(r"(?<![\w.~/:-])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])+")
 
 
@@ -81,7 +83,7 @@ class Report:
         data: str | Path | None = None,
     ):
         """dataset: what the data are called; data: their folder, whose files the report's key `data` stands for."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        if not NAME.fullmatch(name):
             raise ConfigError(f"{name!r} cannot name a report; use letters, digits, '.', '_' and '-'.")
         self.path = Path(root) / name / "metrics.json"
         self.seconds: dict[str, float] = {}
@@ -180,6 +182,8 @@ def _check(document: Any, path: str | Path) -> None:
     _check_keys(document, {"date": str} if "date" in document else {}, where)
     if any(value < 0 for value in document["seconds"].values()):
         raise DataError(f"{where}, seconds: one is negative; write the report again.")
+    if not NAME.fullmatch(document["name"]):  # it becomes part of paths
+        raise DataError(f"{where}: {document['name']!r} cannot name a report; write the report again.")
     check_metrics(document, where)
 
 
@@ -208,7 +212,7 @@ def _check_keys(value: Any, schema: Mapping[str, Any], where: str) -> None:
         if key not in value:
             raise DataError(f"{where}: {key!r} is missing; write the report again.")
         item = value[key]
-        right = type(item) in kinds and not (isinstance(item, float) and not math.isfinite(item))
+        right = type(item) in kinds and not (isinstance(item, int | float) and not abs(item) < MOST)
         if not right:
             expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise DataError(f"{where}: {key!r} is {item!r:.60}, expected {expected}; write the report again.")

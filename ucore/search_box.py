@@ -255,8 +255,7 @@ class SearchBox(ipw.VBox):
         """The filters as they are set. Raises ConfigError for what cannot be meant."""
         domains = (self.domain_box.value,) if self.domain_box.value else ()
         tags = tuple(part for part in str(self.tag_box.value).replace(",", " ").split() if part)
-        box: Any = tuple(self._area["box"]) if "box" in self._area else None
-        where = Filter(domains=domains, tags=tags, box=box, polygon=self._area.get("polygon"))
+        where = Filter(domains=domains, tags=tags, box=self._area.get("box"), polygon=self._area.get("polygon"))
         return None if where.empty else where
 
     def _search(self, raising: bool = False) -> None:

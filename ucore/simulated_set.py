@@ -130,8 +130,8 @@ def is_complete(out: Path, config: SimulationConfig) -> bool:
     if card.is_file():
         try:
             found = parse_json(card.read_text("utf-8"))
-            settings, complete = found["settings"], found["complete"]
-        except (ValueError, KeyError, TypeError) as error:
+            settings, complete = dict(found["settings"]), found["complete"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{card} is damaged. Remove the folder {out}, or choose another --out.") from error
         for name in wanted:
             if settings.get(name) != wanted[name]:

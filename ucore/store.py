@@ -196,8 +196,13 @@ class PartStore:
         try:
             # Not read_table(path): it would take a folder named key=value for a column.
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                return file.read(columns)
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+                if self.schema is not None and not file.schema_arrow.equals(self.schema):
+                    raise ValueError("other columns")
+                table = file.read(columns)
+                table["key"].cast(pa.string())
+                table.validate(full=True)  # before rows are made of it: pyarrow takes offsets on trust
+                return table
+        except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
             raise _damage(path) from error
 
     def _quarantine(self) -> list[dict[str, str]]:
@@ -209,7 +214,8 @@ class PartStore:
                 entry = parse_json(line)
             except ValueError:
                 continue
-            if isinstance(entry, dict) and {"key", "sample_id", "reason"} <= set(entry):
+            known = isinstance(entry, dict) and [entry.get(name) for name in ("key", "sample_id", "reason")]
+            if known and all(isinstance(text, str) for text in known):
                 entries.append(entry)
         return entries
 

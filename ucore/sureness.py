@@ -52,7 +52,12 @@ class Sureness:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> "Sureness | None":
-        return None if not values else cls(**values)
+        if not values:
+            return None
+        numbers = [value for value in values.values() if type(value) in (int, float) and abs(value) < 1e12]
+        if len(numbers) != len(values):
+            raise ValueError("a value is no number")
+        return cls(**values)
 
 
 def read_sureness(folder: Path) -> Sureness | None:
@@ -62,7 +67,7 @@ def read_sureness(folder: Path) -> Sureness | None:
         return None
     try:
         return Sureness.from_dict(parse_json(path.read_text("utf-8")))
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged. Delete it, or build the index again.") from error
 
 

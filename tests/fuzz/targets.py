@@ -1,3 +1,1 @@
 """All readers of bytes from outside."""
-
-from targets_data import TARGETS
