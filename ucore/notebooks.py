@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import ucore
 from ucore.config import did_you_mean
-from ucore.errors import ConfigError
+from ucore.errors import ConfigError, without_secrets
 from ucore.files import parse_json
 
 # What Python's own parsers raise on texts that are no code, or are meant to break them.
@@ -177,6 +177,11 @@ def checked_parameters(path: Path, parameters: Mapping[str, Any]) -> dict[str, A
     declared = notebook_parameters(path)
     checked = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in parameters.items()}
     for name, value in checked.items():
+        if isinstance(value, str) and without_secrets(value) != value:  # an executed notebook shows its parameters
+            raise ConfigError(
+                f"The parameter {name!r} of {path.stem} holds an address with a password or a key, which would be "
+                "written into the executed notebook. Fetch the file first and give its path, or use an address without."
+            )
         if name not in declared:
             known = did_you_mean(name, declared) or f"; it has {', '.join(declared) or 'none'}"
             raise ConfigError(f"{name!r} is not a parameter of {path.stem}{known}")

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 import ucore
-from ucore.errors import ConfigError, DataError
+from ucore.errors import ConfigError, DataError, without_secrets
 from ucore.files import atomic_path, parse_json, write_json
 from ucore.notebooks import code_cells, find_notebook
 from ucore.origin import UNKNOWN, code_key, data_key, git_commit, machine_facts
@@ -171,7 +171,7 @@ def _plain(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    return _ABSOLUTE_FOLDERS.sub(".../", str(value))
+    return _ABSOLUTE_FOLDERS.sub(".../", without_secrets(str(value)))
 
 
 def _check(document: Any, path: str | Path) -> None:
