@@ -2,7 +2,7 @@
 # make reproduce  environment, then the main job: all notebooks, then reports/index.html
 # make test       environment, then the tests
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test check lab app bench faults new-notebook clean
+.PHONY: help setup reproduce test fuzz faults audit check lab app bench new-notebook clean
 
 # The first Python that runs and is new enough; requirements.lock was resolved for 3.11.
 ifndef PYTHON
@@ -48,6 +48,12 @@ reproduce: $(STAMP)  ## run the notebooks end to end (SCALE=tiny|small|full; dat
 
 test: $(STAMP)   ## run the tests
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+fuzz: $(STAMP)   ## damaged files for every reader (UCORE_FUZZ_CASES=10000 each; FUZZ=name for some)
+	@UCORE_FUZZ_CASES=$${UCORE_FUZZ_CASES:-10000} $(BIN)/python tests/fuzz/run_fuzz.py
+
+audit: $(STAMP)  ## known weaknesses of the locked packages, asked of PyPI's service by pip-audit
+	@$(BIN)/python tests/audit.py
 
 check: $(STAMP)  ## lint, format, types, stripped notebooks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --level error

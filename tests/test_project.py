@@ -21,7 +21,10 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 LOCK = (ROOT / "requirements.lock").read_text("utf-8")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TARGETS = ("setup", "reproduce", "test", "check", "lab", "app", "bench", "faults", "new-notebook", "clean", "help")
+TARGETS = (
+    *("setup", "reproduce", "test", "fuzz", "faults", "audit", "check", "lab", "app", "bench", "new-notebook"),
+    *("clean", "help"),
+)
 # What the series is about; users meet these names, so that they are dependencies by decision.
 CHOSEN = (
     *("jupyterlab", "papermill", "torch", "open_clip_torch", "segment-anything"),

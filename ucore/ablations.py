@@ -8,7 +8,6 @@ on, so that a study that was stopped repeats only what is missing, and a changed
 """
 
 import copy
-import json
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from ucore.config import TrainConfig
 from ucore.errors import ConfigError
 from ucore.evaluate import METRICS, Ranks, metrics_from_ranks, retrieval_ranks
 from ucore.features import image_tower_features, text_tower_features
-from ucore.files import atomic_path, content_hash, write_json
+from ucore.files import atomic_path, content_hash, parse_json, write_json
 from ucore.fusion import heads_similarity, with_segments
 from ucore.manifest import Manifest
 from ucore.model import DualEncoder
@@ -190,7 +189,9 @@ def _similarity(trainer: Trainer) -> np.ndarray:
 def _read(path: Path) -> Run | None:
     """A kept run; None when there is none, or one that cannot be read."""
     try:
-        kept = json.loads(path.read_text("utf-8"))
-        return Run(kept["seconds"], (np.array(kept["image_to_text"]), np.array(kept["text_to_image"])))
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = parse_json(path.read_text("utf-8"))
+        ranks = np.array(kept["image_to_text"]), np.array(kept["text_to_image"])
+        right = all(of.ndim == 1 and len(of) and of.dtype.kind in "iu" and of.min() >= 0 for of in ranks)
+        return Run(float(kept["seconds"]), ranks) if right else None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None

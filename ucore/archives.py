@@ -4,19 +4,22 @@ folder = unpack_zip("images.zip", "images")      # at once when it was done befo
 folder = open_folder("data/Finland", "images")   # images/, else images.zip unpacked beside it or under runs/
 """
 
-import json
+import lzma
 import os
 import re
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
 from ucore.errors import DataError, UserError
-from ucore.files import atomic_path, content_hash, only_writer, require_writable, safe_join, write_json
+from ucore.files import atomic_path, content_hash, only_writer, parse_json, require_writable, safe_join, write_json
 from ucore.images import someone_looks
 from ucore.manifest import few
 
@@ -25,6 +28,10 @@ SPARE = Path("runs/unpacked")  # where archives in places that cannot be written
 JUNK = re.compile(r"(^|/)(__MACOSX/|\.DS_Store$|\._[^/]*$|Thumbs\.db$)")
 SMALL = 2**20  # bytes; a text this short may compress as well as it likes
 CHUNK = 2**20
+LONGEST_PART, LONGEST_NAME = 240, 2000  # bytes; file systems allow 255 and 4096, and the folder has a name, too
+# What zipfile and the decoders behind it raise on damaged bytes.
+BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, NotImplementedError, ValueError,
+          OverflowError, OSError)  # fmt: skip
 
 
 def unpack_zip(
@@ -54,18 +61,26 @@ def unpack_zip(
         return into
     stamp["key"] = archive_key(archive)
     require_writable(into)
+    with open_zip(archive) as content:
+        members = check_members(content, archive, max_total, max_file, max_files, max_ratio)
+        into.mkdir(parents=True, exist_ok=True)
+        with only_writer(into, wait=True):  # who comes second finds all of it there
+            if read_stamp(into) != stamp:
+                write_json(into / STAMP, {**stamp, "complete": False})
+                _extract(content, members, archive, into)
+                write_json(into / STAMP, stamp)
+    return into
+
+
+@contextmanager
+def open_zip(archive: str | Path) -> Iterator[zipfile.ZipFile]:
+    """An archive to read from. Raises DataError where it is damaged, then or within."""
     try:
         with zipfile.ZipFile(archive) as content:
-            members = check_members(content, archive, max_total, max_file, max_files, max_ratio)
-            into.mkdir(parents=True, exist_ok=True)
-            with only_writer(into, wait=True):  # who comes second finds all of it there
-                if read_stamp(into) != stamp:
-                    write_json(into / STAMP, {**stamp, "complete": False})
-                    _extract(content, members, archive, into)
-                    write_json(into / STAMP, stamp)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as error:
-        raise DataError(f"{archive} is not a whole zip archive ({_flat(error)}). Fetch it again.") from error
-    return into
+            yield content
+    except BROKEN as error:
+        reason = " ".join(str(error).split()) or "it ends early"
+        raise DataError(f"{archive} is not a whole zip archive ({reason}). Fetch it again.") from error
 
 
 def open_folder(place: str | Path, name: str, spare: str | Path = SPARE) -> Path | None:
@@ -89,17 +104,14 @@ def open_folder(place: str | Path, name: str, spare: str | Path = SPARE) -> Path
 
 def archive_key(archive: str | Path) -> str:
     """16 hex digits of the names, sizes and checksums in the archive's directory. Raises DataError if damaged."""
-    try:
-        with zipfile.ZipFile(archive) as content:
-            return content_hash([[item.filename, item.file_size, item.CRC] for item in content.infolist()])
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{archive} is not a whole zip archive ({_flat(error)}). Fetch it again.") from error
+    with open_zip(archive) as content:
+        return content_hash([[item.filename, item.file_size, item.CRC] for item in content.infolist()])
 
 
 def read_stamp(folder: Path) -> dict:
     """What an earlier `unpack_zip` noted in `folder`; empty where it was not at work."""
     try:
-        stamp = json.loads((folder / STAMP).read_text("utf-8"))
+        stamp = parse_json((folder / STAMP).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return stamp if isinstance(stamp, dict) else {}
@@ -116,6 +128,7 @@ def check_members(
     """The files to unpack, with names that are relative and use "/". Raises DataError for what must not be unpacked."""
     members = [(item, item.filename.replace("\\", "/")) for item in content.infolist()]
     _refuse(archive, "names that leave the folder", [name for _, name in members if _escapes(name)])
+    _refuse(archive, "names too long for a file", [name for _, name in members if _is_long(name)])
     _refuse(archive, "links or devices instead of files", [name for item, name in members if _is_special(item)])
     _refuse(archive, "encrypted files", [name for item, name in members if item.flag_bits & 1])
     members = [(item, name) for item, name in members if not name.endswith("/") and not JUNK.search(name)]
@@ -155,6 +168,11 @@ def _escapes(name: str) -> bool:
     return rooted or not name or "\0" in name or ".." in name.split("/")
 
 
+def _is_long(name: str) -> bool:
+    parts = [len(part.encode("utf-8", "replace")) for part in name.split("/")]
+    return max(parts) > LONGEST_PART or sum(parts) + len(parts) > LONGEST_NAME
+
+
 def _is_special(item: zipfile.ZipInfo) -> bool:
     kind = stat.S_IFMT(item.external_attr >> 16)
     return kind not in (0, stat.S_IFREG, stat.S_IFDIR)
@@ -191,7 +209,3 @@ def _is_whole(target: Path, item: zipfile.ZipInfo) -> bool:
 
 def _size(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
-
-
-def _flat(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -7,7 +7,6 @@ Tiles are JPEGs of quality 95 without chroma subsampling: their loss is below th
 are JPEGs themselves, at a fraction of PNG's size.
 """
 
-import json
 import math
 import re
 from collections import Counter
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ucore.compose import TagComposer
 from ucore.errors import ConfigError, DataError
-from ucore.files import atomic_path, file_hash, only_writer, require_writable, write_json
+from ucore.files import atomic_path, file_hash, only_writer, parse_json, require_writable, write_json
 from ucore.geo import (
     Bounds,
     check_bounds,
@@ -268,7 +267,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         write_json(path, settings)
         return
     try:
-        earlier = json.loads(path.read_text("utf-8"))
+        earlier = parse_json(path.read_text("utf-8"))
         # Before the end, splits bind nothing: they are drawn last, and may turn out to be impossible.
         free = () if (out / DATASET_FILE).exists() else ("seed", "split")
         changed = [name for name in settings if earlier[name] != settings[name] and name not in free]

@@ -47,7 +47,7 @@ class NumpyText:
                 names = [name for name in stored.keys() if name.startswith(("clip.text.", "text_head."))]  # noqa: SIM118
                 self._weights = {name.removeprefix("clip.text.transformer."): stored.get_tensor(name) for name in names}
             self.embed_dim = len(self._weights["text_head.contract.bias"])
-        except (SafetensorError, OSError, KeyError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, MemoryError) as error:
             raise CheckpointError(f"{weights} is cut short or not of {NAME} ({error}); copy it again") from error
         path = package_folder(TEXT_PACKAGE) / "model" / "tokenizer.json"
         if not path.is_file():
@@ -55,6 +55,12 @@ class NumpyText:
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        try:  # arrays of other shapes would stumble at the first query
+            fits = self.embed(["a house"]).shape == (1, self.embed_dim)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise CheckpointError(f"{weights} is not of {NAME}; copy it again") from error
+        if not fits:
+            raise CheckpointError(f"{weights} is not of {NAME}; copy it again")
 
     def fits(self, text: str) -> bool:
         """Whether all of `text` is read."""

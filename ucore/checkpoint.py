@@ -13,7 +13,7 @@ from ucore.config import ModelConfig, TrainConfig
 from ucore.errors import CheckpointError, ConfigError
 from ucore.files import atomic_path, write_json
 from ucore.model import DualEncoder, load_encoder
-from ucore.weights import fill, read_weights, write_weights
+from ucore.weights import fill, read_state, read_weights, resuming, write_weights
 
 __all__ = [
     "BANK",
@@ -29,6 +29,9 @@ __all__ = [
     "save_encoder",
     "save_state",
 ]
+
+
+RESTART = "repeat with --restart to begin anew"
 
 
 class StartWeights:
@@ -94,6 +97,10 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
             encoder.add_bias(card["train"]["head_batch_size"])
     except ConfigError as error:
         raise CheckpointError(f"{folder / CARD} names an encoder this ucore does not have: {error}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # open_clip raises what a broken value happens to cause
+        raise CheckpointError(f"{folder / CARD} is damaged; copy the checkpoint again") from error
     fill(encoder, read_weights(folder / WEIGHTS), f"{folder / WEIGHTS} as {name}")
     encoder.pretrained = card["encoder"].get("pretrained")
     encoder.choose_precision(card["train"].get("precision", "auto"))
@@ -110,12 +117,8 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     path = folder / STATE
     if not path.is_file():
         return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_state(path, RESTART, ("format", "step_count", "config", "data", "phase"))
+    with resuming(path, RESTART):
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']}")
-        return state
-    except Exception as error:  # zip, pickle and torch each raise their own on damaged bytes
-        raise CheckpointError(
-            f"{path} is damaged or of another version, so the run cannot go on; repeat with --restart to begin anew"
-        ) from error
+    return state

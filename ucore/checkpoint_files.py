@@ -1,12 +1,11 @@
 """What lies in a checkpoint's folder, readable without torch: its card, and the bank of training features."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ucore.config import ModelConfig
 from ucore.errors import CheckpointError, ConfigError
-from ucore.files import atomic_path, file_hash
+from ucore.files import atomic_path, file_hash, parse_json
 from ucore.hubness import Bank
 
 WEIGHTS, CARD, STATE, BANK = "model.safetensors", "encoder.json", "state.pt", "bank.safetensors"
@@ -21,14 +20,17 @@ def read_card(folder: str | Path) -> dict[str, Any]:
             f"There is no checkpoint in {folder} (no {CARD}); train one: ucore train --data FOLDER --out {folder}"
         )
     try:
-        card = json.loads(card_path.read_text("utf-8"))
+        card = parse_json(card_path.read_text("utf-8"))
         if card["format"] != FORMAT:
             raise CheckpointError(f"{card_path} has format {card['format']}, this ucore reads {FORMAT}; train it again")
-        str(card["encoder"]["name"])
-        ModelConfig(**card["encoder"]["heads"]).check()
-        if card["train"]["test_views"] not in (1, 2, 4, 8):
-            raise ValueError(f"test_views is {card['train']['test_views']!r}")
-    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        encoder, train = card["encoder"], card["train"]
+        ModelConfig(**encoder["heads"]).check()
+        if train["test_views"] not in (1, 2, 4, 8):
+            raise ValueError(f"test_views is {train['test_views']!r}")
+        texts = encoder["name"], encoder.get("pretrained") or "", train.get("segments", ""), train.get("loss", "")
+        if not all(isinstance(text, str) for text in texts) or not isinstance(card.get("validation", {}), dict):
+            raise ValueError("a name is no text")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, ConfigError) as error:
         raise CheckpointError(f"{card_path} is damaged ({error}); copy the checkpoint again") from error
     return card
 
@@ -58,6 +60,20 @@ def load_bank(folder: str | Path, weights: str | None = None) -> Bank | None:
             known = weights or file_hash(Path(folder) / WEIGHTS)
             if (stored.metadata() or {}).get("weights") != known:
                 return None
-            return Bank(**{name: stored.get_tensor(name) for name in sorted(stored.keys())})
-    except (SafetensorError, OSError, TypeError) as error:
+            arrays = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
+        _check_bank(arrays)
+        return Bank(**arrays)
+    except (SafetensorError, OSError, TypeError, ValueError, KeyError, AttributeError, MemoryError) as error:
         raise CheckpointError(f"{path} is cut short or not a bank ({error}); copy the checkpoint again") from error
+
+
+def _check_bank(arrays: dict[str, Any]) -> None:
+    """Raise ValueError unless these are arrays of one width, as `Bank` describes them."""
+    widths = {array.shape[-1] for array in arrays.values() if array.ndim}
+    right = all(
+        array.ndim == (3 if name == "segments" else 2) and array.dtype.kind == "f" and bool((abs(array) < 1e6).all())
+        for name, array in arrays.items()
+    )
+    few = "segments" in arrays and len(arrays["segments"]) != len(arrays["images"])
+    if not right or len(widths) != 1 or few or not all(map(len, arrays.values())):
+        raise ValueError("its arrays do not fit each other")

@@ -19,7 +19,7 @@ from ucore.cli_augment import caption, captions, segment, segments
 from ucore.cli_data import data, simulate
 from ucore.cli_reproduce import diff, reproduce
 from ucore.cli_search import app, draw_map, index_command, search
-from ucore.errors import ConfigError, UserError
+from ucore.errors import ConfigError, UserError, printable
 from ucore.files import explain, require_writable
 from ucore.signals import TERMINATED, terminated, termination
 
@@ -317,6 +317,7 @@ def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """What readers warn of is about the user's data, not about a line of Python."""
+    message = printable(str(message))
     return f"Note: {message}\n" if category is UserWarning else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ucore.errors import ConfigError
-from ucore.files import require_writable
+from ucore.files import parse_json, require_writable
 
 if TYPE_CHECKING:
     from ucore.filters import Filter
@@ -173,11 +173,18 @@ def _filter(
     area = None
     if polygon is not None:
         try:
-            area = json.loads(polygon.read_text("utf-8"))
+            area = parse_json(polygon.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"--polygon {polygon} is no GeoJSON file ({error})") from error
-        if isinstance(area, dict) and area.get("type") == "FeatureCollection" and len(area.get("features", [])) == 1:
-            area = area["features"][0]
+        features = area.get("features") if isinstance(area, dict) else None
+        if isinstance(features, list) and len(features) == 1 and area.get("type") == "FeatureCollection":
+            area = features[0]
+        try:
+            area = Filter(polygon=area).polygon
+        except ConfigError as error:
+            raise ConfigError(f"--polygon {polygon}: {error}") from error
+        if area is None:
+            raise ConfigError(f"--polygon {polygon} holds no polygon; give GeoJSON of one")
     if (near is None) != (km is None):
         raise ConfigError("--near LAT,LON and --km belong together; give both")
     place: Any = None if near is None else _numbers("--near", near, PLACE)

@@ -108,6 +108,8 @@ def segment_features(
         if sample_id not in bad:
             row = parts.row(keys[sample_id])
             counts[number] = min(len(row["rows"]), k)
+            if len(row["features"]) != 2 * len(row["rows"]) * encoder.image_width:
+                raise DataError(f"The features of {sample_id!r} in {parts.folder} are damaged. Delete that folder.")
             stored = np.frombuffer(row["features"], np.float16).reshape(-1, encoder.image_width)
             features[number, : counts[number]] = stored[:k]
     return features, counts

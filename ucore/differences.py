@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ucore.errors import DataError
+from ucore.files import parse_json
 from ucore.report import check_metrics, load_report, load_reports
 
 NO_RESULT = ("metrics", "seconds", "date", "name", "peak_memory_gb")
@@ -90,7 +91,7 @@ def _load(path: Path) -> dict[str, dict[str, Any]]:
 def _load_one(path: Path) -> dict[str, Any]:
     """A report, or what `ucore train`, `eval` or `adapt` left beside a checkpoint, which bears no name."""
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = parse_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"Cannot read {path} as JSON ({error}); run what writes it again.") from error
     if isinstance(document, dict) and "name" in document:

@@ -178,8 +178,13 @@ def _load_array(path: Path | None, shape: tuple[int, ...]) -> np.ndarray | None:
     """The stored array, or None when it is absent, cut short or of another shape: then it is computed anew."""
     if path is None or not path.is_file():
         return None
+    return stored_array(path, shape)
+
+
+def stored_array(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray | None:
+    """The floats of a .npy file; None where there is none, or a damaged one, or one of another shape."""
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError):
+        mapped = np.load(path, "r", allow_pickle=False)  # takes no memory for what the file only claims to hold
+        return np.array(mapped) if mapped.dtype.kind == "f" and shape in (None, mapped.shape) else None
+    except Exception:  # numpy, tokenize and the system each raise their own on damaged headers
         return None
-    return array if array.shape == shape else None

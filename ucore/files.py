@@ -115,10 +115,21 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What JSON text holds. Raises ValueError for what is none, is nested too deeply, or is no valid Unicode."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if b"\\ud" in (text if isinstance(text, bytes) else text.encode("utf-8", "replace")).lower():
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair, which no file and no page takes
+    return value
+
+
 def read_json(path: str | Path) -> Any:
     """What a JSON file holds; None where there is none, or one that cannot be read: for what can be made again."""
     try:
-        return json.loads(Path(path).read_text("utf-8"))
+        return parse_json(Path(path).read_text("utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -129,8 +140,12 @@ def safe_join(root: str | Path, name: str) -> Path:
     Raises DataError naming the offending name.
     """
     root = Path(root).resolve()
-    if not name or "\0" in name:
-        raise DataError(f"The file name {name!r} is empty or holds a zero byte; correct it in the dataset's index.")
+    try:
+        usable = bool(name) and b"\0" not in os.fsencode(name)
+    except ValueError:  # half of a character
+        usable = False
+    if not usable:
+        raise DataError(f"A file name in {root}, {name!r}, is empty or no name; correct it in the dataset's index.")
     target = (root / name).resolve()
     if not target.is_relative_to(root) or target == root:
         raise DataError(f"The file name {name!r} leaves the folder {root}; correct it in the dataset's index.")

@@ -101,7 +101,7 @@ class Filter:
 def _numbers(value: Any, count: int, what: str, how: str) -> tuple[float, ...]:
     try:
         numbers = tuple(float(one) for one in value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = ()
     if len(numbers) != count or not all(math.isfinite(one) for one in numbers):
         raise ConfigError(f"{what} is {value!r}; it must be {how}, finite numbers in degrees")
@@ -145,7 +145,7 @@ def _checked_polygon(polygon: Any) -> Any:
         try:
             polygon = shape(geometry)
         except Exception as error:  # shapely raises what the broken value happens to cause
-            raise ConfigError(f"The polygon is no GeoJSON geometry ({error}); give a Polygon or a feature") from error
+            raise ConfigError("The polygon is no GeoJSON geometry; give a Polygon or a feature") from error
     kind = getattr(polygon, "geom_type", type(polygon).__name__)
     if kind not in ("Polygon", "MultiPolygon"):
         raise ConfigError(f"The polygon is a {kind}; give a Polygon or MultiPolygon, or GeoJSON of one")

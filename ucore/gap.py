@@ -7,7 +7,6 @@ Frozen-feature mode: heads alone. A source's result is kept under a key of all i
 """
 
 import copy
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from ucore.config import TrainConfig
 from ucore.errors import DataError
 from ucore.evaluate import CUTOFFS, Ranks, bootstrap_ci, metrics_from_ranks, retrieval_ranks
 from ucore.features import image_tower_features, text_tower_features
-from ucore.files import content_hash, write_json
+from ucore.files import content_hash, parse_json, write_json
 from ucore.fusion import heads_similarity
 from ucore.manifest import Manifest, few
 from ucore.model import DualEncoder
@@ -113,8 +112,10 @@ def _ranks(encoder: DualEncoder, manifest: Manifest, cache: str | Path | None) -
 def _read(path: Path, tests: list[Manifest]) -> list[Ranks] | None:
     """Kept ranks; None when there are none, or ones that cannot be read."""
     try:
-        kept = [(np.array(one), np.array(other)) for one, other in json.loads(path.read_text("utf-8"))["ranks"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = [(np.array(one), np.array(other)) for one, other in parse_json(path.read_text("utf-8"))["ranks"]]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    if not all(of.ndim == 1 and of.dtype.kind in "iu" and of.min(initial=0) >= 0 for pair in kept for of in pair):
         return None
     sizes = [(len(test), len(test.texts[0])) for test in tests]
     return kept if [(len(one), len(other)) for one, other in kept] == sizes else None

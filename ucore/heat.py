@@ -71,7 +71,7 @@ def tile_table(searcher: "Searcher", positions: np.ndarray) -> "pd.DataFrame":
     import shapely
 
     rows = searcher.index.rows(positions)
-    shapes = [shapely.from_wkb(code) if code else None for code in rows["footprint"]]
+    shapes = [shapely.from_wkb(code, on_invalid="ignore") if code else None for code in rows["footprint"]]
     kept = rows[["sample_id", "domain", "text", "lon", "lat", "gsd_m"]]
     return kept.assign(footprint=np.array([*shapes, None], object)[:-1])
 

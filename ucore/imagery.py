@@ -67,7 +67,7 @@ class GeoTiffs(Imagery):
     def __init__(self, paths: Sequence[Path], name: str | None = None):
         self.name, self.paths = name or paths[0].name, list(paths)
         self._open = lru_cache(MOST_OPEN)(_open_tiff)  # a survey's folder has more files than a process may open
-        facts = [(_tiff_bounds(file), _tiff_gsd(file), _is_deep(file)) for file in map(self._open, paths)]
+        facts = [_facts(file) for file in map(self._open, paths)]
         self.boxes = [box for box, _, _ in facts]
         west, south, _, _ = np.min(self.boxes, axis=0)
         _, _, east, north = np.max(self.boxes, axis=0)
@@ -107,6 +107,19 @@ class GeoTiffs(Imagery):
 
     def fingerprint(self) -> str:
         return content_hash([(path.name, path.stat().st_size) for path in self.paths])
+
+
+def _facts(file: Any) -> tuple[Bounds, float, bool]:
+    """Bounds, metres a pixel, and whether there are more than 8 bits. Raises DataError for no place on Earth."""
+    try:
+        facts = _tiff_bounds(file), _tiff_gsd(file), _is_deep(file)
+        if not 0 < facts[1] < 1e6:
+            raise ValueError("no size")
+    except DataError:
+        raise
+    except Exception as error:  # rasterio, PROJ and shapely each raise their own on a broken georeference
+        raise DataError(f"{file.name} has a broken georeference. Correct it with gdal_edit.py.") from error
+    return facts
 
 
 def _open_tiff(path: Path) -> Any:

@@ -197,7 +197,7 @@ class GalleryIndex:
     def image_path(self, position: int) -> Path:
         """Path of an item's image. Raises DataError for a name that leaves card["root"]."""
         name = self.rows(np.array([position]))["image"].iloc[0]
-        return safe_join(self.card.get("root", "."), name)
+        return safe_join(str(self.card.get("root", ".")), name)
 
     def _checked(self, positions: np.ndarray) -> np.ndarray:
         array = np.atleast_1d(np.asarray(positions))

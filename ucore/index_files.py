@@ -10,8 +10,8 @@ The number in a name is the version that began the file. What index.json does no
 writer, or of an earlier version; the next writer removes it. A reader that has mapped such a file keeps it.
 """
 
-import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from ucore.errors import DataError
-from ucore.files import atomic_path, content_hash, explain, only_writer, require_writable, write_json
+from ucore.files import atomic_path, content_hash, explain, only_writer, parse_json, require_writable, write_json
 
 FORMAT = 1
 NAME = "index.json"
@@ -36,16 +36,53 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / NAME
     if not path.is_file():
         raise DataError(f"There is no index in {folder} (no {NAME}). Make one: ucore index build --out {folder}")
+    damaged = f"{path} is damaged. Build the index again, or restore that file."
     try:
-        manifest = json.loads(path.read_text("utf-8"))
+        manifest = parse_json(path.read_text("utf-8"))
         checksum = manifest.pop("checksum")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DataError(f"{path} is damaged. Build the index again, or restore that file.") from error
+        raise DataError(damaged) from error
     if manifest.get("format") != FORMAT:
         raise DataError(f"{path} has format {manifest.get('format')!r}, this ucore reads {FORMAT}. Build it again.")
     if checksum != content_hash(manifest):
         raise DataError(f"{path} is damaged: its checksum differs. Build the index again, or restore that file.")
+    if not _is_right(manifest):
+        raise DataError(damaged)
     return manifest
+
+
+def _is_right(manifest: Manifest) -> bool:
+    """Whether a manifest names files of an index, and counts that can be: anyone can compute a checksum."""
+
+    def whole(value: Any, most: int = 2**62) -> bool:
+        return type(value) is int and 0 <= value < most
+
+    def is_file(entry: Any, kind: str) -> bool:
+        named = isinstance(entry, dict) and isinstance(entry.get("name"), str)
+        return named and re.fullmatch(rf"{kind.replace('*', '[0-9]+')}", entry["name"]) is not None
+
+    card, vectors, parts = (manifest.get(name) for name in ("card", "vectors", "parts"))
+    counts = [manifest.get(name) for name in ("version", "rows", "width", "dim")]
+    if not (isinstance(card, dict) and isinstance(parts, list) and all(map(whole, counts))):
+        return False
+    if not 1 <= counts[3] <= 100_000 or counts[2] not in (counts[3], counts[3] + 8):
+        return False
+    if manifest.get("bias") not in (None, True, False) or not {"gone", "cells"} <= set(manifest):
+        return False
+    files = [*((part, "rows-*[.]arrow") for part in parts), (manifest["gone"], "gone-*[.]npy"),
+             (manifest["cells"], "cells-*[.]npz")]  # fmt: skip
+    for entry, kind in files:
+        known = entry is None and "rows" not in kind
+        if not known and not (is_file(entry, kind) and whole(entry.get("bytes")) and whole(entry.get("crc"))):
+            return False
+    if vectors is None:
+        return counts[1] == 0
+    chunks = vectors.get("chunks") if is_file(vectors, "vectors-*[.]f32") else None
+    return (
+        isinstance(chunks, list)
+        and all(isinstance(chunk, list) and len(chunk) == 2 and all(map(whole, chunk)) for chunk in chunks)
+        and sum(rows for rows, _ in chunks) == counts[1]
+    )
 
 
 def commit(folder: Path, manifest: Manifest) -> None:
@@ -174,10 +211,28 @@ def map_table(folder: Path, manifest: Manifest, schema: pa.Schema) -> pa.Table:
     for entry in manifest["parts"]:
         path = folder / entry["name"]
         try:
-            tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
-        except (pa.ArrowException, OSError) as error:
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            if not table.schema.equals(schema):
+                raise pa.ArrowInvalid("other columns")
+            table.validate(full=entry["bytes"] <= CHECKED)  # pyarrow takes offsets on trust
+        except (pa.ArrowException, OSError, MemoryError) as error:
             raise DataError(f"{path} is damaged. Build the index again.") from error
+        tables.append(table)
+    if sum(map(len, tables)) != manifest["rows"]:
+        raise DataError(f"{folder / NAME} counts other rows than its files hold. Build the index again.")
     return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def load_arrays(path: Path, *names: str) -> list[np.ndarray]:
+    """The array of a .npy file, or those of a .npz file called `names`. Raises DataError where it is damaged."""
+    try:
+        found = np.load(path, "r", allow_pickle=False) if not names else np.load(path, allow_pickle=False)
+        if not names:
+            return [np.array(found)]
+        with found as stored:
+            return [stored[name] for name in names]
+    except Exception as error:  # numpy, zipfile and zlib each raise their own on damaged bytes
+        raise DataError(f"{path} is damaged. Build the index again.") from error
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -43,11 +43,11 @@ class Version:
         if check:
             files.check(folder, manifest)
         table = files.map_table(folder, manifest, SCHEMA)
-        gone = np.load(folder / manifest["gone"]["name"]) if manifest["gone"] else np.zeros(0, np.int64)
-        cells = None
+        gone, cells = np.zeros(0, np.int64), None
+        if manifest["gone"]:
+            gone = _checked_gone(folder / manifest["gone"]["name"], manifest["rows"])
         if manifest["cells"]:
-            with np.load(folder / manifest["cells"]["name"]) as stored:
-                cells = Cells(stored["centroids"], stored["cell"])
+            cells = _checked_cells(folder / manifest["cells"]["name"], manifest["rows"], manifest["width"])
         return cls(manifest, files.map_vectors(folder, manifest), table, gone, cells)
 
     @cached_property
@@ -81,6 +81,22 @@ class Version:
         found = np.full(len(item_ids), -1, np.int64)
         found[place[rows].astype(np.int64)] = rows
         return found
+
+
+def _checked_gone(path: Path, rows: int) -> np.ndarray:
+    (gone,) = files.load_arrays(path)
+    if gone.dtype != np.int64 or gone.ndim != 1 or (np.diff(gone, prepend=-1, append=rows) < 1).any():
+        raise DataError(f"{path} is damaged. Build the index again.")
+    return gone
+
+
+def _checked_cells(path: Path, rows: int, width: int) -> Cells:
+    centroids, cell = files.load_arrays(path, "centroids", "cell")
+    fit = centroids.ndim == 2 and centroids.shape[1] == width and cell.shape == (rows,)
+    kinds = centroids.dtype == np.float32 and cell.dtype == np.int32 and np.isfinite(centroids).all()
+    if not (fit and kinds and (cell >= 0).all() and (cell < len(centroids)).all()):
+        raise DataError(f"{path} is damaged. Build the index again.")
+    return Cells(centroids, cell)
 
 
 class FlatEngine:

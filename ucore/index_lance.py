@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from ucore.columns import Columns
 from ucore.errors import ConfigError, DataError, UserError
-from ucore.files import only_writer, require_writable
+from ucore.files import only_writer, parse_json, require_writable
 from ucore.filter_sql import boxes, exactly, has_any, one_of, quoted
 from ucore.filters import Filter
 from ucore.index_files import FORMAT
@@ -76,12 +76,14 @@ class LanceEngine:
             table = _open(self._database, ABOUT)
             if table is None:
                 raise DataError(f"There is no index in {self.uri}. Make one: ucore index build --out {self.uri}")
-            about = json.loads(table.to_arrow()["about"][0].as_py())
+            about = parse_json(table.to_arrow()["about"][0].as_py())
             if about["format"] != FORMAT:
                 raise DataError(
                     f"{self.uri} has format {about['format']!r}, this ucore reads {FORMAT}. Build it again."
                 )
             self.card, self.dim, self.bias = about["card"], int(about["dim"]), bool(about["bias"])
+            if not isinstance(self.card, dict) or not 1 <= self.dim <= 100_000:
+                raise ValueError("its description is damaged")
             self._items: Any = self._database.open_table(ITEMS)
 
     @property
@@ -287,7 +289,7 @@ def _told(uri: str) -> Iterator[None]:
     """Turn what LanceDB raises into one sentence."""
     try:
         yield
-    except (ValueError, RuntimeError, OSError, KeyError, pa.ArrowException) as error:
+    except (ValueError, RuntimeError, OSError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise DataError(
             f"The index {uri} cannot be used ({reason}). Build it again, or check that it can be reached."

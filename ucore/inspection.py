@@ -15,11 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ucore.archives import check_members, read_stamp
+from ucore.archives import check_members, open_zip, read_stamp
 from ucore.config import did_you_mean
 from ucore.countries import COUNTRIES
 from ucore.data import LAYOUTS, MANIFEST_FILE, SUBFOLDERS, Layout, find_layout
-from ucore.errors import DataError, UserError
+from ucore.errors import UserError
 from ucore.manifest import Manifest, few, statistics
 from ucore.osm import KEYS, OSM_SUFFIXES, read_osm
 from ucore.splits import BUFFER, leaks
@@ -211,14 +211,8 @@ def _packed(result: Inspection, archives: list[Path], place: Path) -> Inspection
 
 
 def _zip(path: Path) -> Inspection:
-    import zipfile
-
-    try:
-        with zipfile.ZipFile(path) as content:
-            members = check_members(content, path)
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} is not a whole zip archive ({reason}). Fetch it again.") from error
+    with open_zip(path) as content:
+        members = check_members(content, path)
     pictures = [name for _, name in members if name.lower().endswith(SUFFIXES)]
     counts = {
         "files": len(members),

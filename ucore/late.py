@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ucore.checkpoint_files import WEIGHTS
-from ucore.errors import ConfigError
+from ucore.errors import CheckpointError, ConfigError
 from ucore.index import GalleryIndex
 
 PREFIX = "segments.pool."
@@ -75,8 +75,11 @@ def _softmax(values: np.ndarray) -> np.ndarray:
 
 
 def _pool_weights(path: Path) -> dict[str, Any]:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, "np") as stored:
-        names = [name for name in stored.keys() if name.startswith(PREFIX)]  # noqa: SIM118 - it is no mapping
-        return {name.removeprefix(PREFIX): stored.get_tensor(name) for name in names}
+    try:
+        with safe_open(path, "np") as stored:
+            names = [name for name in stored.keys() if name.startswith(PREFIX)]  # noqa: SIM118 - it is no mapping
+            return {name.removeprefix(PREFIX): stored.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError, MemoryError) as error:
+        raise CheckpointError(f"{path} is cut short or damaged; copy the checkpoint again") from error

@@ -37,6 +37,7 @@ COLUMNS: dict[str, Any] = {
     "source": "",
     "licence": "",
 }
+LISTS = ("captions", "tags", "surrounding_tags")  # columns that hold lists of texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,21 +161,40 @@ class Manifest:
             raise DataError(f"There is no manifest {path}. Write it first with Manifest.save.")
         try:
             frame = geopandas.read_parquet(path)
-        except (ValueError, OSError) as error:  # pyarrow's own errors are of these kinds
+        except Exception as error:  # pyarrow, pandas, geopandas and pyproj each raise their own on damaged metadata
             raise DataError(f"{path} is not a manifest: it is no whole GeoParquet file. Make it again.") from error
         needed = [name for name, default in COLUMNS.items() if default is None]
         absent = [name for name in (*needed, "root") if name not in frame.columns and name not in frame.attrs]
         if absent:
             raise DataError(f"{path} is not a manifest: it lacks {', '.join(absent)}. Make it again.")
-        root = (path.parent / frame.attrs["root"]).resolve()
-        if not root.is_dir():
-            root = Path(frame.attrs["absolute_root"])
+        roots = [str(frame.attrs.get(name, "")).replace("\0", "") for name in ("root", "absolute_root")]
+        root = (path.parent / roots[0]).resolve()
+        root = root if root.is_dir() else Path(roots[1])
         frame.attrs = {}
         for name in [name for name in COLUMNS if name not in frame.columns]:  # a version without them wrote it
             frame[name] = [COLUMNS[name]] * len(frame)
-        for name in ("captions", "tags", "surrounding_tags"):
+        wrong = [name for name in COLUMNS if not _is_right(frame, name)]
+        if wrong or frame["sample_id"].duplicated().any():
+            raise DataError(f"{path} is not a manifest: {few(wrong) or 'sample_id'} holds what it must not. "
+                            "Make it again.")  # fmt: skip
+        for name in LISTS:
             frame[name] = [list(values) for values in frame[name]]
         return cls(frame, root)
+
+
+def _is_right(frame: Any, name: str) -> bool:
+    """Whether a column holds what `Manifest` says of it."""
+    column = frame[name]
+    if name == "footprint":
+        return getattr(frame, "active_geometry_name", None) == name and frame.crs == "EPSG:4326"
+    if name in ("lon", "lat", "gsd_m"):
+        values = column.to_numpy()
+        return values.dtype.kind in "fiu" and not np.isinf(values).any()
+    if name in LISTS:
+        texts = [value for values in column for value in (values if isinstance(values, list | np.ndarray) else [None])]
+    else:
+        texts = column.tolist()
+    return all(isinstance(text, str) for text in texts)
 
 
 def statistics(manifest: Manifest) -> dict[str, Any]:

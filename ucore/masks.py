@@ -77,6 +77,13 @@ class Segments:
     def __len__(self) -> int:
         return len(self.rles)
 
+    def require_whole(self) -> None:
+        """Raise DataError unless every code covers the image exactly: pycocotools' C code does not look."""
+        pixels = self.size[0] * self.size[1]
+        bad = [row for row, code in enumerate(self.rles) if min(self.size) < 1 or not _covers(code, pixels)]
+        if bad:
+            raise DataError(f"mask {bad[0]} is no run-length code of {self.size[0]} x {self.size[1]} pixels")
+
     @property
     def codes(self) -> list[dict[str, Any]]:
         """The masks as pycocotools takes them."""
@@ -201,3 +208,19 @@ def label_codes(labels: np.ndarray, size: tuple[int, int] | None = None) -> tupl
         found.append(label)
         codes.append(coco.frPyObjects({"counts": counts, "size": [height, width]}, height, width)["counts"])
     return np.array(found, np.int64), codes
+
+
+def _covers(code: bytes, pixels: int) -> bool:
+    """Whether a compressed code is one of `pixels` pixels: five bits a sign, from the fourth run on differences."""
+    signs = np.frombuffer(code, np.uint8).astype(np.int64) - 48
+    if not len(signs) or signs.min() < 0 or signs.max() > 63 or signs[-1] & 32:
+        return False
+    ends = np.flatnonzero(signs & 32 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    places = np.arange(len(signs)) - np.repeat(starts, ends - starts + 1)
+    if places.max() > 6:
+        return False
+    runs = np.add.reduceat((signs & 31) << (5 * places), starts)
+    runs -= np.where(signs[ends] & 16, 1 << (5 * (ends - starts + 1)), 0)  # the highest bit is the sign
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    return bool((runs[:1] >= 0).all() and (runs[1:] > 0).all() and runs.sum() == pixels)

@@ -26,6 +26,7 @@ from ucore.data import read_dataset
 from ucore.depthwise import replace_depthwise
 from ucore.device import cpu_has_bf16, keep_freed_memory, pick_device
 from ucore.errors import ConfigError, DataError
+from ucore.features import stored_array
 from ucore.files import atomic_path, content_hash, only_writer, require_writable, write_json
 from ucore.images import load_image, someone_looks
 from ucore.manifest import Manifest, subset
@@ -43,8 +44,10 @@ from ucore.micro_captioner import (
 from ucore.micro_captioner_data import Batch, Sample, example, lesson_texts, pack, samples_of
 from ucore.simulate import simulate_dataset
 from ucore.simulated_set import SimulationConfig
+from ucore.weights import read_state, resuming
 
 STATE, FEATURES, SIMULATED, RESULT = "state.pt", "features", "simulated", "captioner"
+RESTART = "remove it to begin anew"
 FIRST_SEED = 4100  # of the simulated set, so that the built-in ones, of low seeds, stay unseen
 FROZEN = 5  # of the tower's seven stages
 PART = 1024  # pictures whose features are written together: what a stopped run loses at most
@@ -209,7 +212,8 @@ def lower_features(model: Any, processor: Any, paths: Sequence[Path], out: Path,
     for start in starts:
         names = paths[start : start + PART]
         path = out / f"{content_hash(FROZEN, [[str(name), name.stat().st_size] for name in names])}.npy"
-        if not path.is_file():
+        kept = stored_array(path)
+        if kept is None or len(kept) != len(names):
             made = []
             for first in range(0, len(names), 32):
                 images = [load_image(name) for name in names[first : first + 32]]
@@ -219,9 +223,10 @@ def lower_features(model: Any, processor: Any, paths: Sequence[Path], out: Path,
                     for stage in tower.blocks[:FROZEN]:
                         hidden = stage(hidden)
                 made.append(hidden.to("cpu", torch.float16).numpy())
+            kept = np.concatenate(made)
             with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-                np.save(stream, np.concatenate(made))
-        parts.append(np.load(path))
+                np.save(stream, kept)
+        parts.append(kept)
     return np.concatenate(parts)
 
 
@@ -270,7 +275,7 @@ def _train(out: Path, manifests: Sequence[Manifest], config: MicroCaptionerConfi
     key = content_hash(asdict(config), [[sample.captions for sample in of] for of in train])
     saved: dict[str, Any] = {"log": [], "best": None}
     if (out / STATE).is_file():
-        saved = torch.load(out / STATE, map_location="cpu", weights_only=True)
+        saved = read_state(out / STATE, RESTART, ("key", "log", "best", "trainer"))
         if saved["key"] != key:
             raise ConfigError(f"{out} holds a training of other settings or data; repeat them, or choose another --out")
     groups, checks = (
@@ -279,10 +284,11 @@ def _train(out: Path, manifests: Sequence[Manifest], config: MicroCaptionerConfi
     )
     trainer = MicroCaptionerTrainer(model, tokenizer, groups, config, device)
     if "trainer" in saved:
-        trainer.load_state(saved["trainer"])
+        with resuming(out / STATE, RESTART):
+            trainer.load_state(saved["trainer"])
     log, best = saved["log"], saved["best"]
     _fit(trainer, checks, out, key, log, best)
-    saved = torch.load(out / STATE, map_location="cpu", weights_only=True)
+    saved = read_state(out / STATE, RESTART, ("best", "log"))
     model.load_state_dict(saved["best"])
     save(model, processor, out / RESULT)
     pictures = {str(manifest.name): len(of) for manifest, of in zip(manifests, train, strict=True)}

@@ -161,6 +161,6 @@ def load_micro_sam(path: str | Path | None = None) -> Sam:
     """sam-micro with the shipped weights, or those of `path` (as `ucore segments train-micro` writes them)."""
     path = weights_path() if path is None else Path(path)
     sam = build_micro_sam()
-    fill(sam, {name: value.float() for name, value in read_weights(path).items()}, str(path))
+    fill(sam, read_weights(path), str(path))
     sam.generator_defaults = DEFAULTS  # type: ignore[reportAttributeAccessIssue]
     return sam

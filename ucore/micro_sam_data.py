@@ -77,7 +77,8 @@ def distilled_source(manifest: Manifest, cache: str | Path, most: int | None = N
     manifest = subset(manifest, most)
     images = [np.asarray(load_image(path)) for path in manifest.image_paths]
     path = Path(cache) / f"regions-{content_hash(manifest.content_key(), SCALES)}.npz"
-    if not path.is_file():
+    labels = _kept_labels(path, images)
+    if labels is None:
         quiet = not someone_looks()
         # Not forked: a thread of OpenCV or torch may hold a lock at that moment.
         with death_told(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
@@ -85,9 +86,21 @@ def distilled_source(manifest: Manifest, cache: str | Path, most: int | None = N
                                unit="img", disable=quiet))  # fmt: skip
         with atomic_path(path) as temporary, open(temporary, "wb") as stream:
             np.savez_compressed(stream, **{f"{n:06d}": label for n, label in enumerate(labels)})  # type: ignore[reportArgumentType]
-    with np.load(path) as stored:
-        labels = [stored[name] for name in sorted(stored.files)]
     return Source("distilled", images, labels)
+
+
+def _kept_labels(path: Path, images: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    """The label maps of `images` in a file; None where there is none, or a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            labels = [stored[name] for name in sorted(stored.files)]
+    except Exception:  # numpy, zipfile and zlib each raise their own on damaged bytes
+        return None
+    fit = len(labels) == len(images) and all(
+        label.ndim == 3 and label.shape[1:] == image.shape[:2] and label.dtype.kind == "u"
+        for label, image in zip(labels, images, strict=True)
+    )
+    return labels if fit else None
 
 
 def training_sources(

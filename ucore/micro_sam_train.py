@@ -32,9 +32,9 @@ from ucore.mask_decoder import MASKS, PointDecoder
 from ucore.micro_sam import IMAGE_SIZE, NAME, STRIDE, build_micro_sam
 from ucore.micro_sam_data import ZOOM, Source, Window, centre_clicks, fingerprint, windows
 from ucore.micro_sam_loss import Rule, guide_loss, mask_loss
-from ucore.weights import write_weights
+from ucore.weights import read_state, resuming, write_weights
 
-STATE = "state.pt"
+STATE, RESTART = "state.pt", "remove it to begin anew"
 
 
 @dataclass(frozen=True)
@@ -245,8 +245,9 @@ def train_micro(
         trainer = MicroSamTrainer(sources, config, device)
         log: list[dict[str, float]] = []
         if (out / STATE).is_file():
-            saved = torch.load(out / STATE, map_location="cpu", weights_only=True)
-            trainer.load_state(saved["trainer"])
+            saved = read_state(out / STATE, RESTART, ("trainer", "log"))
+            with resuming(out / STATE, RESTART):
+                trainer.load_state(saved["trainer"])
             log = saved["log"]
         _fit(trainer, out, log)
         path = out / f"{NAME}.safetensors"

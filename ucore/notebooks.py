@@ -2,7 +2,6 @@
 
 import ast
 import io
-import json
 import os
 import re
 import tokenize
@@ -12,7 +11,11 @@ from typing import Any, NamedTuple
 
 import ucore
 from ucore.config import did_you_mean
-from ucore.errors import ConfigError
+from ucore.errors import ConfigError, without_secrets
+from ucore.files import parse_json
+
+# What Python's own parsers raise on texts that are no code, or are meant to break them.
+UNREADABLE = (SyntaxError, tokenize.TokenError, ValueError, TypeError, MemoryError, RecursionError)
 
 
 class Parameter(NamedTuple):
@@ -39,7 +42,8 @@ def find_notebook(name: str | Path) -> Path:
     wanted = str(name).removesuffix(".ipynb")
     if wanted in found:
         return found[wanted]
-    matches = [stem for stem in found if wanted.isdecimal() and re.match(rf"0*{int(wanted)}_", stem)]
+    number = wanted.lstrip("0") or "0"
+    matches = [stem for stem in found if wanted.isdecimal() and re.match(rf"0*{number}_", stem)]
     if len(matches) == 1:
         return found[matches[0]]
     if matches:
@@ -62,7 +66,7 @@ def notebook_parameters(path: str | Path) -> dict[str, Parameter]:
         statements = ast.parse(source).body
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         comments = {t.start[0]: t.string.lstrip("# ").rstrip() for t in tokens if t.type == tokenize.COMMENT}
-    except SyntaxError as error:
+    except UNREADABLE as error:
         raise ConfigError(f"The parameters cell of {path} is not plain Python: {error}.") from error
     parameters = {}
     for statement in statements:
@@ -71,8 +75,8 @@ def notebook_parameters(path: str | Path) -> dict[str, Parameter]:
             continue
         try:
             default = None if statement.value is None else ast.literal_eval(statement.value)
-        except ValueError as error:
-            text = ast.unparse(statement)
+        except UNREADABLE as error:
+            text = ast.get_source_segment(source, statement) or targets[0].id
             raise ConfigError(f"In the parameters cell of {path}, {text!r} must assign a plain value.") from error
         parameters[targets[0].id] = Parameter(default, comments.get(statement.end_lineno or statement.lineno, ""))
     return parameters
@@ -96,10 +100,21 @@ def notebook_title(path: Path) -> str:
 def notebook_cells(path: Path) -> list[dict[str, Any]]:
     # Plain JSON, because importing nbformat costs more than a second and a typo should be refused at once.
     try:
-        cells = json.loads(path.read_text("utf-8"))["cells"]
-        return [{"metadata": {}, **cell} for cell in cells]
+        cells = [{"metadata": {}, **cell} for cell in parse_json(path.read_text("utf-8"))["cells"]]
+        if not all(map(_is_cell, cells)):
+            raise ValueError("a cell is damaged")
+        return cells
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not a Jupyter notebook (format 4): {error!r}.") from error
+        reason = "it has no cells" if isinstance(error, KeyError | TypeError) else str(error)
+        raise ConfigError(f"{path} is not a Jupyter notebook (format 4): {reason}.") from error
+
+
+def _is_cell(cell: Mapping[str, Any]) -> bool:
+    source, metadata = cell.get("source"), cell["metadata"]
+    lines = source if isinstance(source, list) else [source]
+    if not all(isinstance(line, str) for line in (*lines, cell.get("cell_type"))) or not isinstance(metadata, dict):
+        return False
+    return isinstance(metadata.get("tags", []), list)
 
 
 def code_cells(path: Path) -> list[str]:
@@ -134,7 +149,10 @@ def parse_parameters(items: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"{item!r} is not a parameter: write name=value, for instance -p seed=1")
         if name in parameters:
             raise ConfigError(f"The parameter {name!r} is given twice; keep one of them.")
-        parameters[name] = _value(text.strip())
+        try:
+            parameters[name] = _value(text.strip())
+        except RecursionError as error:
+            raise ConfigError(f"The parameter {name!r} holds brackets in brackets; write name=[1, 2].") from error
     return parameters
 
 
@@ -159,6 +177,11 @@ def checked_parameters(path: Path, parameters: Mapping[str, Any]) -> dict[str, A
     declared = notebook_parameters(path)
     checked = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in parameters.items()}
     for name, value in checked.items():
+        if isinstance(value, str) and without_secrets(value) != value:  # an executed notebook shows its parameters
+            raise ConfigError(
+                f"The parameter {name!r} of {path.stem} holds an address with a password or a key, which would be "
+                "written into the executed notebook. Fetch the file first and give its path, or use an address without."
+            )
         if name not in declared:
             known = did_you_mean(name, declared) or f"; it has {', '.join(declared) or 'none'}"
             raise ConfigError(f"{name!r} is not a parameter of {path.stem}{known}")

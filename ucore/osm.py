@@ -4,7 +4,6 @@ Everything in an extract was typed by strangers: control characters are stripped
 Bounds are always (west, south, east, north) in degrees of EPSG:4326.
 """
 
-import json
 import math
 import unicodedata
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ucore.errors import ConfigError, DataError
+from ucore.files import parse_json
 
 if TYPE_CHECKING:
     import geopandas
@@ -218,7 +218,7 @@ def _properties(row: dict[str, Any]) -> dict[str, Any]:
     nested = row.get("tags")
     if isinstance(nested, str) and nested.startswith("{"):
         try:
-            nested = json.loads(nested)
+            nested = parse_json(nested)
         except ValueError:
             nested = None
     return {**row, **nested, "tags": None} if isinstance(nested, dict) else row

@@ -124,7 +124,7 @@ def _picture(path: Path) -> tuple[str, str] | None:
                 buffer = io.BytesIO()
                 small.save(buffer, "WEBP", quality=85)
                 raw, kind = buffer.getvalue(), "webp"
-    except (OSError, SyntaxError, ValueError):  # Pillow's own of a damaged PNG are of these kinds
+    except Exception:  # Pillow raises nearly anything on damaged bytes
         return None
     return f"data:image/{kind};base64,{base64.b64encode(raw).decode('ascii')}", alt
 
@@ -137,7 +137,7 @@ def _map(reports: Reports, root: Path, out: Path) -> str:
     own = [report for report in reports if report["name"].startswith("01_")]
     if path.stat().st_size > MAP_BYTES or not own or not all(report["simulated"] for report in own):
         return link
-    text = html.escape(path.read_text("utf-8"), quote=True)
+    text = html.escape(path.read_text("utf-8", "replace"), quote=True)
     return f'{link}<iframe title="Map of the simulated samples" sandbox="allow-scripts" srcdoc="{text}"></iframe>'
 
 

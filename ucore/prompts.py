@@ -76,8 +76,11 @@ def load_prompt(name: str = PAPER) -> Prompt:
             f"There is no prompt {name!r}{did_you_mean(name, known)}. Choose one of {', '.join(known)}, or give the "
             "path of a text file."
         )
-    with open(path, "rb") as stream:
-        data = stream.read(MOST_BYTES + 1)
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"Cannot read the prompt {path} ({error.strerror}). Check its permissions.") from error
     try:
         content = data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -162,7 +162,7 @@ def number(cell: str, column: str, where: str) -> float:
         value = float(cell.replace(",", ".") if "." not in cell else cell)
     except ValueError:
         value = math.inf
-    if math.isinf(value):
+    if math.isinf(value) or "_" in cell:
         raise DataError(f"{column} is {cell[:40]!r} in {where}; it must be a number. Correct that cell.")
     return value
 

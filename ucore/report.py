@@ -16,7 +16,6 @@
                                      queries behind it; the last three may be null, a label has a metric once
 """
 
-import json
 import math
 import re
 import time
@@ -27,8 +26,8 @@ from typing import Any
 import numpy as np
 
 import ucore
-from ucore.errors import ConfigError, DataError
-from ucore.files import atomic_path, write_json
+from ucore.errors import ConfigError, DataError, without_secrets
+from ucore.files import atomic_path, parse_json, write_json
 from ucore.notebooks import code_cells, find_notebook
 from ucore.origin import UNKNOWN, code_key, data_key, git_commit, machine_facts
 
@@ -56,6 +55,8 @@ METRIC_KEYS: dict[str, Any] = {
     **{"low": NUMBER_OR_NULL, "high": NUMBER_OR_NULL, "n": (int, type(None))},
 }
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
+MOST = 1e300  # JSON may hold whole numbers that no float does
 _ABSOLUTE_FOLDERS = re.compile(r"(?<![\w.~/:-])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])+")
 
 
@@ -82,7 +83,7 @@ class Report:
         data: str | Path | None = None,
     ):
         """dataset: what the data are called; data: their folder, whose files the report's key `data` stands for."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        if not NAME.fullmatch(name):
             raise ConfigError(f"{name!r} cannot name a report; use letters, digits, '.', '_' and '-'.")
         self.path = Path(root) / name / "metrics.json"
         self.seconds: dict[str, float] = {}
@@ -142,7 +143,7 @@ def load_report(path: str | Path) -> dict[str, Any]:
     Raises DataError that names the file and what is missing, of the wrong type, or not finite.
     """
     try:
-        document = json.loads(Path(path).read_text("utf-8"))
+        document = parse_json(Path(path).read_text("utf-8"))
     except OSError as error:
         raise DataError(
             f"Cannot read the report {path} ({error.strerror}); run the notebook that writes it."
@@ -170,7 +171,7 @@ def _plain(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    return _ABSOLUTE_FOLDERS.sub(".../", str(value))
+    return _ABSOLUTE_FOLDERS.sub(".../", without_secrets(str(value)))
 
 
 def _check(document: Any, path: str | Path) -> None:
@@ -181,6 +182,8 @@ def _check(document: Any, path: str | Path) -> None:
     _check_keys(document, {"date": str} if "date" in document else {}, where)
     if any(value < 0 for value in document["seconds"].values()):
         raise DataError(f"{where}, seconds: one is negative; write the report again.")
+    if not NAME.fullmatch(document["name"]):  # it becomes part of paths
+        raise DataError(f"{where}: {document['name']!r} cannot name a report; write the report again.")
     check_metrics(document, where)
 
 
@@ -209,7 +212,7 @@ def _check_keys(value: Any, schema: Mapping[str, Any], where: str) -> None:
         if key not in value:
             raise DataError(f"{where}: {key!r} is missing; write the report again.")
         item = value[key]
-        right = type(item) in kinds and not (isinstance(item, float) and not math.isfinite(item))
+        right = type(item) in kinds and not (isinstance(item, int | float) and not abs(item) < MOST)
         if not right:
             expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise DataError(f"{where}: {key!r} is {item!r:.60}, expected {expected}; write the report again.")

@@ -167,8 +167,8 @@ class _Run:
         reports = Path(task.parameters.get("reports", declared["reports"].default))
         made = set()
         for other in self.tasks:
-            record = read_json(self.out / other.path.stem / RECORD) or {}
-            made |= {Path(path).parent.name for path in record.get("files", {}) if Path(path).name == "metrics.json"}
+            record = _record(self.out / other.path.stem)
+            made |= {Path(path).parent.name for path in record["files"] if Path(path).name == "metrics.json"}
         present = {path.parent.name for path in reports.glob("*/metrics.json")}
         return {**task.parameters, "expected": sorted(made), "keep": sorted(present - made)}
 
@@ -241,10 +241,22 @@ def _content(reports: Path) -> list[Any]:
 
 def finished(folder: Path, key: str) -> float | None:
     """The seconds that a finished run with this key took, where all its files are as it left them; else None."""
-    record = read_json(folder / RECORD)
-    if not isinstance(record, dict) or record.get("key") != key or not isinstance(record.get("files"), dict):
+    record = _record(folder)
+    if record.get("key") != key:
         return None
     for name, known in record["files"].items():
         if not os.path.isfile(name) or file_hash(name) != known:
             return None
-    return float(record.get("seconds", 0.0))
+    return float(record["seconds"])
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What a finished run noted in its folder; no files where it did not, or not so."""
+    record = read_json(folder / RECORD)
+    if (
+        isinstance(record, dict)
+        and isinstance(record.get("files"), dict)
+        and type(record.get("seconds")) in (int, float)
+    ):
+        return record | {"seconds": min(max(record["seconds"], 0), 10**9)}
+    return {"files": {}, "seconds": 0.0}

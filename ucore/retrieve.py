@@ -90,7 +90,10 @@ class Searcher:
 
     @property
     def temperature(self) -> float:
-        return float(self.index.card["temperature"])
+        value = self.index.card.get("temperature")
+        if not isinstance(value, int | float) or not 0 < value < 1e6:
+            raise DataError(f"The index in {self.folder} does not say its encoder's temperature. Build it again.")
+        return float(value)
 
     @cached_property
     def text_encoder(self) -> TextEncoder:

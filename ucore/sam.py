@@ -50,7 +50,7 @@ def load_sam(spec: str, device: str = "auto") -> Sam:
     _check_type(state, kind, source)
     with torch.random.fork_rng(devices=[]):  # the values drawn here are overwritten; the caller's are not disturbed
         sam = sam_model_registry[kind]()
-    fill(sam, {name: value.float() for name, value in state.items()}, source)
+    fill(sam, state, source)
     return sam.to(device).eval()
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from ucore.answers import Answer
 from ucore.errors import DataError, UserError
 from ucore.explain import explain, explanation_html
+from ucore.files import parse_json
 from ucore.filters import Filter
 from ucore.found_figures import plot_answer
 from ucore.heat import SCRIPTS, Layer, heat_map, layer_update, search_page, tile_columns, tile_table
@@ -211,7 +212,7 @@ class SearchBox(ipw.VBox):
     def _on_message(self, _: Any) -> None:
         """What was clicked or drawn on the map; the text comes from a page, so that nothing of it is taken on trust."""
         try:
-            said = json.loads(self.message.value)
+            said = parse_json(self.message.value)
             self._obey(said if isinstance(said, dict) else {})
         except UserError as error:
             self.error = str(error)
@@ -254,8 +255,7 @@ class SearchBox(ipw.VBox):
         """The filters as they are set. Raises ConfigError for what cannot be meant."""
         domains = (self.domain_box.value,) if self.domain_box.value else ()
         tags = tuple(part for part in str(self.tag_box.value).replace(",", " ").split() if part)
-        box: Any = tuple(self._area["box"]) if "box" in self._area else None
-        where = Filter(domains=domains, tags=tags, box=box, polygon=self._area.get("polygon"))
+        where = Filter(domains=domains, tags=tags, box=self._area.get("box"), polygon=self._area.get("polygon"))
         return None if where.empty else where
 
     def _search(self, raising: bool = False) -> None:

@@ -7,7 +7,6 @@ OUT/felzenszwalb-0123456789abcdef/
 OUT/felzenszwalb-0123456789abcdef-features-*/           features of crops, likewise
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ucore.errors import DataError
-from ucore.files import atomic_path, content_hash, write_json
+from ucore.files import atomic_path, content_hash, read_json, write_json
 from ucore.masks import Segments
 from ucore.store import PartStore
 
@@ -59,7 +58,10 @@ class SegmentStore:
         if path.is_file():
             try:
                 table = pq.read_table(path)
-                self._keys = dict(zip(table["sample_id"].to_pylist(), table["key"].to_pylist(), strict=True))
+                names, keys = table["sample_id"].to_pylist(), table["key"].to_pylist()
+                if not all(isinstance(text, str) for text in (*names, *keys)):
+                    raise ValueError("a name is no text")
+                self._keys = dict(zip(names, keys, strict=True))
             except (pa.ArrowException, OSError, ValueError, KeyError) as error:
                 raise DataError(f"{path} is damaged. Delete it and repeat ucore segment.") from error
 
@@ -96,7 +98,15 @@ class SegmentStore:
             reason = self.parts.reasons().get(key)
             why = f"its image cannot be used ({reason})" if reason else "not done yet; repeat ucore segment"
             raise DataError(f"There are no segments of {sample_id!r} in {self.folder}: {why}.")
-        return segments_of(self.parts.row(key))
+        try:
+            segments = segments_of(self.parts.row(key))
+            segments.require_whole()
+        except (DataError, ValueError, TypeError, OverflowError) as error:
+            raise DataError(
+                f"The segments of {sample_id!r} in {self.folder} are damaged ({error}). Repeat ucore segment with "
+                "another --out."
+            ) from error
+        return segments
 
     def __iter__(self) -> Iterator[tuple[str, Segments]]:
         """Sample and segments in order; what is not there is passed over. Few parts are in memory at once."""
@@ -119,8 +129,8 @@ class SegmentStore:
         """Settings of all that `feature_store` has made so far of these segments."""
         found = []
         for path in sorted(self.folder.parent.glob(f"{self.folder.name}-features-*/settings.json")):
-            settings = json.loads(path.read_text("utf-8"))
-            if settings.pop("segments", None) == self.parts.settings:
+            settings = read_json(path)
+            if isinstance(settings, dict) and settings.pop("segments", None) == self.parts.settings:
                 found.append(settings)
         return found
 

@@ -14,7 +14,7 @@ import ucore
 from ucore.errors import ConfigError, DataError
 from ucore.files import atomic_path, content_hash
 from ucore.geo import MERCATOR_LIMIT, Bounds, ground_resolution
-from ucore.tiles import Tiles, decode_tile
+from ucore.tiles import Tiles, decode_tile, read_tile
 
 ATTEMPTS = 5
 TIMEOUT = (10.0, 30.0)  # seconds to connect, and between two pieces of an answer
@@ -53,8 +53,9 @@ class TileServer(Tiles):
         tms: bool = False,
         backoff_s: float = 1.0,
     ):
+        self.template = _checked(template)
         parts = urlsplit(template)
-        self.template, self.host = _checked(template), parts.netloc.rpartition("@")[2]
+        self.host = parts.netloc.rpartition("@")[2]
         if not attribution.strip():
             raise ConfigError(
                 f"Tiles of {self.host} may be used by its terms only: name its owner with --attribution, for example "
@@ -82,8 +83,11 @@ class TileServer(Tiles):
                 decode_tile(data, f"The answer to {self._shown(x, y)}")  # before it is kept
             with atomic_path(path) as temporary:
                 temporary.write_bytes(data)
-        data = path.read_bytes()
-        return decode_tile(data, str(path)) if data else None
+        try:
+            empty = path.stat().st_size == 0
+        except OSError:
+            empty = False
+        return None if empty else read_tile(path)
 
     def requests(self, windows: Sequence[Bounds]) -> int:
         """How many tiles the cache lacks. Raises ConfigError when they are more than `most_tiles`."""
@@ -160,7 +164,10 @@ class TileServer(Tiles):
 
 def _checked(template: str) -> str:
     """The template. Raises ConfigError for one that names no tiles."""
-    parts = urlsplit(template)
+    try:
+        parts = urlsplit(template)
+    except ValueError as error:
+        raise ConfigError("The tile address cannot be read; it looks like https://HOST/{z}/{x}/{y}.jpg.") from error
     fields = set(re.findall(r"\{[^{}]*\}", template))
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"{template!r} is not an http(s) address. Give one with {{z}}, {{x}} and {{y}}, or a folder.")
@@ -188,5 +195,5 @@ def retry_after(text: str) -> float:
         return float(text)
     try:
         return min(max(0.0, parsedate_to_datetime(text).timestamp() - time.time()), 3600.0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from ucore.archives import JUNK
 from ucore.errors import DataError, UserError
-from ucore.files import atomic_path, content_hash
+from ucore.files import atomic_path, content_hash, parse_json
 from ucore.images import find_bad_images, someone_looks
 from ucore.manifest import COLUMNS, Manifest, Names, few
 from ucore.readers import Entry, check_captions, number, of_split, read_text, say
@@ -138,7 +138,7 @@ def _indexed(file: Path, index: Path) -> list[Entry]:
     info = file.stat()
     kept = index / f"{content_hash(VERSION, str(file), info.st_size, info.st_mtime_ns)}.json"
     with suppress(OSError, ValueError):
-        return json.loads(kept.read_text("utf-8"))
+        return parse_json(kept.read_text("utf-8"))
     entries = list(_parquet(file) if file.suffix == ".parquet" else _tar(file))
     if not entries:
         raise DataError(f"{file} holds no picture ({', '.join(sorted(PICTURES))}). Is it a shard?")
@@ -172,7 +172,7 @@ def _tar(path: Path) -> Iterator[Entry]:
                     facts = _facts(stream.read() if stream else b"", kind.lower(), f"{member.name} in {path}")
                     group["facts"] = {**facts, **group["facts"]} if kind != "json" else {**group["facts"], **facts}
             _require_end(path, tar.offset)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise DataError(f"{path} is not a whole, uncompressed tar file ({error}). Fetch it again.") from error
     yield from _complete(group, path)
 
@@ -189,7 +189,7 @@ def _require_end(path: Path, offset: int) -> None:
 def _facts(data: bytes, kind: str, where: str) -> dict[str, Any]:
     try:
         text = data.decode("utf-8-sig")
-        facts = json.loads(text) if kind == "json" else {"txt": text}
+        facts = parse_json(text) if kind == "json" else {"txt": text}
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is no {kind} in UTF-8 of at most {SMALL:,} bytes. Correct it.") from error
     if not isinstance(facts, dict):
@@ -302,7 +302,7 @@ def _row(entry: Entry) -> Entry:
     try:
         row["footprint"] = shapely.from_wkt(entry["footprint"]) if entry["footprint"] else None
     except shapely.errors.ShapelyError as error:
-        raise DataError(f"The footprint of {entry['sample_id']} is no geometry in WKT. Correct it.") from error
+        raise DataError(f"The footprint of {entry['image']} is no geometry in WKT. Correct it.") from error
     return row
 
 

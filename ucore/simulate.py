@@ -20,7 +20,7 @@ import numpy as np
 
 from ucore.countries import Camera, country_camera, country_style
 from ucore.errors import ConfigError, DataError
-from ucore.files import atomic_path, only_writer, require_writable, write_json
+from ucore.files import atomic_path, only_writer, read_json, require_writable, write_json
 from ucore.manifest import Manifest
 from ucore.processes import cores, death_told, end_with_parent
 from ucore.simulated_set import (
@@ -195,7 +195,14 @@ def make_tiles(out: Path, name: str, city: "City", spots: list[Spot], camera: Ca
             with death_told(), _without_opencv_threads(), pool:
                 for done in pool.map(_make_part, missing):
                     bar.update(done)
-    return [row for path, _ in parts for row in json.loads(path.read_text("utf-8"))]
+    return [row for path, spots in parts for row in _read_part(path, len(spots))]
+
+
+def _read_part(path: Path, count: int) -> list[dict[str, Any]]:
+    rows = read_json(path)
+    if not isinstance(rows, list) or len(rows) != count or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path} is damaged. Delete that file and repeat the command: its tiles are made again.")
+    return rows
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 
 from ucore.countries import COUNTRIES, Camera, country_camera, country_style
 from ucore.errors import ConfigError, DataError
-from ucore.files import atomic_path, write_json
+from ucore.files import atomic_path, parse_json, write_json
 from ucore.manifest import SIMULATED, Manifest
 
 if TYPE_CHECKING:
@@ -129,9 +129,9 @@ def is_complete(out: Path, config: SimulationConfig) -> bool:
     wanted, card = settings_of(config), out / DATASET_FILE
     if card.is_file():
         try:
-            found = json.loads(card.read_text("utf-8"))
-            settings, complete = found["settings"], found["complete"]
-        except (ValueError, KeyError, TypeError) as error:
+            found = parse_json(card.read_text("utf-8"))
+            settings, complete = dict(found["settings"]), found["complete"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{card} is damaged. Remove the folder {out}, or choose another --out.") from error
         for name in wanted:
             if settings.get(name) != wanted[name]:

@@ -8,13 +8,13 @@ The CSV files may lie in dataframe/. SkyScript's own metadata are pickles, which
 """
 
 import ast
-import json
 import math
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ucore.archives import open_folder
 from ucore.errors import DataError
+from ucore.files import parse_json
 from ucore.manifest import Manifest, Names, few
 from ucore.readers import (
     Entry,
@@ -136,7 +136,7 @@ def _value(cell: Any, where: str, as_list: bool = False) -> Any:
     value = cell.tolist() if hasattr(cell, "tolist") else cell
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError:
             try:
                 value = ast.literal_eval(value)
@@ -146,7 +146,10 @@ def _value(cell: Any, where: str, as_list: bool = False) -> Any:
                 ) from error
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return []
-    return [value] if as_list and isinstance(value, dict | str) else value
+    value = [value] if as_list and isinstance(value, dict | str) else value
+    if not isinstance(value, list | tuple):
+        raise DataError(f"{str(value)[:60]!r} in {where} is not a list. Correct it.")
+    return value
 
 
 def _pairs(tags: Any, where: str) -> list[str]:
@@ -161,12 +164,12 @@ def _place(cell: Any, where: str) -> dict[str, Any]:
     """lon, lat and footprint of a box; nothing where there is none."""
     from shapely.geometry import box
 
-    values = list(_value(cell, where))
+    values = _value(cell, where)
     if not values:
         return {}
     try:
         west, south, east, north = (float(value) for value in values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"The box {values!r} in {where} is not four numbers. Correct it.") from error
     if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
         swapped = -180 <= south < north <= 180 and -90 <= west < east <= 90
@@ -195,7 +198,10 @@ def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
         rows = [item for _, item in load_json_lines(path)]
     elif path.suffix == ".json":
         content = load_json(path)
-        rows = [{"filepath": k, **v} for k, v in content.items()] if isinstance(content, dict) else content
+        rows = content
+        if isinstance(content, dict):
+            rows = [{"filepath": name, **facts} for name, facts in content.items() if isinstance(facts, dict)]
+            rows = rows if len(rows) == len(content) else None
     else:
         rows = _parquet(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) and row.get("filepath") for row in rows):

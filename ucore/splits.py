@@ -8,7 +8,6 @@ into square blocks, blocks are given to splits, and samples too close to a later
 """
 
 import itertools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from ucore.blocks import DomainDraw, block_sides, near, nearest, places
 from ucore.duplicates import MAX_DISTANCE, near_duplicates, normal_caption
 from ucore.errors import ConfigError, DataError
-from ucore.files import content_hash, write_json
+from ucore.files import content_hash, parse_json, write_json
 from ucore.manifest import Manifest, few
 
 FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -189,7 +188,7 @@ def load_split(manifest: Manifest, path: str | Path) -> Manifest:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = parse_json(path.read_text("utf-8"))
         settings, key = dict(content["settings"]), content["content_key"]
         rows = [
             (name, (split, block))
@@ -201,9 +200,12 @@ def load_split(manifest: Manifest, path: str | Path) -> Manifest:
         listed = dict(rows)
         if len(listed) < len(rows) or not all(isinstance(name, str) for name in listed):
             raise ValueError("a name is listed twice, or is not text")
+        for name, share in settings.get("fractions", []):
+            if not isinstance(name, str) or not 0 < float(share) <= 1:
+                raise ValueError("a split has no share")
     except OSError as error:
         raise DataError(f"Cannot read the split {path} ({error.strerror}). Write it with save_split.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path} is not a split that save_split wrote. Write it again.") from error
     frame: Any = manifest.frame.copy()
     missing, extra = sorted(listed.keys() - set(frame["sample_id"])), sorted(set(frame["sample_id"]) - listed.keys())
@@ -214,7 +216,7 @@ def load_split(manifest: Manifest, path: str | Path) -> Manifest:
             if names
         ]
         raise DataError(
-            f"The split does not fit the dataset: of the images, {' and '.join(found)}. Split the dataset anew."
+            f"The split {path} does not fit the dataset: of the images, {' and '.join(found)}. Split the dataset anew."
         )
     if key != _places_key(manifest):
         raise DataError(f"Images of {path} have another domain or place in the dataset now. Split the dataset anew.")

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ucore.errors import ConfigError, DataError
-from ucore.files import atomic_path, explained, only_writer, require_writable, write_json
+from ucore.files import atomic_path, explained, only_writer, parse_json, require_writable, write_json
 
 ROWS, SECONDS = 256, 30.0  # a part is written when it has so many rows, or is so old
 PARTS_IN_MEMORY = 8  # of those read last, for looking rows up by key
@@ -196,8 +196,13 @@ class PartStore:
         try:
             # Not read_table(path): it would take a folder named key=value for a column.
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                return file.read(columns)
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+                if self.schema is not None and not file.schema_arrow.equals(self.schema):
+                    raise ValueError("other columns")
+                table = file.read(columns)
+                table["key"].cast(pa.string())
+                table.validate(full=True)  # before rows are made of it: pyarrow takes offsets on trust
+                return table
+        except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
             raise _damage(path) from error
 
     def _quarantine(self) -> list[dict[str, str]]:
@@ -206,10 +211,11 @@ class PartStore:
         entries = []
         for line in path.read_text("utf-8", errors="replace").split("\n") if path.is_file() else []:
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
             except ValueError:
                 continue
-            if isinstance(entry, dict) and {"key", "sample_id", "reason"} <= set(entry):
+            known = isinstance(entry, dict) and [entry.get(name) for name in ("key", "sample_id", "reason")]
+            if known and all(isinstance(text, str) for text in known):
                 entries.append(entry)
         return entries
 
@@ -222,7 +228,7 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        settings = json.loads(path.read_text("utf-8"))
+        settings = parse_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read. Choose another --out, or delete the folder it lies in.") from error
     if not isinstance(settings, dict):

@@ -12,7 +12,6 @@ from one that fits little. What it means, and what not:
 - hits of one query are ordered by their scores alone.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ucore.errors import DataError
+from ucore.files import parse_json
 
 SURENESS = "sureness.json"  # in the folder of an index
 MOST = 10  # hits of a query that are looked at
@@ -52,7 +52,12 @@ class Sureness:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> "Sureness | None":
-        return None if not values else cls(**values)
+        if not values:
+            return None
+        numbers = [value for value in values.values() if type(value) in (int, float) and abs(value) < 1e12]
+        if len(numbers) != len(values):
+            raise ValueError("a value is no number")
+        return cls(**values)
 
 
 def read_sureness(folder: Path) -> Sureness | None:
@@ -61,8 +66,8 @@ def read_sureness(folder: Path) -> Sureness | None:
     if not path.is_file():
         return None
     try:
-        return Sureness.from_dict(json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError) as error:
+        return Sureness.from_dict(parse_json(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged. Delete it, or build the index again.") from error
 
 

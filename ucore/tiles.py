@@ -109,7 +109,7 @@ class TileFolder(Tiles):
         _, south, east, _ = tile_bounds(max(columns), max(rows), zoom)
         self.bounds = (west, south, east, north)
         first = self.files[min(self.files)]
-        side = decode_tile(first.read_bytes(), str(first)).width
+        side = read_tile(first).width
         self.native_gsd_m = ground_resolution((south + north) / 2, zoom, side)
 
     def _list(self) -> dict[tuple[int, int], Path]:
@@ -125,7 +125,16 @@ class TileFolder(Tiles):
 
     def tile(self, x: int, y: int) -> Image.Image | None:
         path = self.files.get((x, y))
-        return None if path is None else decode_tile(path.read_bytes(), str(path))
+        return None if path is None else read_tile(path)
+
+
+def read_tile(path: Path) -> Image.Image:
+    """The file as `decode_tile` gives it. Raises DataError, also where it cannot be read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read {path} ({error.strerror}). Replace it or remove it.") from error
+    return decode_tile(data, str(path))
 
 
 def decode_tile(data: bytes, where: str) -> Image.Image:

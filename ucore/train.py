@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from ucore import distributed
 from ucore.alignment import SegmentSets
-from ucore.checkpoint import StartWeights, load_state, save_encoder, save_state
+from ucore.checkpoint import RESTART, STATE, StartWeights, load_state, resuming, save_encoder, save_state
 from ucore.config import TrainConfig
 from ucore.errors import ConfigError, UserError
 from ucore.evaluate import retrieval_metrics, retrieval_metrics_from_features, similarity_matrix
@@ -308,12 +308,15 @@ class Trainer:
             )
         if state is None:
             return False
-        refuse_other_run(self, state)
         self._start_weights.keep(self.encoder, towers=True)
-        restore(self, state)
+        with resuming(Path(self.out or ".") / STATE, RESTART):
+            refuse_other_run(self, state)
+            restore(self, state)
         self._phase, self.validated = None, {}
         if state["phase"] is not None:
-            self.phase.restore(state["phase"])
+            phase = self.phase
+            with resuming(Path(self.out or ".") / STATE, RESTART):
+                phase.restore(state["phase"])
         return True
 
     # --- bookkeeping ----------------------------------------------------------------------------------------

@@ -4,15 +4,15 @@ import contextlib
 import logging
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ucore.errors import CheckpointError
+from ucore.errors import CheckpointError, UserError
 from ucore.files import atomic_path
 
 
@@ -27,7 +27,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except (SafetensorError, OSError) as error:
+        except Exception as error:  # a header may claim kinds and sizes that torch does not have
             raise CheckpointError(f"{path} is cut short or not a safetensors file ({error}); copy it again") from error
     try:
         with warnings.catch_warnings(action="ignore"):  # of archives and pickles that are refused below
@@ -75,7 +75,32 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
         raise CheckpointError(
             f"Cannot load {what}: another architecture ({'; '.join(problems)}{more}); name the model it belongs to"
         )
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, quantised, or of no device
+        raise CheckpointError(
+            f"Cannot load {what}: its tensors are not plain numbers; save it as safetensors"
+        ) from error
+
+
+def read_state(path: Path, remedy: str, needed: Sequence[str]) -> dict[str, Any]:
+    """What a run left to go on from, read without running code. Raises CheckpointError, ending in `remedy`."""
+    with resuming(path, remedy):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not set(needed) <= set(state):
+            raise ValueError("something is missing")
+        return state
+
+
+@contextlib.contextmanager
+def resuming(path: Path, remedy: str) -> Iterator[None]:
+    """Turn whatever goes wrong within, but for what a user is told already, into one sentence about `path`."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # zip, pickle, torch and whoever uses the state each raise their own on damage
+        raise CheckpointError(f"{path} is damaged or of another version, so the run cannot go on; {remedy}") from error
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:

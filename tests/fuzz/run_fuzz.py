@@ -1,0 +1,45 @@
+"""`make fuzz`: every reader against many damaged files (UCORE_FUZZ_CASES each, or FUZZ=name of some), one table."""
+
+import faulthandler
+import multiprocessing
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", OMP_NUM_THREADS="1")
+
+from judge import Tally, fuzz  # noqa: E402
+from targets import TARGETS  # noqa: E402
+
+
+def measured(name: str, cases: int) -> Tally:
+    """In a process of its own: what a reader breaks, stays there."""
+    faulthandler.dump_traceback_later(3600, exit=True)
+    target = next(target for target in TARGETS if target.name == name)
+    with tempfile.TemporaryDirectory() as place:
+        return fuzz(target, Path(place), cases)
+
+
+def main() -> int:
+    cases, wanted = int(os.environ.get("UCORE_FUZZ_CASES", "10000")), os.environ.get("FUZZ", "")
+    print(f"{'reader':<24}{'cases':>8}{'worked':>8}{'refused':>9}{'wrong':>7}{'seconds':>9}", flush=True)
+    wrong = 0
+    for target in (target for target in TARGETS if wanted in target.name):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            answer = pool.apply_async(measured, (target.name, cases))
+            try:
+                tally = answer.get(3700)
+            except multiprocessing.TimeoutError:
+                tally = Tally(target.name, count_wrong=1, wrong={"?": f"{target.name}: it hung or crashed"})
+        print(f"{tally.name:<24}{tally.cases:>8,}{tally.worked:>8,}{tally.refused:>9,}{tally.count_wrong:>7,}"
+              f"{tally.seconds:>9.1f}", flush=True)  # fmt: skip
+        for told in tally.wrong.values():
+            print(f"\n{told}\n", flush=True)
+        wrong += tally.count_wrong
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
