@@ -101,6 +101,7 @@ ORDER = [
         "report",
     ),
     *(
+        "places",
         "columns",
         "filters",
         "filter_sql",
@@ -109,6 +110,7 @@ ORDER = [
         "index_rows",
         "index_files",
         "index_flat",
+        "lance_tables",
         "index_lance",
         "index",
     ),

@@ -24,7 +24,7 @@ import pyarrow as pa
 from ucore.errors import DataError
 from ucore.files import atomic_path, content_hash, explain, only_writer, require_writable, write_json
 
-FORMAT = 1
+FORMAT = 2  # 1 had no column content
 NAME = "index.json"
 CHECKED = 2**26  # files up to 64 MB are read through and compared with their checksum whenever they are opened
 PIECE = 2**24  # bytes of a checksum at a time
