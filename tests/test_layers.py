@@ -141,6 +141,7 @@ ORDER = [
         "adapt_probes",
         "query_figures",
         "explain",
+        "found_cards",
         "found_figures",
         "heat",
         "search_box",

@@ -171,6 +171,11 @@ class TestBuilding:
         now = state_of(index)
         assert now[f"image:{names[1]}"] == pytest.approx(was[f"image:{names[5]}"], abs=1e-5)
         assert {item: now[item] for item in now.keys() - own} == {item: was[item] for item in was.keys() - own}
+        (tmp_path / "data" / pictures[0]).rename(tmp_path / "away")
+        with pytest.raises(DataError, match=f"images of {names[0]} are not in"):
+            build_index(*common, masks, 2, progress=False)  # before anything is taken out
+        (tmp_path / "away").rename(tmp_path / "data" / pictures[0])
+        assert state_of(GalleryIndex.open(tmp_path / "index")) == now
         added.clear()
         manifest.frame.at[2, "tags"] = ["leisure=park"]
         index = build_index(*common, progress=False)  # without masks, segments stay; those of old pixels do not

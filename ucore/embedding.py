@@ -22,7 +22,7 @@ from ucore.alignment import SegmentBranch, SegmentPool, SegmentSets, present_of
 from ucore.checkpoint import load_bank, load_checkpoint
 from ucore.checkpoint_files import WEIGHTS
 from ucore.config import TrainConfig
-from ucore.crop_features import image_keys, segment_features
+from ucore.crop_features import UNHASHED, image_keys, segment_features
 from ucore.errors import ConfigError, DataError
 from ucore.features import embed_images, embed_texts
 from ucore.files import content_hash, file_hash
@@ -130,12 +130,15 @@ class Contents:
     """Keys of what the items of a manifest are made of: bytes of the image or words, with all that the index says of
     them; of segments also how they were cut.
 
-    Raises DataError where an image has changed since `store` was made.
+    Raises DataError where an image is not there, or has changed since `store` was made.
     """
 
     def __init__(self, manifest: Manifest, store: SegmentStore | None, count: int, background: str) -> None:
         frame, keys = manifest.frame, image_keys(manifest)
         names = [str(name) for name in frame["sample_id"]]
+        absent = [name for name, key in zip(names, keys, strict=True) if key.startswith(UNHASHED)]
+        if absent:
+            raise DataError(f"The images of {few(absent)} are not in {manifest.root} any more. Read the dataset again.")
         self.cut = None
         if store is not None:
             changed = [name for name, key in zip(names, keys, strict=True) if store.key(name) != key]

@@ -42,7 +42,9 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f"{path} is damaged. Build the index again, or restore that file.") from error
     if manifest.get("format") != FORMAT:
-        raise DataError(f"{path} has format {manifest.get('format')!r}, this ucore reads {FORMAT}. Build it again.")
+        raise DataError(
+            f"{path} has format {manifest.get('format')!r}, this ucore reads {FORMAT}. Remove and build it again."
+        )
     if checksum != content_hash(manifest):
         raise DataError(f"{path} is damaged: its checksum differs. Build the index again, or restore that file.")
     return manifest

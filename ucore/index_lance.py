@@ -85,7 +85,7 @@ class LanceEngine:
             about = json.loads(table.to_arrow()["about"][0].as_py())
             if about["format"] != FORMAT:
                 raise DataError(
-                    f"{self.uri} has format {about['format']!r}, this ucore reads {FORMAT}. Build it again."
+                    f"{self.uri} has format {about['format']!r}, this ucore reads {FORMAT}. Remove and build it again."
                 )
             self.card, self.dim, self.bias = about["card"], int(about["dim"]), bool(about["bias"])
             self._about: dict[str, Any] = about

@@ -15,7 +15,7 @@ How far off it is, is measured on captions that it was not fitted to: two curves
 what the other half's hits are worth. The curve that is kept is fitted to both. `reliability` asks another split.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -154,7 +154,8 @@ def fit_sureness(
     curve = _curve(x, y)
     if curve is None:
         return None
-    fitted = Sureness(*curve, len(scores), len(y), float(y.mean()))
+    slope, own, offset = curve
+    fitted = Sureness(slope, own, offset, len(scores), len(y), float(y.mean()))
     second = np.repeat(np.unique(owner, return_inverse=True)[1] % 2 == 1, np.shape(scores)[1])[known]
     said = np.full(len(y), np.nan)
     for half in (second, ~second):
@@ -166,7 +167,7 @@ def fit_sureness(
     return replace(fitted, error=error, bins=bins)
 
 
-def _curve(x: np.ndarray, y: np.ndarray) -> Sequence[float] | None:
+def _curve(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float] | None:
     """Slope, own and offset of the curve through points, float64 (N, 2), that are right, bool (N,), or not."""
     wins, count = int(y.sum()), len(y)
     if count < FEWEST or wins in (0, count):
