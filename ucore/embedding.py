@@ -77,9 +77,7 @@ def build_index(
     if segments is not None:
         maker.add_segments(segments, segment_count)
     sure = measure_sureness(index, bank, card["temperature"])
-    kept = None if sure is None else sure.to_dict()
-    if index.note(SURENESS) != kept:
-        index.keep(SURENESS, kept)
+    index.keep(SURENESS, None if sure is None else sure.to_dict())
     return index
 
 
