@@ -3,6 +3,7 @@
 The store is a folder behind Lance's own object store code (file-object-store://), which knows no locks.
 """
 
+import inspect
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from makers_index import CARD, DIM, make_features, make_rows, state_of
 from ucore.embedding import build_index
 from ucore.errors import ConfigError, DataError
 from ucore.filters import Filter
-from ucore.index import GalleryIndex
+from ucore.index import ENGINES, Engine, GalleryIndex
 from ucore.places import place_of
 from ucore.retrieve import Searcher
 
@@ -34,6 +35,14 @@ def test_a_place_is_a_folder_or_an_address():
     ):
         with pytest.raises(ConfigError, match=told):
             place_of(address)
+
+
+def test_both_engines_do_all_that_an_engine_does():
+    parts = {name for name in (*vars(Engine), *Engine.__annotations__) if not name.startswith("_")}
+    assert len(parts) > 18
+    for engine in (ENGINES["flat"], ENGINES["lance"]):
+        source = inspect.getsource(engine)
+        assert [name for name in parts if not hasattr(engine, name) and f"self.{name}" not in source] == []
 
 
 @pytest.fixture

@@ -43,6 +43,11 @@ class Engine(Protocol):
     """
 
     place: Place
+    version: int  # grows with every change
+    card: dict[str, Any]
+    dim: int
+    bias: bool  # whether the rows have a hub_bias
+    limit: int
 
     def __init__(self, place: Place) -> None: ...
     @classmethod
@@ -76,7 +81,7 @@ def engine_at(place: Place) -> Any:
     if isinstance(place, str) or LanceEngine.exists(place):
         return LanceEngine
     known = read_json(place / NAME)
-    name = known.get("engine", "flat") if isinstance(known, dict) else "flat"
+    name = str(known.get("engine", "flat")) if isinstance(known, dict) else "flat"
     if name not in ENGINES:
         raise ConfigError(f"{place} was made with the engine {name!r}: import what adds it to ucore.index.ENGINES")
     return ENGINES[name]
