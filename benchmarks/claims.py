@@ -23,6 +23,7 @@ from typing import Any
 ROWS = "UCORE_BENCHMARK_ROWS"  # a file that `claim` adds lines to
 SERIES = {
     "feature_extraction": (),
+    "embedding": (),
     "loading": (),
     "evaluation": (),
     "train_step": ("--quick",),

@@ -65,6 +65,30 @@ def test_the_encoder_embeds(tmp_path, monkeypatch):
     assert features.shape == (2, encoder.embed_dim)
 
 
+def test_the_engine_finds_and_is_found_again(tmp_path, monkeypatch):
+    import numpy as np
+    from makers_index import CARD, DIM, make_features, make_rows
+
+    from ucore import index
+    from ucore.errors import ConfigError
+    from ucore.filters import Filter
+
+    monkeypatch.setattr(index, "ENGINES", dict(index.ENGINES))
+    engine = example("GraphEngine")["GraphEngine"]
+    index.GalleryIndex.create(tmp_path / "i", CARD, DIM, "graph").add(make_features(300), make_rows(300))
+    again = index.GalleryIndex.open(tmp_path / "i")
+    assert type(again._engine) is engine
+    asked, spain = make_features(20, 5), Filter(domains=("spain",))
+    for where in (None, spain):
+        near, right = (again.search(asked, 5, where, exact=exact) for exact in (False, True))
+        assert right.exact and not near.exact and near.allowed == right.allowed
+        assert np.mean([len(set(a) & set(b)) for a, b in zip(near.positions, right.positions, strict=True)]) > 4.5
+    assert set(again.rows(near.positions.ravel())["domain"]) == {"spain"}
+    del index.ENGINES["graph"]
+    with pytest.raises(ConfigError, match="made with the engine 'graph'"):
+        index.GalleryIndex.open(tmp_path / "i")
+
+
 # --- the public API -----------------------------------------------------------------------------------------------
 
 

@@ -75,7 +75,7 @@ def made_up(folder, tags: list[list[str]], angles: list[float]) -> Searcher:
     })  # fmt: skip
     index.add(features, rows)
     searcher = Searcher.__new__(Searcher)
-    searcher.index, searcher.folder = index, index.folder
+    searcher.index, searcher.place = index, index.place
     return searcher
 
 

@@ -7,7 +7,7 @@ from makers_search import unit
 
 from ucore.alignment import SegmentPool
 from ucore.fusion import fused
-from ucore.late import pool_score
+from ucore.late import pool_scores
 
 
 @pytest.mark.parametrize("kind", ["mean", "attention", "late"])
@@ -17,32 +17,45 @@ def test_pooling_is_that_of_torch(kind):
     for parameter in pool.parameters():
         torch.nn.init.normal_(parameter, 0, 0.5)
     rng = np.random.default_rng(0)
-    segments, text = unit(rng, 5, 16), unit(rng, 1, 16)
+    segments, texts = unit(rng, 5, 16), unit(rng, 3, 16)
     present = torch.ones(1, 5, dtype=torch.bool)
     with torch.inference_mode():
-        expected = pool(torch.from_numpy(segments[None]), present, torch.from_numpy(text)).item()
+        expected = pool(torch.from_numpy(segments[None]), present, torch.from_numpy(texts))[0].numpy()
     weights = {name: value.detach().numpy() for name, value in pool.state_dict().items()}
-    assert pool_score(kind, weights, segments, text[0]) == pytest.approx(expected, abs=1e-6)
+    assert pool_scores(kind, weights, segments, texts) == pytest.approx(expected, abs=1e-6)
 
 
-def test_hits_are_reranked_by_the_fused_score(search_place):
+@pytest.mark.parametrize("kind", ["mean", "late"])
+def test_hits_are_reranked_by_the_fused_score_with_the_bias_of_just_that_score(search_place, kind):
     from ucore.index import GalleryIndex
     from ucore.late import LateScores
 
-    index = GalleryIndex.open(search_place.index)
+    index, share, temperature = GalleryIndex.open(search_place.index), 0.25, 0.05
+    weights = {"log_temperature": np.log(np.float32(0.1))}
+    rng = np.random.default_rng(3)
     late = LateScores.__new__(LateScores)
-    late.index, late.kind, late.share, late._weights = index, "mean", 0.25, {}
+    late.index, late.kind, late.share, late._weights = index, kind, share, weights
+    late.temperature, late._biases = temperature, {}
+    late.texts = unit(rng, 9, index.dim)
     rows = index.rows(index.select("segment"))
     late._of = {name: index.select("segment")[(rows["sample_id"] == name).to_numpy()].tolist()
                 for name in set(rows["sample_id"])}  # fmt: skip
     images = index.select("image")
-    text = index.features(index.select("text")[:1])[0]
-    plain = index.scores(text[None], images)[0]
-    bias = index.rows(images)["hub_bias"].to_numpy(np.float32)
-    positions, scores = late.rerank(text, images, plain + bias)
     names = index.rows(images)["sample_id"]
-    pooled = np.array([pool_score("mean", {}, index.features(np.array(late._of[name])), text) for name in names])
-    expected = fused(plain[:, None], pooled[:, None].astype(np.float32), np.ones((len(images), 1), bool), 0.25)[:, 0]
-    order = np.argsort(-(expected + bias), kind="stable")
-    assert positions.tolist() == images[order].tolist()
-    assert scores == pytest.approx((expected + bias)[order], abs=1e-5)
+    del late._of[names[4]]  # one without segments: its own score and hub_bias
+    texts = np.concatenate([index.features(index.select("text")[:1]), late.texts])
+    pooled = np.zeros((len(images), len(texts)), np.float32)
+    for row, name in enumerate(names):
+        if name in late._of:
+            pooled[row] = pool_scores(kind, weights, index.features(np.array(late._of[name])), texts)
+    present = np.array([[name in late._of] for name in names])
+    scores = fused(index.scores(texts, images).T, pooled, present, share).astype(np.float64)
+    bias = -temperature * np.log(np.exp(scores[:, 1:] / temperature).mean(axis=1))  # `hubness`, written out
+    bias[4] = index.rows(images)["hub_bias"][4]
+    for correct in (False, True):
+        expected = scores[:, 0] + correct * bias
+        order = np.argsort(-expected, kind="stable")
+        for _ in range(2):  # once more, with what was kept
+            positions, found = late.rerank(texts[0], images, correct)
+            assert positions.tolist() == images[order].tolist()
+            assert found == pytest.approx(expected[order], abs=1e-5)

@@ -103,6 +103,7 @@ ORDER = [
         "report",
     ),
     *(
+        "places",
         "columns",
         "filters",
         "filter_sql",
@@ -111,6 +112,7 @@ ORDER = [
         "index_rows",
         "index_files",
         "index_flat",
+        "lance_tables",
         "index_lance",
         "index",
     ),
@@ -141,6 +143,7 @@ ORDER = [
         "adapt_probes",
         "query_figures",
         "explain",
+        "found_cards",
         "found_figures",
         "heat",
         "search_box",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from makers_index import state_of
 from makers_maps import make_places
 from makers_search import save_checkpoint
 
@@ -19,6 +20,7 @@ from ucore.hubness import hub_bias
 from ucore.index import GalleryIndex
 from ucore.manifest import Manifest
 from ucore.retrieve import Searcher
+from ucore.segments import segment_dataset
 
 QUERY = "a red round building stands at the left of green land ."
 
@@ -140,12 +142,51 @@ class TestBuilding:
         grown = build_index(search_place.checkpoint, later, tmp_path / "index", progress=False)
         known = known_items(grown)
         assert len(known) == 31 + 93
-        assert known[f"text:{later.frame['sample_id'][0]}#0"] == "another caption"
+        first = later.frame["sample_id"][0]
+        assert set(grown.rows(grown.find([f"image:{first}", f"text:{first}#0"]))["text"]) == {"another caption"}
         whole = Searcher(search_place.index).text(QUERY, k=36, group=False)
         part = Searcher(grown).text(QUERY, k=36, group=False)
         kept = [hit for hit in whole.hits if f"image:{hit.sample_id}" in known]
         assert [hit.sample_id for hit in part.hits] == [hit.sample_id for hit in kept]
         assert [hit.score for hit in part.hits] == pytest.approx([hit.score for hit in kept], abs=1e-5)
+
+    def test_other_pixels_tags_or_masks_under_an_old_name_are_noticed(self, search_place, tmp_path, monkeypatch):
+        shutil.copytree(search_place.data, tmp_path / "data")
+        manifest = Manifest(search_place.manifest.frame.iloc[:6].reset_index(drop=True), tmp_path / "data")
+        names, pictures = list(manifest.frame["sample_id"]), list(manifest.frame["image"])
+        masks = segment_dataset(manifest, "felzenszwalb", tmp_path / "masks", workers=1, progress=False)
+        common = (search_place.checkpoint, manifest, tmp_path / "index")
+        index = build_index(*common, masks, 2, progress=False)
+        before, was = known_items(index), state_of(index)
+        shutil.copy(tmp_path / "data" / pictures[5], tmp_path / "data" / pictures[1])
+        with pytest.raises(DataError, match=f"Changed since they were segmented: {names[1]}"):
+            build_index(*common, masks, 2, progress=False)
+        masks = segment_dataset(manifest, "felzenszwalb", tmp_path / "masks", workers=1, progress=False)
+        added = []
+        add = GalleryIndex.add
+        monkeypatch.setattr(GalleryIndex, "add", lambda *given: (added.extend(given[2]["item_id"]), add(*given)))
+        index = build_index(*common, masks, 2, progress=False)
+        own = {item for item in before if item.startswith((f"image:{names[1]}", f"segment:{names[1]}"))}
+        assert len(own) > 1 and set(added) == own
+        now = state_of(index)
+        assert now[f"image:{names[1]}"] == pytest.approx(was[f"image:{names[5]}"], abs=1e-5)
+        assert {item: now[item] for item in now.keys() - own} == {item: was[item] for item in was.keys() - own}
+        (tmp_path / "data" / pictures[0]).rename(tmp_path / "away")
+        with pytest.raises(DataError, match=f"images of {names[0]} are not in"):
+            build_index(*common, masks, 2, progress=False)  # before anything is taken out
+        (tmp_path / "away").rename(tmp_path / "data" / pictures[0])
+        assert state_of(GalleryIndex.open(tmp_path / "index")) == now
+        added.clear()
+        manifest.frame.at[2, "tags"] = ["leisure=park"]
+        index = build_index(*common, progress=False)  # without masks, segments stay; those of old pixels do not
+        texts = {f"text:{names[2]}#{number}" for number in range(3)}
+        assert set(added) == {f"image:{names[2]}", *texts}
+        assert index.rows(index.find([f"image:{names[2]}"]))["tags"][0] == ["leisure=park"]
+        assert not any(item.startswith(f"segment:{names[2]}") for item in known_items(index))
+        added.clear()
+        index = build_index(*common, masks, 1, progress=False)  # other segments: one an image
+        assert {item.partition(":")[0] for item in added} == {"segment"} and len(added) == 6
+        assert len(index.select("segment")) == 6
 
     def test_another_encoder_is_refused_by_name(self, search_place, encoder_factory, tmp_path):
         other = encoder_factory()

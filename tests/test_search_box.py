@@ -4,9 +4,11 @@ import base64
 import json
 import re
 
+import numpy as np
 import pytest
 
 from ucore.errors import ConfigError, DataError
+from ucore.index import GalleryIndex
 from ucore.retrieve import Searcher
 from ucore.search_box import SearchBox
 
@@ -93,3 +95,24 @@ def test_the_static_twins(box):
     assert box.figure().png().startswith(b"\x89PNG")
     assert "&lt;b&gt;" in box.status.value
     assert box.map().get_root().render().count("ucoreSearch(") == 2  # the function and its call
+
+
+def test_a_gallery_without_places_shows_its_results_as_cards(search_place, tmp_path):
+    placed = GalleryIndex.open(search_place.index)
+    positions = np.concatenate([placed.select("image"), placed.select("text")])
+    rows = placed.rows(positions).assign(lon=np.nan, lat=np.nan, footprint=b"")
+    rows.loc[rows["kind"] == "image", "text"] = "<i>red</i> house"
+    index = GalleryIndex.create(tmp_path / "i", placed.card, placed.dim)
+    index.add(placed.features(positions), rows)
+    box = SearchBox(Searcher(index), k=4)
+    assert "no map" in box.map_view.value and box.cards.children == () and "click a tile" not in box.status.value
+    box.ask("a red house")
+    hits = [card.children for card in box.cards.children]
+    assert [hit[0].value.count("data:image/jpeg") for hit in hits] == [1] * 4
+    assert all("<i>" not in hit[0].value and "&lt;i&gt;red" in hit[0].value for hit in hits)
+    like, why = hits[1][1:]
+    why.click()
+    assert "Why " in box.why.value
+    like.click()
+    assert f"image {box._query[1]}" in box.status.value and box._query == ("sample", box._query[1])
+    assert all(len(card.children) == 2 for card in box.cards.children)  # a picture has no words to explain

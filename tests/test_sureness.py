@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from makers_index import CARD, DIM
 
+from ucore.checkpoint_files import load_bank
 from ucore.errors import DataError
-from ucore.files import write_json
-from ucore.sureness import SURENESS, Sureness, fit_sureness, read_sureness
+from ucore.index import GalleryIndex
+from ucore.sureness import SURENESS, Sureness, ask, calibration_error, fit_sureness, read_sureness, reliability
 
 
 def made_up(count: int = 2000, k: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -41,13 +43,53 @@ def test_perfectly_separated_answers_give_finite_numbers():
     assert sure(np.array([1.0, 0.0])) == pytest.approx([1, 0], abs=0.01)
 
 
-def test_it_is_kept_beside_the_index(tmp_path):
-    assert read_sureness(tmp_path) is None
-    sure = Sureness(1.0, 2.0, 3.0, 4, 5, 0.5, 0.1)
-    write_json(tmp_path / SURENESS, sure.to_dict())
-    assert read_sureness(tmp_path) == sure
-    write_json(tmp_path / SURENESS, None)
-    assert read_sureness(tmp_path) is None
-    (tmp_path / SURENESS).write_text('{"slope": 1}')
+@pytest.mark.parametrize("engine", ["flat", "lance"])
+def test_it_is_kept_with_the_index(tmp_path, engine):
+    if engine == "lance":
+        pytest.importorskip("lancedb", reason="the extra lance is not installed")
+    index = GalleryIndex.create(tmp_path / "i", CARD, DIM, engine)
+    assert read_sureness(index) is None
+    sure = fit_sureness(*made_up())
+    index.keep(SURENESS, sure.to_dict())
+    assert read_sureness(index) == sure == read_sureness(GalleryIndex.open(tmp_path / "i"))
+    index.keep(SURENESS, None)
+    assert read_sureness(index) is None and index.card == CARD
+    index.keep(SURENESS, {"slope": 1})
     with pytest.raises(DataError, match="damaged"):
-        read_sureness(tmp_path)
+        read_sureness(index)
+
+
+def test_the_error_is_measured_on_what_the_curve_was_not_fitted_to():
+    scores, bias, right = made_up(60)
+    owner = np.repeat(np.arange(30), 2)
+    sure = fit_sureness(scores, bias, right, owner)
+    said = np.empty(right.shape)
+    for half in (owner % 2 == 0, owner % 2 == 1):  # by hand: each half's answers by the other half's curve
+        said[half] = fit_sureness(scores[~half], bias[~half], right[~half])(scores[half], bias[half][:, None])
+    error, bins = calibration_error(said.ravel(), right.ravel())
+    assert sure.error == pytest.approx(error) and sure.bins == bins and sum(part[2] for part in bins) == 600
+    few = fit_sureness(scores[:12], bias[:12], right[:12])  # halves of 60 hits tell nothing
+    assert few is not None and few.error is None and few.bins == ()
+
+
+def test_calibration_error_by_hand():
+    said = np.repeat([0.1, 0.9], 50)
+    error, bins = calibration_error(said, np.tile([True, False], 50))  # half of each are right
+    assert error == pytest.approx(0.4) and [part[2] for part in bins] == [10] * 10
+    assert calibration_error(said, said > 0.5)[0] == pytest.approx(0.1)
+
+
+def test_reliability_asks_another_split(search_place):
+    index = GalleryIndex.open(search_place.index)
+    bank, before = load_bank(search_place.checkpoint), index.note(SURENESS)
+    given = (index, bank, index.card["temperature"])
+    asked = ask(*given, "test")
+    try:
+        index.keep(SURENESS, Sureness(5.0, 0.0, -1.0, 1, 10, 0.5).to_dict())
+        error, bins = reliability(*given, "test")
+        said = 1 / (1 + np.exp(1 - 5 * asked.scores.astype(np.float64)))
+        assert error == pytest.approx(calibration_error(said.ravel(), asked.right.ravel())[0])
+        assert sum(part[2] for part in bins) == asked.scores.size
+        assert reliability(*given, "nothing") is None
+    finally:
+        index.keep(SURENESS, before)

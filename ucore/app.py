@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ucore.errors import ConfigError, DataError
 from ucore.index_files import NAME
+from ucore.places import place_of
 from ucore.signals import patience
 
 CELL = """from ucore.retrieve import Searcher
@@ -27,11 +28,13 @@ def newest_index(runs: str | Path = "runs") -> Path:
     return found[-1].parent
 
 
-def write_app(index: Path, folder: Path, examples: tuple[str, ...] = ()) -> Path:
+def write_app(index: str | Path, folder: Path, examples: tuple[str, ...] = ()) -> Path:
     """The application's notebook, search.ipynb in `folder`."""
     import nbformat
 
-    cells = [nbformat.v4.new_code_cell(CELL.format(index=str(index.resolve()), examples=list(examples)))]
+    place = place_of(index)
+    named = place if isinstance(place, str) else str(place.resolve())
+    cells = [nbformat.v4.new_code_cell(CELL.format(index=named, examples=list(examples)))]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={**metadata, "title": "Search seen from above"})
     path = folder / "search.ipynb"
@@ -39,7 +42,7 @@ def write_app(index: Path, folder: Path, examples: tuple[str, ...] = ()) -> Path
     return path
 
 
-def serve(index: Path, port: int = 8866, browser: bool = True, examples: tuple[str, ...] = ()) -> int:
+def serve(index: str | Path, port: int = 8866, browser: bool = True, examples: tuple[str, ...] = ()) -> int:
     """Serve the search of an index until it is stopped; voila's exit status. Raises ConfigError for a port out of
     range, DataError where there is no index."""
     from ucore.index import GalleryIndex

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ucore.errors import ConfigError
-from ucore.files import parse_json, require_writable
+from ucore.files import require_writable
+from ucore.places import place_of
 
 if TYPE_CHECKING:
     from ucore.filters import Filter
@@ -18,13 +19,13 @@ PLACE, BOX = "LAT,LON", "W,S,E,N"
 
 def build(
     checkpoint: Path,
-    out: Path,
+    out: str,
     data: Path | None = None,
     split: str | None = None,
     domain: str | None = None,
     segments: Path | None = None,
     segment_count: int = 10,
-    engine: Literal["flat", "lance"] = "flat",
+    engine: Literal["auto", "flat", "lance"] = "auto",
     device: str = "auto",
     skip_bad: bool = False,
 ) -> None:
@@ -32,20 +33,24 @@ def build(
 
     Args:
         checkpoint: Folder that `ucore train` wrote.
-        out: Folder of the index.
+        out: Folder of the index, or its address in an object store: s3://BUCKET/INDEX, gs://, az:// (engine lance).
         data: Dataset folder; without it, the folder that UCORE_DATA names.
         split: One split only; default: all that there are.
         domain: One domain (country, dataset) only.
         segments: Folder of masks that `ucore segment` wrote for this data: segments can be searched, too.
         segment_count: The most segments of an image, the best first.
-        engine: flat (exact, memory-mapped) or lance (for what does not fit into memory; needs "ucore[lance]").
+        engine: auto; flat: exact, memory-mapped, in folders; lance: beyond memory, object stores ("ucore[lance]").
         device: auto, cpu, cuda or cuda:N.
         skip_bad: Leave unreadable images out instead of stopping.
     """
     from ucore.checkpoint_files import read_card
 
     read_card(checkpoint)
-    require_writable(out)
+    place = place_of(out)
+    if isinstance(place, Path):
+        require_writable(place)
+    elif engine == "flat":
+        raise ConfigError(f"{out} is not a local folder; leave --engine flat out, lance is for object stores")
     from ucore.data import read_dataset
 
     manifest = read_dataset(data, split=split, domain=domain, skip_bad=skip_bad)
@@ -57,21 +62,21 @@ def build(
     from ucore.images import someone_looks
     from ucore.sureness import read_sureness
 
-    index = build_index(checkpoint, manifest, out, store, segment_count, engine, pick_device(device), someone_looks())
+    index = build_index(checkpoint, manifest, place, store, segment_count, engine, pick_device(device), someone_looks())
     counts = {kind: len(index.select(kind)) for kind in ("image", "text", "segment")}
     told = ", ".join(f"{count:,} {kind}s" for kind, count in counts.items())
     print(f"{out}: {told} of {manifest.name}{' (SIMULATED data)' if manifest.simulated else ''}.")
-    sure = read_sureness(out)
+    sure = read_sureness(index)
     if sure is None:
         print("How sure a hit is cannot be said: there are too few validation captions, or they are not found.")
     else:
-        print(f"How sure a hit is was learned from {sure.queries:,} validation captions (error {sure.error:.1%}).")
+        print(f"How sure a hit is was learned from {sure.queries:,} validation captions (error {sure.told}).")
     print(f'Search it: ucore search "a sentence" --index {out}')
 
 
 def search(
     query: Annotated[str, tyro.conf.Positional] = "",
-    index: Path = Path("runs/index"),
+    index: str = "runs/index",
     image: Path | None = None,
     sample: str | None = None,
     find: Literal["auto", "image", "text", "segment"] = "auto",
@@ -95,7 +100,7 @@ def search(
 
     Args:
         query: What to look for, in words.
-        index: Folder that `ucore index build` wrote.
+        index: Folder that `ucore index build` wrote, or the address.
         image: A picture to look for, instead of words.
         sample: The id of an image of the index to look for, instead of words.
         find: What is found; auto: images.
@@ -168,23 +173,9 @@ def _filter(
 ) -> "Filter | None":  # fmt: skip
     if not (near or km is not None or box or polygon or domain or tag or source):
         return None
-    from ucore.filters import Filter
+    from ucore.filters import Filter, polygon_in
 
-    area = None
-    if polygon is not None:
-        try:
-            area = parse_json(polygon.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--polygon {polygon} is no GeoJSON file ({error})") from error
-        features = area.get("features") if isinstance(area, dict) else None
-        if isinstance(features, list) and len(features) == 1 and area.get("type") == "FeatureCollection":
-            area = features[0]
-        try:
-            area = Filter(polygon=area).polygon
-        except ConfigError as error:
-            raise ConfigError(f"--polygon {polygon}: {error}") from error
-        if area is None:
-            raise ConfigError(f"--polygon {polygon} holds no polygon; give GeoJSON of one")
+    area = None if polygon is None else polygon_in(polygon)
     if (near is None) != (km is None):
         raise ConfigError("--near LAT,LON and --km belong together; give both")
     place: Any = None if near is None else _numbers("--near", near, PLACE)
@@ -204,10 +195,10 @@ def _numbers(option: str, text: str, form: str) -> tuple[float, ...]:
 
 def draw_map(
     query: Annotated[str, tyro.conf.Positional],
-    index: Path = Path("runs/index"),
+    index: str = "runs/index",
     out: Path = Path("map.html"),
     versus: str | None = None,
-    versus_index: Path | None = None,
+    versus_index: str | None = None,
     osm: Path | None = None,
     near: Annotated[str | None, tyro.conf.arg(metavar=PLACE)] = None,
     km: float | None = None,
@@ -226,7 +217,7 @@ def draw_map(
 
     Args:
         query: What to look for, in words.
-        index: Folder that `ucore index build` wrote.
+        index: Folder that `ucore index build` wrote, or the address.
         out: The HTML file.
         versus: A second sentence, side by side.
         versus_index: Another index of the same ground (before and after adaptation), side by side.
@@ -248,9 +239,8 @@ def draw_map(
 
     if out.suffix != ".html" or out.is_dir():
         raise ConfigError(f"--out {out} must be a file name that ends in .html, for example map.html")
-    for path in (out, export):
-        if path is not None:
-            require_writable(path.parent)
+    for path in filter(None, (out, export)):
+        require_writable(path.parent)
     if export is not None:
         check_format(export, (".geojson", ".parquet", ".csv"))
     where = _filter(near, km, box, polygon, domain, tag, source)
@@ -276,27 +266,28 @@ def draw_map(
         print(f"Wrote {save_scores(layers, export)}")
 
 
-def info(path: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Say what is in an index, and check its files.
+def info(path: Annotated[str, tyro.conf.Positional]) -> None:
+    """Say what is in an index, how sure its hits are and how far that is off, and check its files.
 
     Args:
-        path: Folder of the index.
+        path: Folder of the index, or its address.
     """
     from ucore.index import GalleryIndex
     from ucore.sureness import read_sureness
 
-    found, sure = GalleryIndex.open(path), read_sureness(path)
+    found = GalleryIndex.open(path)
+    sure = read_sureness(found)
     found.verify()
     counts = {f"{kind}s": len(found.select(kind)) for kind in ("image", "text", "segment")}
     card = {"version": found.version, **counts, **found.card, "sureness": None if sure is None else sure.to_dict()}
     print(json.dumps(card, indent=2, ensure_ascii=False))
 
 
-def compact(path: Annotated[Path, tyro.conf.Positional]) -> None:
+def compact(path: Annotated[str, tyro.conf.Positional]) -> None:
     """Give back the room of what was deleted.
 
     Args:
-        path: Folder of the index.
+        path: Folder of the index, or its address.
     """
     from ucore.index import GalleryIndex
 
@@ -305,7 +296,7 @@ def compact(path: Annotated[Path, tyro.conf.Positional]) -> None:
     print(f"{path}: version {found.version}, {len(found):,} items.")
 
 
-def app(index: Path | None = None, port: int = 8866, browser: bool = True) -> None:
+def app(index: str | None = None, port: int = 8866, browser: bool = True) -> None:
     """Search in the browser: type a query, click a tile, draw an area; until Ctrl-C.
 
     Args:

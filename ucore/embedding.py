@@ -3,8 +3,8 @@
     index = build_index("runs/rsicd", read_dataset("data/rsicd"), "runs/index")
 
 Every item keeps, beside its features, what `hubness` adds to its score: that depends on the item and the checkpoint's
-bank alone, so that a search adds one number. A repeated call embeds only what is missing, and takes out samples and
-captions that are no longer in the dataset; other pixels under an old name are not noticed.
+bank alone, so that a search adds one number. A repeated call embeds only what is missing or has changed, pixels under
+an old name included (files are compared by their bytes), and takes out what is no longer in the dataset.
 """
 
 import os
@@ -22,23 +22,22 @@ from ucore.alignment import SegmentBranch, SegmentPool, SegmentSets, present_of
 from ucore.checkpoint import load_bank, load_checkpoint
 from ucore.checkpoint_files import WEIGHTS
 from ucore.config import TrainConfig
-from ucore.crop_features import segment_features
-from ucore.errors import ConfigError
+from ucore.crop_features import UNHASHED, image_keys, segment_features
+from ucore.errors import ConfigError, DataError
 from ucore.features import embed_images, embed_texts
-from ucore.files import file_hash, write_json
+from ucore.files import content_hash, file_hash
 from ucore.fusion import segment_vectors
 from ucore.hubness import Bank, hub_bias
 from ucore.index import GalleryIndex
-from ucore.index_files import NAME as INDEX_FILE
-from ucore.manifest import Manifest
+from ucore.manifest import Manifest, few
 from ucore.model import DualEncoder
+from ucore.places import Place, place_of
 from ucore.segment_store import SegmentStore
 from ucore.selection import select_segments
-from ucore.sureness import MOST, SURENESS, Sureness, fit_sureness
+from ucore.sureness import SURENESS, measure_sureness
 
 AT_ONCE = 1024  # images that are embedded and added together: what a stop can cost
 TEXTS_AT_ONCE = 2**16
-MOST_QUERIES = 5000  # of the validation split, for `sureness`
 KINDS = ("image", "text", "segment")
 
 
@@ -48,12 +47,14 @@ def build_index(
     out: str | Path,
     segments: SegmentStore | None = None,
     segment_count: int = 10,
-    engine: str = "flat",
+    engine: str = "auto",
     device: str = "cpu",
     progress: bool = True,
 ) -> GalleryIndex:
     """Embed `manifest` with the checkpoint in a folder into an index in the folder `out`, or bring that up to date.
 
+    out: with the engine lance also an address (s3://bucket/index); checkpoint and images are in folders. engine: of a
+    new index; auto: flat in a folder, lance in an object store.
     segments: masks of these images; their best `segment_count` crops an image are searched, too. A checkpoint that was
     trained without segments embeds them with its image tower.
     Raises what `load_checkpoint`, `segment_features` and `GalleryIndex` raise; ConfigError where `out` holds an index
@@ -63,26 +64,28 @@ def build_index(
         raise ConfigError(f"segment_count is {segment_count}; give at least 1, or leave the segments out")
     encoder, trained = load_checkpoint(checkpoint, device)
     config, bank = TrainConfig.from_dict(trained["train"]), load_bank(checkpoint)
-    card = index_card(encoder, Path(checkpoint), manifest, Path(out), config)
-    index = _open_or_create(Path(out), card, encoder.embed_dim, engine)
+    place = place_of(out)
+    card = index_card(encoder, Path(checkpoint), manifest, place, config)
+    contents = Contents(manifest, segments, segment_count, config.segment_background)
+    index = _open_or_create(place, card, encoder.embed_dim, engine)
     known = known_items(index)
-    for item in (stale := _stale(manifest, known)):
-        del known[item]
+    stale = [item for item, content in known.items() if not contents.still(item, content)]
     index.delete(stale)
-    maker = _Maker(index, encoder, manifest, known, bank, config, progress)
+    maker = _Maker(index, encoder, manifest, known.keys() - set(stale), contents, bank, config, progress)
     maker.add_images()
     maker.add_texts()
     if segments is not None:
         maker.add_segments(segments, segment_count)
     sure = measure_sureness(index, bank, card["temperature"])
-    write_json(Path(out) / SURENESS, None if sure is None else sure.to_dict())
+    index.keep(SURENESS, None if sure is None else sure.to_dict())
     return index
 
 
 def index_card(
-    encoder: DualEncoder, checkpoint: Path, manifest: Manifest, out: Path, config: TrainConfig
+    encoder: DualEncoder, checkpoint: Path, manifest: Manifest, place: Place, config: TrainConfig
 ) -> dict[str, Any]:
     """Who made the features, of what: `GalleryIndex.require` compares the first lines."""
+    near = None if isinstance(place, str) else place.resolve()  # of folders: they may be moved together
     return {
         "name": encoder.name,
         "pretrained": encoder.pretrained,
@@ -91,10 +94,10 @@ def index_card(
         "weights": file_hash(checkpoint / WEIGHTS),
         "temperature": float(np.exp(-float(encoder.logit_scale.detach()))),
         "views": config.test_views,
-        "checkpoint": os.path.relpath(checkpoint.resolve(), out.resolve()),
+        "checkpoint": "" if near is None else os.path.relpath(checkpoint.resolve(), near),
         "absolute_checkpoint": str(checkpoint.resolve()),
         "root": str(manifest.root.resolve()),
-        "relative_root": os.path.relpath(manifest.root.resolve(), out.resolve()),
+        "relative_root": "" if near is None else os.path.relpath(manifest.root.resolve(), near),
         "dataset": manifest.name,
         "simulated": manifest.simulated,
         "segments": {
@@ -105,31 +108,70 @@ def index_card(
     }
 
 
-def _open_or_create(out: Path, card: dict[str, Any], dim: int, engine: str) -> GalleryIndex:
-    if (out / INDEX_FILE).is_file() or (out / "about.lance").exists():
-        index = GalleryIndex.open(out)
+def _open_or_create(place: Place, card: dict[str, Any], dim: int, engine: str) -> GalleryIndex:
+    if GalleryIndex.exists(place):
+        index = GalleryIndex.open(place)
         index.require(card)
         return index
-    return GalleryIndex.create(out, card, dim, engine)
+    if engine == "auto":
+        engine = "lance" if isinstance(place, str) else "flat"
+    return GalleryIndex.create(place, card, dim, engine)
 
 
 def known_items(index: GalleryIndex) -> dict[str, str]:
-    """Item id -> text of all that is in an index."""
+    """Item id -> content of all that is in an index."""
     parts = [index.rows(index.select(kind)) for kind in KINDS]
-    return {name: text for part in parts for name, text in zip(part["item_id"], part["text"], strict=True)}
+    return {name: content for part in parts for name, content in zip(part["item_id"], part["content"], strict=True)}
 
 
-def _stale(manifest: Manifest, known: dict[str, str]) -> list[str]:
-    """Item ids of what is not in the manifest any more: samples, and captions that are others now."""
-    samples = {str(name) for name in manifest.frame["sample_id"]}
-    texts = dict(zip((f"text:{name}" for name in manifest.text_ids), manifest.texts[0], strict=True))
-    gone = []
-    for item, text in known.items():
-        kind, _, rest = item.partition(":")
-        name = rest if kind == "image" else rest.rpartition("#")[0]
-        if name not in samples or (kind == "text" and texts.get(item) != text):
-            gone.append(item)
-    return gone
+class Contents:
+    """Keys of what the items of a manifest are made of: bytes of the image or words, with all that the index says of
+    them; of segments also how they were cut.
+
+    Raises DataError where an image is not there, or has changed since `store` was made.
+    """
+
+    def __init__(self, manifest: Manifest, store: SegmentStore | None, count: int, background: str) -> None:
+        frame, keys = manifest.frame, image_keys(manifest)
+        names = [str(name) for name in frame["sample_id"]]
+        absent = [name for name, key in zip(names, keys, strict=True) if key.startswith(UNHASHED)]
+        if absent:
+            raise DataError(f"The images of {few(absent)} are not in {manifest.root} any more. Read the dataset again.")
+        self.cut = None
+        if store is not None:
+            changed = [name for name, key in zip(names, keys, strict=True) if store.key(name) != key]
+            if changed:
+                raise DataError(f"Changed since they were segmented: {few(changed)}. Run ucore segment on this data "
+                                "again.")  # fmt: skip
+            self.cut = content_hash(store.parts.settings, count, background)
+        told = _told(frame)
+        firsts = [list(captions[:1]) for captions in frame["captions"]]
+        self.image = {name: content_hash(*parts) for name, *parts in zip(names, keys, told, firsts, strict=True)}
+        texts, owner = manifest.texts
+        pairs = zip(manifest.text_ids, texts, owner.tolist(), strict=True)
+        self.text = {name: content_hash(text, told[row]) for name, text, row in pairs}
+
+    def of(self, item: str) -> str | None:
+        """Content of an item; None where it is not in the manifest."""
+        kind, _, name = item.partition(":")
+        if kind == "text":
+            return self.text.get(name)
+        image = self.image.get(name if kind == "image" else name.rpartition("#")[0])
+        return image if kind == "image" or image is None else f"{image}-{self.cut}"
+
+    def still(self, item: str, content: str) -> bool:
+        """Whether an item of the index is what it would be made of now. Without masks, segments stay as they were."""
+        now = self.of(item)
+        if item.startswith("segment:") and self.cut is None and now is not None:
+            return content.partition("-")[0] == now.partition("-")[0]
+        return now == content
+
+
+def _told(frame: Any) -> list[str]:
+    """Keys of what an index says of samples, beside their captions."""
+    columns = [frame[name].tolist() for name in ("image", "domain", "source", "split", "lon", "lat", "gsd_m", "tags")]
+    shapes = ["" if shape is None else shapely.to_wkb(shape, hex=True) for shape in frame["footprint"]]
+    return [content_hash(*values) for values in zip(*columns, shapes, strict=True)]
 
 
 def _rows(frame: Any, rows: Any, kind: str, item_ids: list[str], texts: list[str] | None = None) -> pd.DataFrame:
@@ -148,12 +190,13 @@ def _rows(frame: Any, rows: Any, kind: str, item_ids: list[str], texts: list[str
 
 @dataclass
 class _Maker:
-    """Adds to an index what it lacks, in parts. known: what it has."""
+    """Adds to an index what it lacks, in parts. known: the items it has, as they would be made now."""
 
     index: GalleryIndex
     encoder: DualEncoder
     manifest: Manifest
     known: Collection[str]
+    contents: Contents
     bank: Bank | None
     config: TrainConfig
     progress: bool
@@ -204,7 +247,7 @@ class _Maker:
         if self.bank is not None:
             temperature = self.index.card["temperature"]
             table = table.assign(hub_bias=hub_bias(features, getattr(self.bank, other), temperature))
-        self.index.add(features, table)
+        self.index.add(features, table.assign(content=[self.contents.of(item) for item in table["item_id"]]))
 
 
 def _mask_columns(store: SegmentStore, sample_id: str, count: int) -> dict[str, list[Any]]:
@@ -214,27 +257,3 @@ def _mask_columns(store: SegmentStore, sample_id: str, count: int) -> dict[str, 
     (height, width), shares = chosen.size, chosen.areas / max(chosen.size[0] * chosen.size[1], 1)
     sizes = {"mask_height": [height] * len(chosen), "mask_width": [width] * len(chosen)}
     return {"mask": list(chosen.rles), **sizes, "area": shares.tolist()}
-
-
-def measure_sureness(index: GalleryIndex, bank: Bank | None, temperature: float) -> Sureness | None:
-    """How sure a hit is, from the validation captions in the index, asked of all its images; None where it has too few.
-
-    At most MOST_QUERIES of them, evenly spread. An image with the very same caption is right, too.
-    """
-    rows = index.rows(index.select("text"))
-    queries = rows[(rows["split"] == "val").to_numpy()]
-    if not len(queries):
-        return None
-    spread = np.unique(np.linspace(0, len(queries) - 1, min(len(queries), MOST_QUERIES)).round().astype(int))
-    queries = queries.iloc[spread]
-    features = index.features(index.find(list(queries["item_id"])))
-    hits = index.search(features, MOST, bias=bank is not None)
-    bias = np.zeros(len(features)) if bank is None else hub_bias(features, bank.images, temperature)
-    owners: dict[str, set[str]] = {}
-    for text, name in zip(rows["text"], rows["sample_id"], strict=True):
-        owners.setdefault(text, set()).add(name)
-    found = hits.positions
-    names = np.full(found.shape, "", object)
-    names[found >= 0] = index.rows(found[found >= 0])["sample_id"].to_numpy()
-    right = np.array([[name in owners[text] for name in of] for text, of in zip(queries["text"], names, strict=True)])
-    return fit_sureness(hits.scores, bias, right)

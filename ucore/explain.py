@@ -72,7 +72,7 @@ def explain(searcher: "Searcher", answer: Answer, hit: Hit) -> Explanation:
         raise ConfigError("What an image finds has no words to explain; ask with a text")
     places = searcher.index.find([hit.item_id])
     if places[0] < 0:
-        raise DataError(f"{hit.item_id!r} is not in {searcher.folder} any more. Search again.")
+        raise DataError(f"{hit.item_id!r} is not in {searcher.place} any more. Search again.")
     feature, notes = searcher.index.features(places)[0], []
     words = answer.query.split()
     asked = words[:MOST_WORDS]

@@ -7,12 +7,14 @@ geographic filter.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ucore.columns import Columns
 from ucore.errors import ConfigError
+from ucore.files import parse_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -205,3 +207,21 @@ def _in_polygon(lon: np.ndarray, lat: np.ndarray, polygon: Any) -> np.ndarray:
         rows = np.flatnonzero((x >= west) & (x <= east) & (lat >= south) & (lat <= north) & ~inside)
         inside[rows] = shapely.intersects_xy(polygon, x[rows], lat[rows])
     return inside
+
+
+def polygon_in(path: Path) -> Any:
+    """The one polygon of a GeoJSON file, as `Filter.polygon`. Raises ConfigError for a file without one."""
+    try:
+        area = parse_json(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--polygon {path} is no GeoJSON file ({error})") from error
+    features = area.get("features") if isinstance(area, dict) else None
+    if isinstance(features, list) and len(features) == 1 and area.get("type") == "FeatureCollection":
+        area = features[0]
+    try:
+        area = Filter(polygon=area).polygon
+    except ConfigError as error:
+        raise ConfigError(f"--polygon {path}: {error}") from error
+    if area is None:
+        raise ConfigError(f"--polygon {path} holds no polygon; give GeoJSON of one")
+    return area

@@ -58,7 +58,7 @@ def heat_layer(
     placed = (tiles["lon"].notna() & tiles["lat"].notna()).to_numpy()
     if not placed.any():
         within = " within the filter" if where is not None else ""
-        raise DataError(f"None of the {len(tiles):,} tiles of {searcher.folder}{within} has coordinates: no map.")
+        raise DataError(f"None of the {len(tiles):,} tiles of {searcher.place}{within} has coordinates: no map.")
     if not placed.all():
         notes.append(f"{int((~placed).sum()):,} tiles without coordinates are not on the map.")
     answer = searcher.text(query, k, where=where, correct_hubs=correct_hubs)
@@ -184,6 +184,8 @@ def save_scores(layers: Sequence[Layer], path: str | Path) -> Path:
     tile once for either query. Raises ConfigError for another ending."""
     import pandas as pd
 
-    tables = [layer.table.assign(query=layer.title, index=layer.searcher.folder.name) for layer in layers]
+    tables = [
+        layer.table.assign(query=layer.title, index=str(layer.searcher.place).rpartition("/")[2]) for layer in layers
+    ]
     table = pd.concat(tables, ignore_index=True)
     return save_places(table.drop(columns="footprint"), Path(path), list(table["footprint"]))

@@ -6,29 +6,85 @@
     index.rows(hits.positions[0])
 
 Engine "flat" (default) is exact and lies in a local folder; "lance" is for what does not fit into memory, in a folder
-or an object store, and needs the extra `lance`. A search sees one version, whatever is written meanwhile.
+or an object store (s3://bucket/index, gs://, az://), and needs the extra `lance`. A search sees one version, whatever
+is written meanwhile. One process writes: a lock sees to it in a folder, nothing does in an object store.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ucore.config import did_you_mean
 from ucore.errors import ConfigError, DataError
-from ucore.files import safe_join
+from ucore.files import read_json, safe_join
 from ucore.filters import Filter
+from ucore.index_files import NAME
 from ucore.index_flat import FlatEngine
 from ucore.index_lance import LanceEngine
 from ucore.index_rows import KINDS, checked_features, checked_queries, checked_rows
+from ucore.places import Place, place_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 IDENTITY = ("name", "fingerprint", "weights", "embed_dim")  # of a card: what makes features comparable
-ENGINES = ("flat", "lance")
+
+
+class Engine(Protocol):
+    """What an engine of a `GalleryIndex` does; arguments were checked before. FlatEngine is the one to start from.
+
+    Positions are int64 and name the rows of the version that is read; `limit` is above all of them. `search` gives
+    positions (Q, k), -1 where there is none, scores float32 (Q, k), how many rows kind and filter let through, and
+    whether all of them were looked at. A change is one new version, whole or not at all.
+    """
+
+    place: Place
+    version: int  # grows with every change
+    card: dict[str, Any]
+    dim: int
+    bias: bool  # whether the rows have a hub_bias
+    limit: int
+
+    def __init__(self, place: Place) -> None: ...
+    @classmethod
+    def create(cls, place: Place, card: dict[str, Any], dim: int) -> None: ...
+    def __len__(self) -> int: ...
+    def refresh(self) -> None: ...
+    def note(self, name: str) -> Any: ...
+    def keep(self, name: str, value: Any) -> None: ...
+    def add(self, features: np.ndarray, table: "pa.Table", bias: bool, replace: bool) -> None: ...
+    def delete(self, item_ids: Sequence[str]) -> None: ...
+    def compact(self) -> None: ...
+    def verify(self) -> None: ...
+    def select(self, kind: str, where: Filter | None) -> np.ndarray: ...
+    def search(
+        self, queries: np.ndarray, k: int, where: Filter | None, kind: str, exact: bool, bias: bool
+    ) -> tuple[np.ndarray, np.ndarray, int, bool]: ...
+    def scores(self, queries: np.ndarray, positions: np.ndarray, bias: bool) -> np.ndarray: ...
+    def features(self, positions: np.ndarray) -> np.ndarray: ...
+    def table(self, positions: np.ndarray) -> "pa.Table": ...
+    def find(self, item_ids: Sequence[str]) -> np.ndarray: ...
+
+
+ENGINES: dict[str, Any] = {"flat": FlatEngine, "lance": LanceEngine}  # name -> Engine
+
+
+def engine_at(place: Place) -> Any:
+    """The engine of the index in a place; that which says best what is wrong, where there is none.
+
+    Raises ConfigError for an engine that is not in ENGINES.
+    """
+    if isinstance(place, str) or LanceEngine.exists(place):
+        return LanceEngine
+    known = read_json(place / NAME)
+    name = str(known.get("engine", "flat")) if isinstance(known, dict) else "flat"
+    if name not in ENGINES:
+        raise ConfigError(f"{place} was made with the engine {name!r}: import what adds it to ucore.index.ENGINES")
+    return ENGINES[name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,43 +108,58 @@ class Hits:
 class GalleryIndex:
     """Features and metadata of a gallery; made by `create` or `open`."""
 
-    def __init__(self, engine: FlatEngine | LanceEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine  # an Engine
 
     @classmethod
     def create(cls, folder: str | Path, card: dict[str, Any], dim: int, engine: str = "flat") -> "GalleryIndex":
-        """An empty index in `folder`; with engine "lance" that may be a URI (s3://bucket/index).
+        """An empty index in `folder`; with engine "lance" that may be an address (s3://bucket/index).
 
         card: JSON-able; what the features were made with (IDENTITY), and `root`, the folder that images are in.
         dim: width of the features. Raises ConfigError for an unknown engine, DataError where there is an index.
         """
         if engine not in ENGINES:
-            raise ConfigError(f"There is no engine {engine!r}{did_you_mean(engine, ENGINES)}; choose flat or lance.")
+            known = " or ".join(ENGINES)
+            raise ConfigError(f"There is no engine {engine!r}{did_you_mean(engine, ENGINES)}; choose {known}.")
         if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= 100_000:
             raise ConfigError(f"dim is {dim!r}; it must be a whole number from 1 to 100,000")
-        if engine == "lance":
-            LanceEngine.create(str(folder), dict(card), dim)
-        elif "://" in str(folder):
+        place = place_of(folder)
+        if isinstance(place, str) and engine != "lance":
             raise ConfigError(f"{folder} is not a local folder; choose engine lance for it")
-        else:
-            FlatEngine.create(Path(folder), dict(card), dim)
-        return cls.open(folder)
+        ENGINES[engine].create(place, dict(card), dim)
+        return cls.open(place)
 
     @classmethod
     def open(cls, folder: str | Path) -> "GalleryIndex":
-        """The newest version of the index in `folder`. Raises DataError where there is none, or a damaged one."""
-        if "://" in str(folder) or (Path(folder) / "about.lance").exists():
-            return cls(LanceEngine(str(folder)))
-        return cls(FlatEngine(Path(folder)))
+        """The newest version of the index in `folder`, or under an address.
+
+        Raises DataError where there is none, or a damaged one.
+        """
+        place = place_of(folder)
+        return cls(engine_at(place)(place))
+
+    @staticmethod
+    def exists(folder: str | Path) -> bool:
+        """Whether there is an index, whole or damaged. Raises DataError where a store cannot be reached."""
+        place = place_of(folder)
+        return LanceEngine.exists(place) or (isinstance(place, Path) and (place / NAME).is_file())
 
     def refresh(self) -> None:
         """Go on with the newest version; positions of an earlier one are no longer valid."""
         self._engine.refresh()
 
     @property
-    def folder(self) -> Path:
-        """Where it lies; of an index in an object store, no folder of this machine."""
-        return Path(self._engine.uri) if isinstance(self._engine, LanceEngine) else self._engine.folder
+    def place(self) -> Place:
+        """Where it lies: a folder (Path), or an address in an object store (str)."""
+        return self._engine.place
+
+    def note(self, name: str) -> Any:
+        """What `keep` kept; None where there is nothing. Raises DataError for a damaged file."""
+        return self._engine.note(name)
+
+    def keep(self, name: str, value: Any) -> None:
+        """Keep something JSON-able that is known of the index, under a name, in the place of what was there."""
+        self._engine.keep(name, value)
 
     @property
     def version(self) -> int:

@@ -50,7 +50,7 @@ class Gallery:
         self.image_of = np.array([self.place[name] for name in self.text_rows["sample_id"]], np.int64)
         self.image_of_segment = np.array([self.place[name] for name in segment_rows["sample_id"]], np.int64)
         if not len(self.texts):
-            raise DataError(f"The index {index.folder} has no captions of the split {split!r} to ask it with.")
+            raise DataError(f"The index {index.place} has no captions of the split {split!r} to ask it with.")
 
 
 def index_ranks(
@@ -83,7 +83,7 @@ def segment_ranks(searcher: "Searcher", split: str | None = None) -> np.ndarray:
     """
     gallery = Gallery(searcher.index, split)
     if not len(gallery.segments):
-        raise DataError(f"The index {searcher.folder} has no segments; build it with --segments.")
+        raise DataError(f"The index {searcher.place} has no segments; build it with --segments.")
     right = [[place] for place in gallery.image_of.tolist()]
     return _ranks(searcher, "segment", gallery.segments, gallery.image_of_segment, gallery.texts, right, False,
                   len(gallery.images))  # fmt: skip

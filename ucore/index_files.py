@@ -24,7 +24,7 @@ import pyarrow as pa
 from ucore.errors import DataError
 from ucore.files import atomic_path, content_hash, explain, only_writer, parse_json, require_writable, write_json
 
-FORMAT = 1
+FORMAT = 2  # 1 had no column content
 NAME = "index.json"
 CHECKED = 2**26  # files up to 64 MB are read through and compared with their checksum whenever they are opened
 PIECE = 2**24  # bytes of a checksum at a time
@@ -43,7 +43,9 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(damaged) from error
     if manifest.get("format") != FORMAT:
-        raise DataError(f"{path} has format {manifest.get('format')!r}, this ucore reads {FORMAT}. Build it again.")
+        raise DataError(
+            f"{path} has format {manifest.get('format')!r}, this ucore reads {FORMAT}. Remove and build it again."
+        )
     if checksum != content_hash(manifest):
         raise DataError(f"{path} is damaged: its checksum differs. Build the index again, or restore that file.")
     if not _is_right(manifest):

@@ -1,5 +1,6 @@
 """The embedded engine of a gallery index: memory-mapped float32 vectors, exact search of the rows that may be found."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,35 +101,51 @@ def _checked_cells(path: Path, rows: int, width: int) -> Cells:
 
 
 class FlatEngine:
-    """An index in a local folder. `now` is what this process reads; only `refresh` and its own writing change it."""
+    """An index in a local folder. name: among `index.ENGINES`.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    `now` is what this process reads; only `refresh` and its own writing change it.
+    """
+
+    name = "flat"
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
         self.refresh()
 
-    @staticmethod
-    def create(folder: Path, card: dict[str, Any], dim: int) -> None:
+    @classmethod
+    def create(cls, folder: Path, card: dict[str, Any], dim: int) -> None:
         files.require_writable(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with files.only_writer(folder):
             if (folder / files.NAME).exists():
                 raise DataError(f"There is an index in {folder} already. Open it, or choose another folder.")
-            manifest = {"format": files.FORMAT, "engine": "flat", "version": 0, "card": card, "dim": dim, "width": dim,
-                        "bias": None, "rows": 0, "vectors": None, "parts": [], "gone": None, "cells": None}  # fmt: skip
+            manifest = {"format": files.FORMAT, "engine": cls.name, "version": 0, "card": card, "dim": dim,
+                        "width": dim, "bias": None, "rows": 0, "vectors": None, "parts": [], "gone": None,
+                        "cells": None}  # fmt: skip
             files.commit(folder, manifest)
 
     def refresh(self) -> None:
         """Read the newest version."""
-        manifest = files.read_manifest(self.folder)
+        manifest = files.read_manifest(self.place)
         while True:
             try:
-                self.now = Version.load(self.folder, manifest)
+                self.now = Version.load(self.place, manifest)
                 return
             except (DataError, OSError):
-                newer = files.read_manifest(self.folder)  # a writer may have removed what the older one named
+                newer = files.read_manifest(self.place)  # a writer may have removed what the older one named
                 if newer["version"] == manifest["version"]:
                     raise
                 manifest = newer
+
+    def note(self, name: str) -> Any:
+        path = self.place / f"{name}.json"
+        try:
+            return json.loads(path.read_text("utf-8")) if path.is_file() else None
+        except ValueError as error:
+            raise DataError(f"{path} is damaged. Delete it, or build the index again.") from error
+
+    def keep(self, name: str, value: Any) -> None:
+        files.write_json(self.place / f"{name}.json", value)
 
     @property
     def manifest(self) -> files.Manifest:
@@ -162,12 +179,12 @@ class FlatEngine:
     def _start(self, manifest: files.Manifest) -> tuple[Version, files.Manifest, str]:
         """The version to write after, the manifest to change, and the number for new files' names."""
         if manifest["version"] != self.manifest["version"]:
-            self.now = Version.load(self.folder, manifest)
+            self.now = Version.load(self.place, manifest)
         version = manifest["version"] + 1
         return self.now, {**manifest, "version": version}, f"{version:06d}"
 
     def add(self, features: np.ndarray, table: pa.Table, bias: bool, replace: bool) -> None:
-        with files.writing(self.folder) as manifest:
+        with files.writing(self.place) as manifest:
             now, new, number = self._start(manifest)
             if now.manifest["bias"] not in (None, bias):
                 what = "lack hub_bias, which this index has" if not bias else "have hub_bias, which this index lacks"
@@ -179,7 +196,7 @@ class FlatEngine:
             new["bias"], new["width"] = bias, new["dim"] + 8 * bias  # a whole number of SIMD registers
             vectors = new["vectors"] or {"name": f"vectors-{number}.f32", "chunks": []}
             offset = 4 * new["rows"] * new["width"]
-            _, crc = files.append(self.folder / vectors["name"], offset, _widened(features, table, new))
+            _, crc = files.append(self.place / vectors["name"], offset, _widened(features, table, new))
             if now.cells:
                 blocks = [now.cells.assign(block, now.cells.centroids) for block in _widened(features, table, new)]
                 new["cells"] = self._write_cells(now.cells.centroids, [now.cells.cell, *blocks], number)
@@ -193,7 +210,7 @@ class FlatEngine:
             self._commit(new)
 
     def delete(self, item_ids: Sequence[str]) -> None:
-        with files.writing(self.folder) as manifest:
+        with files.writing(self.place) as manifest:
             now, new, number = self._start(manifest)
             rows = now.find(item_ids)
             if (rows < 0).any():
@@ -203,7 +220,7 @@ class FlatEngine:
             self._commit(new)
 
     def compact(self) -> None:
-        with files.writing(self.folder) as manifest:
+        with files.writing(self.place) as manifest:
             now, new, number = self._start(manifest)
             keep = np.flatnonzero(now.alive)
             new["cells"] = None
@@ -213,30 +230,30 @@ class FlatEngine:
                 keep = keep[order]
                 new["cells"] = self._write_cells(cells.centroids, [cells.cell[order]], number)
             name = f"vectors-{number}.f32"
-            _, crc = files.append(self.folder / name, 0, blocks_of(now.vectors, keep))
+            _, crc = files.append(self.place / name, 0, blocks_of(now.vectors, keep))
             table = pa.concat_tables([now.table.take(pa.array(keep))]).combine_chunks()
             new |= {"rows": len(keep), "vectors": {"name": name, "chunks": [[len(keep), crc]]}, "gone": None}
             new["parts"] = [self._write_table(table, number)] if len(keep) else []
             self._commit(new)
 
     def _write_table(self, table: pa.Table, number: str) -> dict[str, Any]:
-        with files.new_file(self.folder, f"rows-{number}.arrow") as (path, entry):
+        with files.new_file(self.place, f"rows-{number}.arrow") as (path, entry):
             files.write_table(path, table)
         return {**entry, "rows": len(table)}
 
     def _write_gone(self, rows: np.ndarray, number: str) -> dict[str, Any]:
-        with files.new_file(self.folder, f"gone-{number}.npy") as (path, entry), open(path, "wb") as stream:
+        with files.new_file(self.place, f"gone-{number}.npy") as (path, entry), open(path, "wb") as stream:
             np.save(stream, rows.astype(np.int64))
         return entry
 
     def _write_cells(self, centroids: np.ndarray, cell: Sequence[np.ndarray], number: str) -> dict[str, Any]:
-        with files.new_file(self.folder, f"cells-{number}.npz") as (path, entry), open(path, "wb") as stream:
+        with files.new_file(self.place, f"cells-{number}.npz") as (path, entry), open(path, "wb") as stream:
             np.savez(stream, centroids=centroids, cell=np.concatenate(cell))
         return entry
 
     def _commit(self, manifest: files.Manifest) -> None:
-        files.commit(self.folder, manifest)
-        self.now = Version.load(self.folder, manifest, check=False)
+        files.commit(self.place, manifest)
+        self.now = Version.load(self.place, manifest, check=False)
 
     def select(self, kind: str, where: Filter | None) -> np.ndarray:
         """Positions that a search may find, ascending int64 (n,)."""
@@ -287,7 +304,7 @@ class FlatEngine:
 
     def verify(self) -> None:
         """Raise DataError naming a file whose checksum differs; reads everything."""
-        files.check(self.folder, self.manifest, whole=True)
+        files.check(self.place, self.manifest, whole=True)
 
 
 def _widened(features: np.ndarray, table: pa.Table, manifest: files.Manifest) -> Iterator[np.ndarray]:

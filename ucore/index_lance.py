@@ -1,16 +1,20 @@
 """The engine of a gallery index beyond memory: LanceDB tables in a folder or an object store (extra `lance`).
 
-    URI/about.lance     one row: the card, the width of the features, whether the rows have a hub_bias
+    URI/about.lance     one row: the card, the width of the features, whether the rows have a hub_bias, and notes
     URI/items.lance     one row an item: `index_rows.COLUMNS`, `vector` and `terms` (tags and their bare keys)
 
 Lance keeps versions, commits a change whole or not at all, and applies SQL conditions before the search. Positions are
 its row ids. What SQL cannot say (a circle, a polygon) is asked as a box and checked here, with more rows fetched until
-there are k. A lock keeps other writers out where the index is a local folder; in an object store Lance refuses the
-later one of two changes that conflict. Lance must not be used in a process that was forked after it was imported.
+there are k. A lock keeps other writers out where the index is a local folder. An object store knows no such lock: Lance
+then keeps every change whole and loses none of two at the same time, but two processes that add the same item both
+succeed. So let one process write; `verify` finds an item that is there twice. Keys and endpoints come from the
+environment, as the stores' own tools read them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT, GOOGLE_APPLICATION_CREDENTIALS,
+AZURE_STORAGE_ACCOUNT_NAME, ...). Lance must not be used in a process that was forked after it was imported.
 """
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,76 +24,85 @@ import numpy as np
 import pyarrow as pa
 
 from ucore.columns import Columns
-from ucore.errors import ConfigError, DataError, UserError
+from ucore.errors import ConfigError, DataError
 from ucore.files import only_writer, parse_json, require_writable
 from ucore.filter_sql import boxes, exactly, has_any, one_of, quoted
 from ucore.filters import Filter
 from ucore.index_files import FORMAT
 from ucore.index_rows import SCHEMA
+from ucore.lance_tables import EXTRA, lancedb_module, opened, told, vectors_of, with_vectors
 from ucore.manifest import few
 from ucore.nearest import SPARE, best, rescore
+from ucore.places import Place
 
 SMALL = 1000  # rows up to which looking at all of them needs no index of a column
 FROM = 50_000  # rows from which on `compact` makes an index of the vectors
 SHARE, LEAST = 0.04, 10_000  # of the rows, and rows, that an approximate search looks at
 REFINE = 30  # times k rows whose own vectors are read after the compressed ones
-EXTRA = 8  # coordinates behind the features: eight, so that vectors still part evenly when they are compressed
 ABOUT, ITEMS = "about", "items"
-
-
-def lancedb_module() -> Any:
-    """lancedb, imported when first needed. Raises UserError naming the extra."""
-    try:
-        import lancedb
-    except ImportError as error:
-        raise UserError('This index needs LanceDB: pip install "ucore[lance]"') from error
-    return lancedb
 
 
 class LanceEngine:
     """An index at `uri`, read at the version it had when it was opened, written or refreshed."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self._database = lancedb_module().connect(uri)
+    def __init__(self, place: Place) -> None:
+        self.place, self.uri = place, str(place)
+        with told(self.uri):
+            self._database = lancedb_module().connect(self.uri)
         self.refresh()
 
     @staticmethod
-    def create(uri: str, card: dict[str, Any], dim: int) -> None:
-        if "://" not in uri:
-            require_writable(uri)
-        with _told(uri):
+    def exists(place: Place) -> bool:
+        """Whether there is an index. Raises DataError where that cannot be found out."""
+        if isinstance(place, Path):
+            return (place / f"{ABOUT}.lance").exists()
+        with told(place):
+            return opened(lancedb_module().connect(place), ABOUT) is not None
+
+    @classmethod
+    def create(cls, place: Place, card: dict[str, Any], dim: int) -> None:
+        uri = str(place)
+        if isinstance(place, Path):
+            require_writable(place)
+        with told(uri):
             database = lancedb_module().connect(uri)
-            if _open(database, ABOUT) is not None:
+            if opened(database, ABOUT) is not None:
                 raise DataError(f"There is an index in {uri} already. Open it, or choose another folder.")
             # The description comes last: without it there is no index, whatever a killed process left.
             vector = pa.field("vector", pa.list_(pa.float32(), dim + EXTRA))
             schema = SCHEMA.append(vector).append(pa.field("terms", pa.list_(pa.string())))
             left = database.list_tables().tables
             database.create_table(ITEMS, schema=schema, mode="overwrite" if ITEMS in left else "create")
-            about = json.dumps({"format": FORMAT, "card": card, "dim": dim, "bias": False})
+            about = json.dumps({"format": FORMAT, "card": card, "dim": dim, "bias": False, "notes": {}})
             data = pa.table({"about": [about]})
             database.create_table(ABOUT, data=data, mode="overwrite" if ABOUT in left else "create")
 
     def refresh(self) -> None:
-        with _told(self.uri):
-            table = _open(self._database, ABOUT)
+        with told(self.uri):
+            table = opened(self._database, ABOUT)
             if table is None:
                 raise DataError(f"There is no index in {self.uri}. Make one: ucore index build --out {self.uri}")
             about = parse_json(table.to_arrow()["about"][0].as_py())
             if about["format"] != FORMAT:
                 raise DataError(
-                    f"{self.uri} has format {about['format']!r}, this ucore reads {FORMAT}. Build it again."
+                    f"{self.uri} has format {about['format']!r}, this ucore reads {FORMAT}. Remove and build it again."
                 )
             self.card, self.dim, self.bias = about["card"], int(about["dim"]), bool(about["bias"])
             if not isinstance(self.card, dict) or not 1 <= self.dim <= 100_000:
                 raise ValueError("its description is damaged")
+            self._about: dict[str, Any] = about
             self._items: Any = self._database.open_table(ITEMS)
 
-    @property
-    def folder(self) -> Path:
-        """Where the index lies, for what lies beside it; a place that is not there, for an object store."""
-        return Path(self.uri)
+    def note(self, name: str) -> Any:
+        return self._about["notes"].get(name)
+
+    def keep(self, name: str, value: Any) -> None:
+        with self._writing():
+            self._describe(notes={**self._about["notes"], name: value})
+
+    def _describe(self, **changed: Any) -> None:
+        self._about = {**self._about, **changed}
+        self._database.open_table(ABOUT).update(values={"about": json.dumps(self._about)})
 
     @property
     def version(self) -> int:
@@ -108,7 +121,7 @@ class LanceEngine:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Within, the newest version is written; of other processes on this machine none does."""
-        with nullcontext() if "://" in self.uri else only_writer(self.uri), _told(self.uri):
+        with only_writer(self.place) if isinstance(self.place, Path) else nullcontext(), told(self.uri):
             self.refresh()
             yield
 
@@ -123,10 +136,9 @@ class LanceEngine:
                 twice = few([name for name, there in zip(ids, old, strict=True) if there])
                 raise DataError(f"The index has these items already: {twice}. Delete them, or add with replace.")
             if bias != self.bias:
-                about = {"format": FORMAT, "card": self.card, "dim": self.dim, "bias": bias}
-                self._database.open_table(ABOUT).update(values={"about": json.dumps(about)})
+                self._describe(bias=bias)
                 self.bias = bias
-            rows = _with_vectors(features, table)
+            rows = with_vectors(features, table)
             if old.any():
                 merge = self._items.merge_insert("item_id")
                 merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
@@ -162,13 +174,19 @@ class LanceEngine:
         return max(1, round(len(self) ** 0.5))
 
     def verify(self) -> None:
-        """Raise DataError where a row cannot be read."""
-        with _told(self.uri):
-            for _ in self._items.search().to_batches():
-                pass
+        """Raise DataError where a row cannot be read, or an item is there twice: two processes have added it."""
+        times: Counter[str] = Counter()
+        with told(self.uri):
+            for batch in self._items.search().to_batches():
+                times.update(batch["item_id"].to_pylist())
+        twice = [name for name, count in times.items() if count > 1]
+        if twice:
+            raise DataError(
+                f"{self.uri} holds twice: {few(twice)}. Two processes have written at once: build the index again."
+            )
 
     def select(self, kind: str, where: Filter | None) -> np.ndarray:
-        with _told(self.uri):
+        with told(self.uri):
             found = self._ask(self._items.search(), self._condition(kind, where), ["lon", "lat"]).to_arrow()
         rows = found["_rowid"].to_numpy().astype(np.int64)
         return np.sort(rows if where is None else rows[exactly(where).mask(found)])
@@ -178,7 +196,7 @@ class LanceEngine:
     ) -> tuple[np.ndarray, np.ndarray, int, bool]:
         found, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
         wide = self.widened(queries, bias)
-        with _told(self.uri):
+        with told(self.uri):
             condition = self._condition(kind, where)
             coarse = self._items.count_rows(condition)
             count = len(self.select(kind, where)) if where is not None and exactly(where).geographic else coarse
@@ -201,7 +219,7 @@ class LanceEngine:
             ask = ask.bypass_vector_index() if probes is None else ask.nprobes(probes).refine_factor(REFINE)
             got = self._ask(ask, condition, ["vector", "lon", "lat", "_distance"]).to_arrow().combine_chunks()
             rows, whole = got["_rowid"].to_numpy().astype(np.int64), len(got) < want
-            vectors = _vectors(got, self.width)
+            vectors = vectors_of(got, self.width)
             order = np.argsort(rows)
             exact = rescore(vectors[order], query[None], np.arange(len(rows))[None])
             last = exact.min(initial=np.inf)
@@ -253,14 +271,14 @@ class LanceEngine:
     def scores(self, queries: np.ndarray, positions: np.ndarray, bias: bool) -> np.ndarray:
         if not len(positions):
             return np.zeros((len(queries), 0), np.float32)
-        vectors = _vectors(self._take(positions, ["vector"]), self.width)
+        vectors = vectors_of(self._take(positions, ["vector"]), self.width)
         numbers = np.broadcast_to(np.arange(len(positions)), (len(queries), len(positions)))
         return rescore(vectors, self.widened(queries, bias), numbers)
 
     def features(self, positions: np.ndarray) -> np.ndarray:
         if not len(positions):
             return np.zeros((0, self.dim), np.float32)
-        return _vectors(self._take(positions, ["vector"]), self.width)[:, : self.dim]
+        return vectors_of(self._take(positions, ["vector"]), self.width)[:, : self.dim]
 
     def table(self, positions: np.ndarray) -> pa.Table:
         return self._take(positions, SCHEMA.names) if len(positions) else SCHEMA.empty_table()
@@ -268,7 +286,7 @@ class LanceEngine:
     def _take(self, positions: np.ndarray, columns: list[str]) -> pa.Table:
         """Rows in the order of `positions`, repeated as they are. Raises DataError for one that is not there."""
         distinct, place = np.unique(positions, return_inverse=True)
-        with _told(self.uri):
+        with told(self.uri):
             found = self._items.take_row_ids(distinct.tolist()).with_row_id().select(columns).to_arrow()
         if len(found) != len(distinct):
             raise DataError(f"{len(distinct) - len(found)} of the positions are not in this version of the index.")
@@ -282,41 +300,3 @@ class LanceEngine:
             found = self._ask(self._items.search(), some, ["item_id"]).to_arrow()
             place |= dict(zip(found["item_id"].to_pylist(), found["_rowid"].to_pylist(), strict=True))
         return np.array([place.get(name, -1) for name in item_ids], np.int64)
-
-
-@contextmanager
-def _told(uri: str) -> Iterator[None]:
-    """Turn what LanceDB raises into one sentence."""
-    try:
-        yield
-    except (ValueError, RuntimeError, OSError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise DataError(
-            f"The index {uri} cannot be used ({reason}). Build it again, or check that it can be reached."
-        ) from error
-
-
-def _open(database: Any, name: str) -> Any:
-    """A table, or None where there is none, or one that a killed process began."""
-    try:
-        return database.open_table(name)
-    except ValueError as error:
-        if "not found" in str(error):
-            return None
-        raise
-
-
-def _with_vectors(features: np.ndarray, table: pa.Table) -> pa.Table:
-    """`table` with the columns vector and terms."""
-    count, dim = features.shape
-    wide = np.zeros((count, dim + EXTRA), np.float32)
-    wide[:, :dim], wide[:, dim] = features, table["hub_bias"].to_numpy()
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(wide.ravel()), wide.shape[1])
-    terms = [sorted({*tags, *(tag.partition("=")[0] for tag in tags)}) for tags in table["tags"].to_pylist()]
-    return table.append_column("vector", vectors).append_column("terms", pa.array(terms, pa.list_(pa.string())))
-
-
-def _vectors(table: pa.Table, width: int) -> np.ndarray:
-    """The column vector, float32 (n, width)."""
-    parts = [np.zeros(0, np.float32), *(part.flatten().to_numpy() for part in table["vector"].chunks)]
-    return np.concatenate(parts).reshape(len(table), width)

@@ -36,6 +36,7 @@ COLUMNS: dict[str, tuple[pa.DataType, Any]] = {
     "mask_width": (pa.int32(), 0),
     "area": (pa.float32(), NAN),  # share of the image that the segment covers
     "hub_bias": (pa.float32(), 0.0),  # added to the scores of a search with bias=True
+    "content": (pa.string(), ""),  # key of what the item was made of: pixels or words, and their metadata
 }
 SCHEMA = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
 NORM = 1e-3  # by how much a norm may differ from 1

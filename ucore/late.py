@@ -2,7 +2,8 @@
 
     score = (1 - share) x cosine of the image + share x how well its segments fit
 
-The second is `alignment.SegmentPool`'s, and the sum `fusion.fused`'s; the tests compare them.
+The second is `alignment.SegmentPool`'s, and the sum `fusion.fused`'s. With hubs corrected, an image's own bias is that
+of its score with segments, `fusion.fused_biases`', and no longer that of its cosine alone. The tests compare them.
 """
 
 from pathlib import Path
@@ -12,18 +13,19 @@ import numpy as np
 
 from ucore.checkpoint_files import WEIGHTS
 from ucore.errors import CheckpointError, ConfigError
+from ucore.hubness import Bank, bias_of
 from ucore.index import GalleryIndex
 
 PREFIX = "segments.pool."
 
 
 class LateScores:
-    """Reranks hits by their segments in the index.
+    """Reranks hits by their segments in the index. bank: of the checkpoint, for hubs; None where there is none.
 
     Raises ConfigError where the checkpoint was trained without segments, or the index holds none.
     """
 
-    def __init__(self, index: GalleryIndex, checkpoint: Path) -> None:
+    def __init__(self, index: GalleryIndex, checkpoint: Path, bank: Bank | None = None) -> None:
         learned = index.card.get("segments", {})
         self.kind, self.share = str(learned.get("pooling", "none")), float(learned.get("share", 0))
         if self.kind == "none":
@@ -34,44 +36,62 @@ class LateScores:
         positions = index.select("segment")
         if not len(positions):
             raise ConfigError("The index holds no segments; build it with --segments FOLDER, or leave --late out")
-        self.index = index
+        self.index, self.temperature = index, float(index.card["temperature"])
+        self.texts = None if bank is None else bank.texts.astype(np.float32)
+        self._biases: dict[int, float] = {}  # of images that were met
         self._weights = _pool_weights(checkpoint / WEIGHTS)
         self._of: dict[str, list[int]] = {}
         for position, name in zip(positions.tolist(), index.rows(positions)["sample_id"], strict=True):
             self._of.setdefault(name, []).append(position)
 
-    def rerank(self, vector: np.ndarray, positions: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The hits in their new order with their new scores. vector: of the query; scores: of the images, with or
-        without their hub_bias, which stays as it is."""
-        names = self.index.rows(positions)["sample_id"]
-        plain = self.index.scores(vector[None], positions)[0]
-        fused = scores.astype(np.float32).copy()
-        for number, name in enumerate(names):
-            own = self._of.get(name, [])
-            if own:
-                of_segments = pool_score(self.kind, self._weights, self.index.features(np.array(own)), vector)
-                fused[number] += self.share * (of_segments - plain[number])
+    def rerank(self, vector: np.ndarray, positions: np.ndarray, correct_hubs: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Images in their new order, with their new scores float32 (n,). vector: of the query; correct_hubs: with each
+        image's own bias."""
+        table = self.index.rows(positions)
+        own = [self._of.get(name, []) for name in table["sample_id"]]
+        fused = self.index.scores(vector[None], positions)[0].astype(np.float32).copy()
+        bias = table["hub_bias"].to_numpy(np.float32).copy()
+        segments = self.index.features(np.array([position for of in own for position in of], np.int64))
+        parts = np.split(segments, np.cumsum([len(of) for of in own])[:-1]) if own else []
+        for number, (position, part) in enumerate(zip(positions.tolist(), parts, strict=True)):
+            if len(part):
+                score = float(pool_scores(self.kind, self._weights, part, vector[None])[0])
+                fused[number] += self.share * (score - fused[number])
+                if correct_hubs and self.texts is not None:
+                    bias[number] = self._bias(position, part)
+        fused = fused + bias if correct_hubs else fused
         order = np.lexsort((positions, -fused))
         return positions[order], fused[order]
 
+    def _bias(self, position: int, segments: np.ndarray) -> float:
+        """What to add to the scores of an image with segments, from the bank's captions; computed once."""
+        assert self.texts is not None
+        if position not in self._biases:
+            image = self.texts @ self.index.features(np.array([position]))[0]
+            of_segments = pool_scores(self.kind, self._weights, segments, self.texts)
+            scores = (1 - self.share) * image + self.share * of_segments
+            self._biases[position] = float(bias_of(lambda _: scores[None], 1, self.temperature)[0])
+        return self._biases[position]
 
-def pool_score(kind: str, weights: dict[str, np.ndarray], segments: np.ndarray, text: np.ndarray) -> float:
-    """How well the segments of one image, float32 (K, D), fit a text, float32 (D,): see `alignment.SegmentPool`."""
-    cosines = segments @ text
+
+def pool_scores(kind: str, weights: dict[str, np.ndarray], segments: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """How well the segments of one image, float32 (K, D), fit texts, float32 (M, D): (M,), as `alignment.SegmentPool`
+    gives."""
     if kind == "late":
-        return float(_softmax(cosines / np.exp(weights["log_temperature"])) @ cosines)
+        cosines = texts @ segments.T
+        return (_softmax(cosines / np.exp(weights["log_temperature"])) * cosines).sum(axis=1)
     if kind == "attention":
         hidden = np.tanh(segments @ weights["attend.0.weight"].T + weights["attend.0.bias"])
         shares = _softmax((hidden @ weights["attend.2.weight"].T + weights["attend.2.bias"])[:, 0])
     else:
         shares = np.full(len(segments), 1 / len(segments), np.float32)
     mean = shares @ segments
-    return float(mean @ text / max(float(np.linalg.norm(mean)), 1e-12))
+    return texts @ (mean / max(float(np.linalg.norm(mean)), 1e-12))
 
 
 def _softmax(values: np.ndarray) -> np.ndarray:
-    raised = np.exp(values - values.max())
-    return raised / raised.sum()
+    raised = np.exp(values - values.max(axis=-1, keepdims=True))
+    return raised / raised.sum(axis=-1, keepdims=True)
 
 
 def _pool_weights(path: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ MOST_KEPT = 256  # queries whose features are kept
 class Searcher:
     """Queries over an index.
 
-    index: an open one, or its folder. checkpoint: where its encoder's weights are now, if not where the card says.
+    index: an open one, its folder or address. checkpoint: where its encoder's weights are, if not where the card says.
     device: of the image tower, for queries that are files.
     Raises DataError, CheckpointError: no index, or not the weights that it was built with.
     """
@@ -53,7 +53,7 @@ class Searcher:
     ) -> None:
         self.index = index if isinstance(index, GalleryIndex) else GalleryIndex.open(index)
         self.device = device
-        self.folder = self.index.folder
+        self.place = self.index.place
         self.checkpoint = self._find_checkpoint(checkpoint)
         self.root = self._find("root", "relative_root")
         self._features: dict[str, np.ndarray] = {}
@@ -64,22 +64,25 @@ class Searcher:
     def _find(self, absolute: str, relative: str) -> Path:
         """A folder that the card names: seen from the index, else where it was."""
         card = self.index.card
-        near = (self.folder / str(card.get(relative, ""))).resolve()
-        return near if relative in card and near.is_dir() else Path(str(card.get(absolute, "")))
+        if isinstance(self.place, Path) and card.get(relative):
+            near = (self.place / str(card[relative])).resolve()
+            if near.is_dir():
+                return near
+        return Path(str(card.get(absolute, "")))
 
     def _find_checkpoint(self, given: str | Path | None) -> Path:
         place = Path(given) if given else self._find("absolute_checkpoint", "checkpoint")
         card = self.index.card
         if not given and not place.is_dir():
             raise CheckpointError(
-                f"The checkpoint that {self.folder} was built with is not in {place} any more. "
+                f"The checkpoint that {self.place} was built with is not in {place} any more. "
                 "Name its folder with --checkpoint, or build the index again"
             )
         name = read_card(place)["encoder"]["name"]
         weights = place / WEIGHTS
         if not weights.is_file() or file_hash(weights) != card.get("weights"):
             raise CheckpointError(
-                f"{self.folder} was built with other weights of {card.get('name')} than {place} holds ({name}). "
+                f"{self.place} was built with other weights of {card.get('name')} than {place} holds ({name}). "
                 "Name the right folder with --checkpoint, or build the index again: ucore index build"
             )
         return place
@@ -105,7 +108,7 @@ class Searcher:
 
     @cached_property
     def sureness(self) -> Sureness | None:
-        return read_sureness(self.folder)
+        return read_sureness(self.index)
 
     @cached_property
     def encoder(self) -> "DualEncoder":
@@ -116,7 +119,7 @@ class Searcher:
 
     @cached_property
     def late_scores(self) -> LateScores:
-        return LateScores(self.index, self.checkpoint)
+        return LateScores(self.index, self.checkpoint, self.bank)
 
     # --- queries ----------------------------------------------------------------------------------------------
 
@@ -200,7 +203,7 @@ class Searcher:
             from ucore.config import did_you_mean
 
             names = self.index.rows(self.index.select("image"))["sample_id"]
-            raise DataError(f"There is no sample {sample_id!r} in {self.folder}{did_you_mean(sample_id, names)}")
+            raise DataError(f"There is no sample {sample_id!r} in {self.place}{did_you_mean(sample_id, names)}")
         return int(found[0])
 
     def scores(
@@ -240,7 +243,7 @@ class Searcher:
             kept = (positions >= 0) & ~np.isin(positions, asked.without)
             positions, scores = positions[kept], scores[kept]
             if asked.late:
-                positions, scores = self.late_scores.rerank(asked.vector, positions, scores)
+                positions, scores = self.late_scores.rerank(asked.vector, positions, asked.correct)
             table = self.index.rows(positions)
             groups = [[number] for number in range(len(positions))]
             groups = self._groups(table, positions, asked.kind) if asked.group else groups

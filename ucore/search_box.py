@@ -28,6 +28,7 @@ from ucore.errors import DataError, UserError
 from ucore.explain import explain, explanation_html
 from ucore.files import parse_json
 from ucore.filters import Filter
+from ucore.found_cards import found_cards
 from ucore.found_figures import plot_answer
 from ucore.heat import SCRIPTS, Layer, heat_map, layer_update, search_page, tile_columns, tile_table
 from ucore.maps import blank_map, page_element
@@ -76,11 +77,13 @@ class SearchBox(ipw.VBox):
         self.message.add_class(self._link)
         self.message.observe(self._on_message, "value")
         self.map_view = ipw.HTML(layout={"width": "100%"})
+        self.cards = ipw.Box(layout={"flex_flow": "row wrap", "width": "100%"})  # where there is no map
         self._draw_map(height)
         row: Any = {"flex_flow": "row wrap", "align_items": "center"}
         asked = ipw.HBox([self.text_box, self.search_button, self.examples_box], layout=row)
         filters = ipw.HBox([self.domain_box, self.tag_box, self.k_box, self.hubs_box], layout=row)
-        super().__init__([asked, filters, self.status, self.map_view, self.why, self.link, self.message])
+        super().__init__([asked, filters, self.status, self.map_view, self.cards, self.why, self.link,
+                          self.message])  # fmt: skip
         self._show()
 
     # --- from code --------------------------------------------------------------------------------------------
@@ -171,9 +174,7 @@ class SearchBox(ipw.VBox):
     def _draw_map(self, height: int) -> None:
         """Load the map's frame, once."""
         if not len(self._tiles):
-            self.map_view.value = (
-                "<p>No tile has coordinates, so there is no map; results are in the picture below.</p>"
-            )
+            self.map_view.value = "<p>No tile has coordinates, so there is no map.</p>"
             return
         page = search_page(self.features, False, self.credit, self.searcher.simulated, self._link)
         page["layers"] = [{"tiles": tile_columns(self._tiles), **layer_update(self.searcher, None, None, self._row_of)}]
@@ -222,8 +223,7 @@ class SearchBox(ipw.VBox):
 
     def _obey(self, said: dict[str, Any]) -> None:
         if isinstance(said.get("like"), str):
-            self._query = ("sample", said["like"])
-            self._search()
+            self._like(said["like"])
         elif isinstance(said.get("read"), str):
             captions = self.searcher.sample(said["read"], k=5, find="text")
             lines = "".join(f"<li>{html.escape(hit.text)} ({hit.score:.3f})</li>" for hit in captions.hits)
@@ -235,6 +235,10 @@ class SearchBox(ipw.VBox):
             area = {} if said.get("box") is None else {"box": said["box"]}
             self._area = area if polygon is None else {"polygon": {"type": "Polygon", "coordinates": [polygon]}}
             self._on_filter(None)
+
+    def _like(self, sample_id: str) -> None:
+        self._query = ("sample", sample_id)
+        self._search()
 
     def _explain(self, item_id: str) -> None:
         hit = next((hit for hit in self.answer.hits if hit.item_id == item_id), None) if self.answer else None
@@ -292,7 +296,8 @@ class SearchBox(ipw.VBox):
     def _show(self) -> None:
         """Tell the map, and this page, what was found."""
         note = " (SIMULATED data)" if self.searcher.simulated else ""
-        told = f"{self._images:,} images{note}. Type a query, or click a tile of the map."
+        click = ", or click a tile of the map" if len(self._tiles) else ""
+        told = f"{self._images:,} images{note}. Type a query{click}."
         if self.answer is not None:
             right, hits = self.truth, self.answer.hits
             told = f"{len(hits)} results for “{self.answer.query}”{note}"
@@ -301,6 +306,10 @@ class SearchBox(ipw.VBox):
             told += "".join(f". {note}" for note in self.answer.notes)
         role = "alert" if self.error else "status"
         self.status.value = f'<div role="{role}">{html.escape(self.error or told)}</div>'
+        if not len(self._tiles):
+            self.cards.children = (
+                found_cards(self.searcher, self.answer, self.truth, self._explain, self._like) if self.answer else []
+            )
         update = layer_update(self.searcher, self.answer, self._scores(), self._row_of, self.truth)
         update |= {"notes": [], "zoom": bool(self.answer)}
         code = base64.b64encode(json.dumps(update, allow_nan=False).encode()).decode("ascii")

@@ -10,29 +10,37 @@ from one that fits little. What it means, and what not:
   wrong, so that "shows what was asked" is likelier than the number says;
 - it holds for queries that read like the captions, in the whole gallery; a filter or other ground changes it;
 - hits of one query are ordered by their scores alone.
+
+How far off it is, is measured on captions that it was not fitted to: two curves, each of one half of the images, say
+what the other half's hits are worth. The curve that is kept is fitted to both. `reliability` asks another split.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ucore.errors import DataError
-from ucore.files import parse_json
+from ucore.hubness import Bank, hub_bias
+from ucore.index import GalleryIndex
 
-SURENESS = "sureness.json"  # in the folder of an index
+SURENESS = "sureness"  # the name under which an index keeps it
 MOST = 10  # hits of a query that are looked at
+MOST_QUERIES = 5000  # of a split
 FEWEST = 100  # hits to fit a curve to; fewer tell nothing
+PARTS = 10  # of the hits, by what is said of them, in which that is compared with what was so
+
+Bin = tuple[float, float, int]  # what was said on average, the share that was right, hits
 
 
 @dataclass(frozen=True)
 class Sureness:
     """P(right) = 1 / (1 + exp(-(slope x score + own x the query's bias + offset))).
 
-    queries, hits: what it was fitted to; right: share of these hits that were right; error: mean distance between what
-    it says and what was so, over ten equal parts of these hits (expected calibration error).
+    queries, hits: what it was fitted to; right: share of these hits that were right. error: mean distance between what
+    is said and what was so, over PARTS equal parts of hits that the curve was not fitted to (expected calibration
+    error, Naeini et al. 2015); None where there are too few for two halves. bins: these parts.
     """
 
     slope: float
@@ -41,11 +49,17 @@ class Sureness:
     queries: int
     hits: int
     right: float
-    error: float
+    error: float | None = None
+    bins: tuple[Bin, ...] = ()
 
     def __call__(self, scores: np.ndarray, bias: np.ndarray | float = 0.0) -> np.ndarray:
         """Probabilities float64 of scores of any shape. bias: of the queries, which is none of the scores' parts."""
         return _logistic(self.slope * np.asarray(scores, np.float64) + self.own * np.asarray(bias) + self.offset)
+
+    @property
+    def told(self) -> str:
+        """The error, in words."""
+        return "not measured" if self.error is None else f"{self.error:.1%} where it was not learned"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,30 +68,114 @@ class Sureness:
     def from_dict(cls, values: Mapping[str, Any] | None) -> "Sureness | None":
         if not values:
             return None
-        numbers = [value for value in values.values() if type(value) in (int, float) and abs(value) < 1e12]
-        if len(numbers) != len(values):
-            raise ValueError("a value is no number")
-        return cls(**values)
+        bins = tuple(tuple(part) for part in values["bins"])
+        numbers = [value for name, value in values.items() if name != "bins" and value is not None]
+        for value in (*numbers, *(value for part in bins for value in part)):
+            if type(value) not in (int, float) or not abs(value) < 1e12:
+                raise ValueError("a value is no number")
+        return cls(**{**values, "bins": bins})
 
 
-def read_sureness(folder: Path) -> Sureness | None:
-    """What the index in `folder` knows of itself; None where it is not known. Raises DataError for a damaged file."""
-    path = folder / SURENESS
-    if not path.is_file():
-        return None
+class Asked(NamedTuple):
+    """Hits of Q captions: scores float (Q, MOST), -inf where there is none; the captions' bias float (Q,); which hits
+    are right, bool (Q, MOST); and whose the captions are, int64 (Q,)."""
+
+    scores: np.ndarray
+    bias: np.ndarray
+    right: np.ndarray
+    owner: np.ndarray
+
+
+def read_sureness(index: GalleryIndex) -> Sureness | None:
+    """What an index knows of itself; None where it is not known. Raises DataError where that is damaged."""
     try:
-        return Sureness.from_dict(parse_json(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged. Delete it, or build the index again.") from error
+        return Sureness.from_dict(index.note(SURENESS))
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"What {index.place} knows of its sureness is damaged. Build the index again.") from error
 
 
-def fit_sureness(scores: np.ndarray, bias: np.ndarray, right: np.ndarray) -> Sureness | None:
+def ask(index: GalleryIndex, bank: Bank | None, temperature: float, split: str) -> Asked | None:
+    """The captions of a split, asked of all images of an index; None where it has none.
+
+    At most MOST_QUERIES of them, evenly spread. An image with the very same caption is right, too.
+    """
+    rows = index.rows(index.select("text"))
+    queries = rows[(rows["split"] == split).to_numpy()]
+    if not len(queries):
+        return None
+    spread = np.unique(np.linspace(0, len(queries) - 1, min(len(queries), MOST_QUERIES)).round().astype(int))
+    queries = queries.iloc[spread]
+    features = index.features(index.find(list(queries["item_id"])))
+    hits = index.search(features, MOST, bias=bank is not None)
+    bias = np.zeros(len(features)) if bank is None else hub_bias(features, bank.images, temperature)
+    owners: dict[str, set[str]] = {}
+    for text, name in zip(rows["text"], rows["sample_id"], strict=True):
+        owners.setdefault(text, set()).add(name)
+    found = hits.positions
+    names = np.full(found.shape, "", object)
+    names[found >= 0] = index.rows(found[found >= 0])["sample_id"].to_numpy()
+    right = np.array([[name in owners[text] for name in of] for text, of in zip(queries["text"], names, strict=True)])
+    return Asked(hits.scores, bias, right, np.unique(queries["sample_id"], return_inverse=True)[1])
+
+
+def measure_sureness(index: GalleryIndex, bank: Bank | None, temperature: float) -> Sureness | None:
+    """How sure a hit is, from the validation captions in the index; None where it has too few."""
+    asked = ask(index, bank, temperature, "val")
+    return None if asked is None else fit_sureness(*asked)
+
+
+def reliability(
+    index: GalleryIndex, bank: Bank | None, temperature: float, split: str
+) -> tuple[float, tuple[Bin, ...]] | None:
+    """The error of what the index knows of its sureness, asked with the captions of another split, and the parts.
+
+    None where it knows nothing, or has no captions of the split.
+    """
+    sure, asked = read_sureness(index), ask(index, bank, temperature, split)
+    if sure is None or asked is None:
+        return None
+    bias = np.broadcast_to(asked.bias[:, None], asked.scores.shape)
+    known = np.isfinite(asked.scores)
+    return calibration_error(sure(asked.scores[known], bias[known]), asked.right[known])
+
+
+def calibration_error(said: np.ndarray, right: np.ndarray) -> tuple[float, tuple[Bin, ...]]:
+    """Mean distance between probabilities, float (N,), and what was so, bool (N,), over PARTS equal parts."""
+    parts = [part for part in np.array_split(np.argsort(said, kind="stable"), PARTS) if len(part)]
+    bins = tuple((float(said[part].mean()), float(right[part].mean()), len(part)) for part in parts)
+    return sum(abs(of_said - of_right) * count for of_said, of_right, count in bins) / len(said), bins
+
+
+def fit_sureness(
+    scores: np.ndarray, bias: np.ndarray, right: np.ndarray, owner: np.ndarray | None = None
+) -> Sureness | None:
     """Fit to the scores, real (Q, K), of K hits each of Q queries, the queries' biases (Q,), and what was right, bool
     (Q, K). None where there are too few, all or none are right, or a higher score is not likelier right.
+
+    owner: int (Q,), whose the queries are: those of one image stay in one half where the error is measured.
     """
+    owner = np.arange(len(scores)) if owner is None else owner
     x = np.column_stack([np.ravel(scores), np.repeat(bias, np.shape(scores)[1])]).astype(np.float64)
     known = np.isfinite(x).all(axis=1)
     x, y = x[known], np.ravel(right)[known]
+    curve = _curve(x, y)
+    if curve is None:
+        return None
+    slope, own, offset = curve
+    fitted = Sureness(slope, own, offset, len(scores), len(y), float(y.mean()))
+    second = np.repeat(np.unique(owner, return_inverse=True)[1] % 2 == 1, np.shape(scores)[1])[known]
+    said = np.full(len(y), np.nan)
+    for half in (second, ~second):
+        other = _curve(x[~half], y[~half])
+        if other is None or not half.any():
+            return fitted
+        said[half] = replace(fitted, slope=other[0], own=other[1], offset=other[2])(x[half, 0], x[half, 1])
+    error, bins = calibration_error(said, y)
+    return replace(fitted, error=error, bins=bins)
+
+
+def _curve(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float] | None:
+    """Slope, own and offset of the curve through points, float64 (N, 2), that are right, bool (N,), or not."""
     wins, count = int(y.sum()), len(y)
     if count < FEWEST or wins in (0, count):
         return None
@@ -97,11 +195,7 @@ def fit_sureness(scores: np.ndarray, bias: np.ndarray, right: np.ndarray) -> Sur
         return None
     slope, own = (weights[:2] / spread).tolist()
     offset = float(weights[2] - slope * middle[0] - own * middle[1])
-    fitted = Sureness(slope, own, offset, len(scores), count, wins / count, 0.0)
-    said = fitted(x[:, 0], x[:, 1])
-    parts = np.array_split(np.argsort(said, kind="stable"), 10)
-    error = sum(abs(said[part].mean() - y[part].mean()) * len(part) for part in parts) / count
-    return replace(fitted, error=float(error))
+    return slope, own, offset
 
 
 def _logistic(values: np.ndarray) -> np.ndarray:
