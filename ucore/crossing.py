@@ -7,6 +7,7 @@ found = target_ranks(encoder, away.split("test"), away.split("finetune"), "runs/
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -65,3 +66,16 @@ def target_ranks(
     corrected = correct_hubs(similarity, images[0], text, bank, float(torch.exp(-encoder.logit_scale.detach())))
     scores = {name: similarity, f"{name}, hubs corrected": corrected}
     return {label: retrieval_ranks(one, test.texts[1]) for label, one in scores.items()}
+
+
+def with_texts_of(finetune: Manifest, others: Manifest, seed: int = 0) -> Manifest:
+    """A control: the images of `finetune`, each with the captions of a random image of `others`, of other places.
+
+    No caption is there then that belongs to an image, while all else is as it was: images, their order and whatever is
+    known of them. What an adaptation gains with these, it does not owe to the target's texts. Images of `others` are
+    taken twice only where they are fewer.
+    """
+    rows = np.resize(np.random.default_rng(seed).permutation(len(others)), len(finetune))
+    frame: Any = finetune.frame.copy()
+    frame["captions"] = [list(others.frame["captions"].iloc[row]) for row in rows]
+    return Manifest(frame, finetune.root)
