@@ -15,7 +15,8 @@ weights ("ucore,choose_by=mR": the oracle). `--shots 8 32` adds rows with so man
 known: alone ("target-only"), with the source's pairs ("joint"), and as "ucore" with both. "control" is ucore with the
 texts of the target replaced by texts of other places (domains of --data that are neither side): what it gains it does
 not owe to them. `--scenes` makes groups of RSICD's scenes the domains (`rsicd.SCENE_GROUPS`): city, nature, and mixed,
-which serves the control.
+which serves the control. Rows with segments ("ucore,segments=late") need masks: --segments of the source's images and,
+where they lie elsewhere, --target-segments; the source's model has none, so they are added to it.
 
 Every run is kept in --runs under a key of the data, the code and the settings, so that a repeated command makes only
 what is missing; --out is written after every direction.
@@ -48,6 +49,7 @@ from ucore.model import DualEncoder, load_encoder
 from ucore.notebooks import parse_parameters
 from ucore.origin import code_key, machine_facts
 from ucore.rsicd import by_scenes
+from ucore.segment_store import SegmentStore
 from ucore.splits import adaptation_split
 from ucore.test_time import adapt_queries
 from ucore.train import Trainer
@@ -111,6 +113,7 @@ class Border:
     cache: Path
     scale: str
     known: dict[Any, DualEncoder]
+    masks: tuple[SegmentStore | None, SegmentStore | None] = (None, None)  # of the source and of the target
 
     def __post_init__(self) -> None:
         parts = adaptation_split(self.target, seed=0)
@@ -127,13 +130,16 @@ class Border:
     def path(self, runs: Path, text: str, seed: int) -> Path:
         """Where a run is kept."""
         others = self.others.content_key() if self.others is not None and is_control(text) else None
-        return runs / f"{content_hash(self.key, text, seed, others)}.json"
+        masks = [store.parts.settings for store in self.masks if store is not None and "segments=" in text]
+        return runs / f"{content_hash(self.key, text, seed, others, *masks)}.json"
 
     def lacking(self, text: str) -> str:
         """Why a row cannot be made; empty where it can."""
         shots = settings(text)[1].get("shots") if text != "tcr" else None
         if shots is not None and shots >= len(self.finetune):
             return f"there are {len(self.finetune)} images to adapt to: without shots all are known"
+        if "segments=" in text and self.masks[0] is None:
+            return "no --segments are given"
         return "no domain is neither side" if is_control(text) and self.others is None else ""
 
     def run(self, text: str, seed: int) -> dict[str, Any]:
@@ -147,26 +153,28 @@ class Border:
             if is_control(text):
                 assert self.others is not None
                 finetune = with_texts_of(finetune, self.others, seed)
-            encoder = copy.deepcopy(start)
+            encoder, config = copy.deepcopy(start), None
             if text != "zero-shot":
-                shown = self._adapted(encoder, finetune, text, seed)
+                config, shown = self._adapted(encoder, finetune, text, seed)
             seconds = time.perf_counter() - began if shown else 0.0
-            ranks = target_ranks(encoder, self.test, finetune, self.cache, text)
+            ranks = target_ranks(encoder, self.test, finetune, self.cache, text, self.masks[1], config)
             ranks = {label.replace(", hubs corrected", " +qb"): one for label, one in ranks.items()}
         kept = {label: [way.tolist() for way in one] for label, one in ranks.items()}
         return {"direction": self.name, "method": text, "seed": seed, "ranks": kept, "shown": shown, "seconds": seconds}
 
-    def _adapted(self, encoder: DualEncoder, finetune: Manifest, text: str, seed: int) -> dict[str, Any]:
-        """Adapts `encoder`; returns what every epoch showed."""
+    def _adapted(
+        self, encoder: DualEncoder, finetune: Manifest, text: str, seed: int
+    ) -> tuple[AdaptConfig, dict[str, Any]]:
+        """Adapts `encoder`; returns the settings and what every epoch showed."""
         train, (method, changes) = self.source.split("train"), settings(text)
         own = AdaptConfig.of(method, self.scale, **{"seed": seed, "head_batch_size": batch_of(train), **changes})
-        adapter = Adapter(encoder, train, finetune, self.val, own, None, self.cache, progress=False)
+        adapter = Adapter(encoder, train, finetune, self.val, own, None, self.cache, False, *self.masks)
         best = adapter.fit()
         rows = [row["metrics"] for row in adapter.history if "metrics" in row]
         trace = {name: [round(row[name], 1) for row in rows if name in row] for name in WATCHED}
         encoder.load_state_dict(adapter.best_state)
         encoder.eval()
-        return {"epoch": best["epoch"], **trace}
+        return own, {"epoch": best["epoch"], **trace}
 
 
 def started(fresh: DualEncoder, source: Manifest, seed: int, cache: Path, known: dict[Any, DualEncoder]) -> DualEncoder:
@@ -218,6 +226,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["tcr", *METHODS], help="names, or name,setting=value,...")
     parser.add_argument("--shots", nargs="+", type=int, default=[], help="few-shot rows with so many known images")
     parser.add_argument("--scenes", action="store_true", help="the domains are groups of RSICD's scenes")
+    parser.add_argument("--segments", type=Path, help="masks of the source's images, as ucore segment makes them")
+    parser.add_argument("--target-segments", type=Path, help="of the target's, where they lie elsewhere")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scale", default="tiny")
     parser.add_argument("--cache", type=Path, default=Path("runs/features"))
@@ -237,10 +247,12 @@ def main() -> None:
     print(f"{'SIMULATED' if data.simulated else 'Real'} data; {json.dumps(machine_facts())}")
     fresh, rows, gains, known = load_encoder(), [], {}, {}
     domains = sorted(set(data.frame["domain"]))
+    folders = (options.segments, options.target_segments or options.segments)
+    of_source, of_target = (None if folder is None else SegmentStore(folder) for folder in folders)
     for source, target in pairs:
         neither = [name for name in domains if name not in {source.name, target.name}]
         others = data.domain(neither) if neither else None
-        border = Border(fresh, source, target, others, options.cache, options.scale, known)
+        border = Border(fresh, source, target, others, options.cache, options.scale, known, (of_source, of_target))
         name = border.name
         found = direction(border, methods, options.seeds, options.runs)
         owner = border.test.texts[1]

@@ -13,8 +13,12 @@ from ucore.adapt import Adapter
 from ucore.adapt_ablations import ADAPT_ARMS, AdaptStudy
 from ucore.adapt_config import AdaptConfig, inherited
 from ucore.checkpoint import load_checkpoint
+from ucore.crossing import target_ranks
 from ucore.data import read_dataset
 from ucore.errors import ConfigError
+from ucore.evaluate import retrieval_ranks
+from ucore.fusion import segment_vectors
+from ucore.hubness import Bank
 from ucore.losses import sigmoid_loss
 from ucore.tasks import score
 
@@ -86,6 +90,16 @@ def test_the_segments_head_learns_its_tower_does_not_and_validation_is_evals(new
         assert all(torch.equal(state[name], value) for name, value in kept.items())
     scores = score(adapter.encoder, sides[2], progress=False, segments=stores[1], config=adapter.config)
     assert scores.metrics()[0]["mR"] == pytest.approx(best["mR"])
+    given = sides[2], sides[2], adapter.cache, "adapted", stores[1], adapter.config
+    ranks = target_ranks(adapter.encoder, *given)
+    expected = retrieval_ranks(scores.similarity, sides[2].texts[1])
+    assert all(np.array_equal(*pair) for pair in zip(ranks["adapted"], expected, strict=True))
+    vectors = segment_vectors(branch, scores.sets)
+    corrected = scores.corrected(adapter.encoder, Bank(scores.image_features, scores.text_features, vectors))
+    expected = retrieval_ranks(corrected.similarity, sides[2].texts[1])
+    assert all(np.array_equal(*pair) for pair in zip(ranks["adapted, hubs corrected"], expected, strict=True))
+    with pytest.raises(ConfigError, match="counts segments"):
+        target_ranks(adapter.encoder, *given[:4])
     plain = scores.image_features @ scores.text_features.T
     assert np.abs(plain - scores.similarity).max() > 1e-3  # segments are part of it
 
@@ -186,6 +200,8 @@ def test_the_command_adapts_a_checkpoint_with_segments(tiny_rsicd, sides, tmp_pa
              "--scale", "tiny", *short, "--out", tmp_path / "out")  # fmt: skip
     done = ucore(*given)
     assert done.status == 2 and "trained with segments: name the masks" in done.err and "Traceback" not in done.err
+    done = ucore(*given, "--target-segments", masks[1])
+    assert done.status == 2 and "of the source by --segments, too" in done.err
     done = ucore(*given, "--segments", masks[0])
     assert done.status == 2 and "ucore segment" in done.err and "Traceback" not in done.err
     done = ucore(*given, "--segments", masks[0], "--target-segments", masks[1])

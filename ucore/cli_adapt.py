@@ -67,6 +67,8 @@ def adapt(
     from ucore.notebooks import parse_parameters
 
     started = time.perf_counter()
+    if target_segments is not None and segments is None:
+        raise ConfigError("--target-segments are of the target alone: name the masks of the source by --segments, too")
     kept = inherited(read_card(checkpoint)["train"])
     if "segments" in kept and segments is None:
         raise ConfigError(
