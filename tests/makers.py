@@ -1,13 +1,19 @@
 """Tiny datasets in the layouts that ucore reads, with generated pictures that their captions describe."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from ucore.crop_features import image_keys
+from ucore.images import load_image
+from ucore.manifest import Manifest
+from ucore.masks import Segments
+from ucore.segment_store import SegmentStore, row_of
 
 GROUNDS = {"green": (60, 120, 50), "brown": (130, 95, 60), "grey": (120, 120, 120), "sandy": (215, 195, 140)}
 COLOURS = {"white": (245, 245, 245), "red": (200, 40, 40), "blue": (40, 80, 200), "black": (20, 20, 20)}
@@ -103,3 +109,18 @@ def edit_index(folder: Path, change: Callable[[list[Any]], Any], name: str = "da
     content = json.loads((folder / name).read_text("utf-8"))
     change(content["images"])
     (folder / name).write_text(json.dumps(content), "utf-8")
+
+
+def make_halves(folder: Path, manifests: Iterable[Manifest]) -> SegmentStore:
+    """Segments of all pictures: the left half and the upper one; the second picture of each manifest has none."""
+    store = SegmentStore(folder, {"generator": "halves"})
+    with store.parts.writing():
+        for manifest in manifests:
+            keys = image_keys(manifest)
+            store.note(dict(zip(manifest.frame["sample_id"], keys, strict=True)))
+            for number, (key, path) in enumerate(zip(keys, manifest.image_paths, strict=True)):
+                height, width = np.asarray(load_image(path)).shape[:2]
+                masks = np.zeros((2, height, width), bool)
+                masks[0, :, : width // 2] = masks[1, : height // 2] = True
+                store.parts.append([row_of(key, Segments.from_masks(masks[: 0 if number == 1 else 2]), 0.1)])
+    return store

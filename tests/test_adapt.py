@@ -133,7 +133,8 @@ def test_matching_gives_soft_pairs_of_the_target_from_the_epoch_on_that_is_set(n
         assert "matched" not in adapter.step().parts
     result = adapter.step()
     assert result.parts["matched"] > 0
-    images, texts, chances, _ = phase.pseudo_features()
+    rows, images, texts, chances, _ = phase.pseudo_features()
+    assert len(rows) == len(images)
     assert chances.shape == (len(images), len(texts)) and chances.min() >= 0 and chances.max() <= 1
     epoch, matching = phase._matching
     assert epoch == 2 and torch.allclose(matching.sum(1), torch.ones(12))
@@ -192,9 +193,9 @@ def test_too_small_a_target_and_what_adaptation_cannot_do_are_refused(sides, cac
     with pytest.raises(ConfigError, match="at least 2 of each"):
         Adapter(encoder_factory(), sides[0], subset(sides[1], 1), sides[2], AdaptConfig.of("dann"), None, cache)
     for changes, told in (
-        ({"tune_epochs": 2}, "trains the heads"), ({"segments": "late"}, "knows no segments"),
+        ({"tune_epochs": 2}, "trains the heads"), ({"segments": "best"}, "choose one of none, mean"),
         ({"curriculum": "cosin"}, "choose one of none, cosine, density"), ({"coral_weight": -1}, "coral_weight is -1"),
-        ({"domain_weights": 1}, "true or false"), ({"loss": "sigmoid"}, "knows no sigmoid"),
+        ({"domain_weights": 1}, "true or false"), ({"loss": "simgoid"}, "choose one of clip"),
         ({"source_weight": 0}, "nothing would keep retrieval up"), ({"pseudo_wieght": 1}, "mean 'pseudo_weight'"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=told):

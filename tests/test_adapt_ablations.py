@@ -52,7 +52,7 @@ def test_arms_change_the_papers_settings_and_what_cannot_be_run_is_named(new_stu
     assert [arm for arm in ADAPT_ARMS if study.lacking(arm)] == ["segments=late"]
     with pytest.raises(ConfigError, match="did you mean 'curriculum'"):
         study.lacking("curiculum=none")
-    with pytest.raises(ConfigError, match="adaptation knows no segments yet; leave it out"):
+    with pytest.raises(ConfigError, match="there are no segments; leave it out"):
         study.table(["segments=late"], [0])
 
 

@@ -6,20 +6,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from makers import make_halves
 
 from ucore.checkpoint import load_bank, load_checkpoint
 from ucore.config import TrainConfig
-from ucore.crop_features import image_keys
 from ucore.data import read_dataset
 from ucore.errors import CheckpointError, ConfigError, DataError, UserError
 from ucore.files import only_writer
 from ucore.fusion import fused
 from ucore.hubness import correct_hubs
-from ucore.images import load_image
 from ucore.manifest import subset
-from ucore.masks import Segments
 from ucore.model import load_encoder
-from ucore.segment_store import SegmentStore, row_of
+from ucore.segment_store import SegmentStore
 from ucore.tasks import forget_run, score, train_checkpoint
 from ucore.tower_phase import augment
 from ucore.train import Trainer
@@ -427,17 +425,7 @@ def test_flips_alone_leave_the_rows_where_they_are():
 @pytest.fixture(scope="module")
 def store(parts, tmp_path_factory):
     """Halves of every picture; one picture of each split has none."""
-    folder = SegmentStore(tmp_path_factory.mktemp("segments") / "halves", {"generator": "halves"})
-    with folder.parts.writing():
-        for part in parts:
-            keys = image_keys(part)
-            folder.note(dict(zip(part.frame["sample_id"], keys, strict=True)))
-            for number, (key, path) in enumerate(zip(keys, part.image_paths, strict=True)):
-                height, width = np.asarray(load_image(path)).shape[:2]
-                masks = np.zeros((2, height, width), bool)
-                masks[0, :, : width // 2] = masks[1, : height // 2] = True
-                folder.parts.append([row_of(key, Segments.from_masks(masks[: 0 if number == 1 else 2]), 0.1)])
-    return folder
+    return make_halves(tmp_path_factory.mktemp("segments") / "halves", parts)
 
 
 @pytest.fixture

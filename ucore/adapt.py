@@ -24,11 +24,12 @@ from ucore.errors import ConfigError
 from ucore.evaluate import similarity_matrix
 from ucore.features import text_tower_features
 from ucore.files import content_hash
-from ucore.losses import clip_loss
+from ucore.losses import contrastive_loss, sigmoid_loss
 from ucore.manifest import Manifest
 from ucore.model import DualEncoder
 from ucore.progress import Metrics
 from ucore.pseudo import return_probability
+from ucore.segment_store import SegmentStore
 from ucore.train import Trainer
 from ucore.transfer import coral_loss, domain_triplet_loss, matched_loss, mmd_loss
 
@@ -39,7 +40,9 @@ class Adapter(Trainer):
     """Adapts the heads of `encoder` in place, from the source's pairs to the target.
 
     source: its training images and captions. finetune, val: the target's; `val` chooses the weights. The target's test
-    part is not seen. out, cache: as of `Trainer`.
+    part is not seen. out, cache: as of `Trainer`. segments, target_segments: of the images of either, where the
+    configuration uses any; one store may have both. An encoder that was trained with segments keeps its branch,
+    another gets one that starts from its image head.
     """
 
     config: AdaptConfig
@@ -54,9 +57,15 @@ class Adapter(Trainer):
         out: str | Path | None = None,
         cache: str | Path | None = None,
         progress: bool = True,
+        segments: SegmentStore | None = None,
+        target_segments: SegmentStore | None = None,
     ) -> None:
-        super().__init__(encoder, source, val, config, out, cache, progress)
+        super().__init__(encoder, source, val, config, out, cache, progress, segments)
         self.finetune = finetune
+        target_segments = segments if target_segments is None else target_segments
+        self._segmented |= {"finetune": (finetune, target_segments), "val": (val, target_segments)}
+        if target_segments is not None and encoder.segments is not None:
+            self.start += [content_hash(target_segments.parts.settings)]
         self.criterion = config.choose_by
         self.target_texts, self.target_owner = finetune.texts
         if len(finetune) < 2 or len(self.target_texts) < 2:
@@ -87,6 +96,21 @@ class Adapter(Trainer):
         self.known = np.sort(some[: config.shots])  # images whose texts are known, in the regime "paired"
         self._kinds = [AdaptPhase]
 
+    def _equip(self) -> None:
+        """Keep what the checkpoint learned; refuse settings that do not go with it."""
+        encoder, config = self.encoder, self.config
+        if (encoder.logit_bias is not None) != (config.loss == "sigmoid"):
+            trained, asked = ("with", "give it") if encoder.logit_bias is not None else ("without", "leave it out")
+            raise ConfigError(f"The checkpoint was trained {trained} loss=sigmoid; {asked} here, too: -s loss")
+        if encoder.segments is None and config.segments != "none":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                encoder.add_segments(config.segments)
+        if encoder.segments is not None and encoder.segments.pool.kind != config.segments:
+            kind = encoder.segments.pool.kind
+            raise ConfigError(f"The checkpoint pools segments by {kind}, these settings by {config.segments}: give "
+                              f"-s segments={kind} and the masks, --segments")  # fmt: skip
+
     def losses(
         self, rows: np.ndarray, image_features: Tensor, text_features: Tensor, positives: Tensor
     ) -> dict[str, Tensor]:
@@ -96,7 +120,7 @@ class Adapter(Trainer):
         if config.source_weight:
             own = super().losses(rows, image_features, text_features, positives)
             parts = {name: config.source_weight * part for name, part in own.items()}
-        source, target = (image_features, text_features), phase.target_features()
+        source, target = phase.sides(rows, image_features, text_features)
         if config.adversary != "none":
             parts["adversarial"] = config.adversarial_weight * phase.adversarial(source, target)
         if config.coral_weight:
@@ -106,21 +130,41 @@ class Adapter(Trainer):
         if config.triplet_weight:
             margin = min(config.triplet_margin + config.triplet_growth * phase.cycle, config.triplet_most)
             weights = phase.source_weights if config.domain_weights else None
-            parts["triplet"] = config.triplet_weight * domain_triplet_loss(*source, positives > 0, margin, weights)
+            parts["triplet"] = config.triplet_weight * domain_triplet_loss(
+                source[0], source[1], positives > 0, margin, weights
+            )
         if config.regime == "paired":
-            parts["target_pairs"] = self._contrast(*phase.known_pairs())
+            images, image, text, belonging = phase.known_pairs()
+            parts["target_pairs"] = self._contrast(image @ text.T, belonging)
+            if (of_segments := phase.segment_scores(images, text)) is not None:
+                scores, some = of_segments
+                parts["target_segments"] = config.segment_weight * self._contrast(scores, belonging[some])
         if config.pseudo_weight and (found := phase.pseudo_features()) is not None:
-            image, text, of_texts, of_images = found
-            loss = matched_loss(image @ text.T, self.encoder.logit_scale, of_texts, of_images)
-            parts["matched"] = config.pseudo_weight * loss
+            images, image, text, of_texts, of_images = found
+            parts["matched"] = config.pseudo_weight * self._matched(image @ text.T, of_texts, of_images)
+            if (of_segments := phase.segment_scores(images, text)) is not None:
+                scores, some = of_segments
+                loss = self._matched(scores, of_texts[some], of_images[some])
+                parts["matched_segments"] = config.pseudo_weight * config.segment_weight * loss
         return parts
 
-    def _contrast(self, images: Tensor, texts: Tensor, positives: Tensor) -> Tensor:
-        return clip_loss(images, texts, self.encoder.logit_scale, positives, self.config.label_smoothing)
+    def _contrast(self, similarity: Tensor, belonging: Tensor) -> Tensor:
+        scale, bias = self.encoder.logit_scale, self.encoder.logit_bias
+        if bias is not None:
+            return sigmoid_loss(similarity, scale, bias, belonging)
+        return contrastive_loss(similarity, scale, belonging, self.config.label_smoothing)
+
+    def _matched(self, similarity: Tensor, of_texts: Tensor, of_images: Tensor) -> Tensor:
+        scale, bias = self.encoder.logit_scale, self.encoder.logit_bias
+        if bias is not None:  # a text has one image: the chance that a pair belongs together
+            return sigmoid_loss(similarity, scale, bias, of_images)
+        return matched_loss(similarity, scale, of_texts, of_images)
 
     def _validate(self) -> Metrics:
         metrics = super()._validate()  # by the target's pairs: to be looked at, not to choose by
-        similarity = similarity_matrix(self.validated["image"], self.validated["text"])
+        similarity = self.validated.get("similarity")  # where segments are part of it
+        if similarity is None:
+            similarity = similarity_matrix(self.validated["image"], self.validated["text"])
         metrics["return_probability"] = return_probability(similarity)
         metrics["last"] = float(self.phase.epoch)
         phase: Any = self.phase

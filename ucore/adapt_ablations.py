@@ -22,6 +22,8 @@ from ucore.files import content_hash
 from ucore.manifest import Manifest
 from ucore.model import DualEncoder
 from ucore.notebooks import parse_parameters
+from ucore.segment_store import SegmentStore
+from ucore.segments import segment_dataset
 from ucore.train import Trainer
 
 # Against the paper's method: other methods; then its sampler, weights, adversary, triplet, contrastive loss, segments.
@@ -35,7 +37,8 @@ class AdaptStudy(Study):
     """Runs of `Adapter`, kept by content.
 
     encoder: the source-only model that all runs start from; each has a copy. source: pairs to train on. finetune, val:
-    the target's parts. method: whose settings the base has. The other arguments are those of `Study`.
+    the target's parts. method: whose settings the base has. store: segments of all of them, which arms may use and the
+    base does not. The other arguments are those of `Study`.
     """
 
     def __init__(
@@ -49,9 +52,10 @@ class AdaptStudy(Study):
         scale: str = "tiny",
         progress: bool = True,
         method: str = "paper",
+        store: SegmentStore | None = None,
         **changes: Any,
     ) -> None:
-        super().__init__(encoder, source, val, out, cache, None, scale, progress, **changes)
+        super().__init__(encoder, source, val, out, cache, store, scale, progress, **{"segments": "none", **changes})
         self.finetune, self.method = finetune, method
         heads = [value for name, value in encoder.state_dict().items() if not name.startswith("clip.")]
         own = [part.detach().cpu().numpy().tobytes() for part in (*heads, encoder.logit_scale)]
@@ -62,16 +66,10 @@ class AdaptStudy(Study):
         method = str(own.pop("method", self.method))
         return AdaptConfig.of(method, self.scale, **{**self.changes, **own, "seed": seed})
 
-    def lacking(self, arm: str) -> str:
-        if any(part.startswith("segment") for part in arm.split(",")):
-            return "adaptation knows no segments yet"
-        self.config(arm)
-        return ""
-
     def _trainer(self, config: TrainConfig) -> Adapter:
         assert isinstance(config, AdaptConfig)
         encoder = copy.deepcopy(self.encoder)
-        return Adapter(encoder, self.train, self.finetune, self.val, config, None, self.cache, False)
+        return Adapter(encoder, self.train, self.finetune, self.val, config, None, self.cache, False, self.store)
 
 
 def source_only(
@@ -101,12 +99,21 @@ def border_study(
     source_domain: str | None = None,
     target_domain: str | None = None,
     progress: bool = True,
+    generator: str = "",
+    masks: str | Path = "runs/segments",
     **changes: Any,
 ) -> AdaptStudy:
-    """The study of one border of a dataset: trains the source-only model first. Domains: as of `two_sides`."""
+    """The study of one border of a dataset: trains the source-only model first. Domains: as of `two_sides`.
+
+    generator: of segments, kept in the folder `masks`; without one no arm has any.
+    """
     home, away = two_sides(folder, source_domain, target_domain=target_domain)
     finetune, val = target_parts(away, target_domain, seed)
     refuse_shared(home, away)
     changes = {"head_batch_size": few_steps(home.split("train")), **changes}
+    store = None
+    for part in (home.split("train"), finetune, val) if generator else ():
+        store = segment_dataset(part, generator, masks, progress=progress)
     start = source_only(encoder, home, scale, seed, cache, **changes)
-    return AdaptStudy(start, home.split("train"), finetune, val, out, cache, scale, progress, **changes)
+    parts = home.split("train"), finetune, val
+    return AdaptStudy(start, *parts, out, cache, scale, progress, store=store, **changes)

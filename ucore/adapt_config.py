@@ -1,6 +1,7 @@
 """Settings of adaptation from a source to a target domain, and the methods that are compared, as values."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -28,6 +29,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "target-only": dict(regime="paired", source_weight=0.0),
     "joint": dict(regime="paired"),
 }  # fmt: skip
+
+KEPT = ("segments", "segment_count", "segment_background", "segment_weight", "image_segment_weight", "segment_share")
+
+
+def inherited(trained: Mapping[str, Any]) -> dict[str, Any]:
+    """What an adaptation keeps of a checkpoint's training, its settings `trained`: how segments are cut, pooled and
+    counted, where it has any, and the sigmoid loss, whose bias it learned."""
+    own = {"loss": "sigmoid"} if trained.get("loss") == "sigmoid" else {}
+    return {**own, **({name: trained[name] for name in KEPT} if trained.get("segments", "none") != "none" else {})}
 
 
 @dataclass(frozen=True)
@@ -95,9 +105,5 @@ class AdaptConfig(TrainConfig):
             raise ConfigError(f"domain_weights is {self.domain_weights!r}; it must be true or false")
         if self.tune_epochs:
             raise ConfigError("tune_epochs must be 0: adaptation trains the heads; tune the towers with ucore train")
-        if self.loss == "sigmoid":
-            raise ConfigError("loss must be clip or triplet: adaptation knows no sigmoid loss")
         if self.source_weight == self.triplet_weight == 0 and self.regime == "unpaired":
             raise ConfigError("source_weight is 0 and no pair of the target is known: nothing would keep retrieval up")
-        if self.segments != "none":
-            raise ConfigError("segments must be none: adaptation knows no segments yet")

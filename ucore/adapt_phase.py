@@ -8,8 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ucore.adversary import DomainDiscriminator, balanced_accuracy, reversal_strength, reverse_gradient
+from ucore.alignment import has_segments
 from ucore.curriculum import Taken
 from ucore.features import image_tower_features
+from ucore.fusion import with_segments
 from ucore.model import DualEncoder
 from ucore.phases import Groups, HeadPhase
 from ucore.progress import Metrics
@@ -19,6 +21,7 @@ from ucore.transfer import adversarial_loss, conditional_features
 if TYPE_CHECKING:
     from ucore.adapt import Adapter
 
+SIDES = ("image", "text", "segment")  # what is aligned; the last, where an encoder has segments
 CLUSTERS = 16  # of the source's texts, which CDAN conditions on
 SHARPNESS = 0.1  # temperature of the memberships
 TEXTS_AN_IMAGE = 8  # of the target's texts that a batch of its images is matched with, at most
@@ -39,7 +42,8 @@ class AdaptPhase(HeadPhase):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             width = encoder.embed_dim * (CLUSTERS if config.adversary == "cdan" else 1)
-            self.discriminators = torch.nn.ModuleDict({side: DomainDiscriminator(width) for side in ("image", "text")})
+            sides = SIDES[: 2 if encoder.segments is None else 3]
+            self.discriminators = torch.nn.ModuleDict({side: DomainDiscriminator(width) for side in sides})
         self.discriminators.to(encoder.device)
         self.source_weights = self.target_weights = torch.zeros(0)
         self._drawn: tuple[np.ndarray, np.ndarray] = (np.zeros(0, int), np.zeros(0, int))
@@ -106,6 +110,38 @@ class AdaptPhase(HeadPhase):
         owners, first = np.unique(owner[order], return_index=True)
         return images, order[first][np.searchsorted(owners, images)]
 
+    def sides(self, rows: np.ndarray, image_features: Tensor, text_features: Tensor) -> tuple[Any, Any]:
+        """What is aligned, of the source's batch and of the step's target: features float32 (B, D) of each of `SIDES`.
+
+        rows: int64 (B,), the batch's images.
+        """
+        source, target, config = (image_features, text_features), self.target_features(), self.trainer.config
+        if self.encoder.segments is None or not (
+            config.adversary != "none" or config.coral_weight or config.mmd_weight
+        ):
+            return source, target
+        ours = self._segment_means("train", rows, image_features)
+        return (*source, ours), (*target, self._segment_means("finetune", self._drawn[0], target[0]))
+
+    def _segment_means(self, split: str, rows: np.ndarray, image_features: Tensor) -> Tensor:
+        """Means of images' segments, float32 (B, D), L2-normalised; an image without any has its own feature."""
+        assert self.encoder.segments is not None
+        tower, present = self.trainer.segment_sets(split).take(rows, self.encoder.device)
+        means = F.normalize(self.encoder.segments.features(tower, present).sum(dim=1), dim=1)
+        return torch.where(has_segments(present)[:, None], means, image_features)
+
+    def segment_scores(self, images: np.ndarray, text: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Scores float32 (S, T) of the segments of target images (B,) with text features (T, D), and which of the
+        images have any, bool (B,); None where none has, or the encoder knows no segments."""
+        branch = self.encoder.segments
+        if branch is None:
+            return None
+        tower, present = self.trainer.segment_sets("finetune").take(images, self.encoder.device)
+        some = has_segments(present)
+        if not some.any():
+            return None
+        return branch.pool(branch.features(tower[some], present[some]), present[some], text), some
+
     def target_features(self) -> tuple[Tensor, Tensor]:
         """Features of the step's target images and texts, float32 (B, D) each, L2-normalised, with gradients."""
         images, texts = self._drawn
@@ -119,32 +155,33 @@ class AdaptPhase(HeadPhase):
         text = encoder.text_head(self.trainer.target_text[texts].to(device))
         return F.normalize(image, dim=1), F.normalize(text, dim=1)
 
-    def known_pairs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Features float32 (P, D) of target images and texts that are known to belong together, row by row, and bool
-        (P, P): which text belongs to which image."""
+    def known_pairs(self) -> tuple[np.ndarray, Tensor, Tensor, Tensor]:
+        """Target images int64 (P,), features float32 (P, D) of them and of texts that are known to belong to them, row
+        by row, and bool (P, P): which text belongs to which image."""
         images, texts = self._draw_pairs()
         groups, owner = self.trainer.target_groups, self.trainer.target_owner
         own = [set(groups[owner == image].tolist()) for image in images]
         belonging = [[int(groups[text]) in of_image for text in texts] for of_image in own]
         image, text = self._of_target(images, texts, salt=10)
-        return image, text, torch.tensor(belonging, device=self.encoder.device)
+        return images, image, text, torch.tensor(belonging, device=self.encoder.device)
 
     # --- what aligns ------------------------------------------------------------------------------------------
 
-    def adversarial(self, source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Tensor:
-        """The discriminators' loss on images and on texts, with the gradient towards the features reversed."""
+    def adversarial(self, source: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
+        """The discriminators' loss, the mean of what there is of `SIDES`, with the gradient towards the features
+        reversed."""
         strength = reversal_strength(self.step_count / max(1, self.epochs * self.batches_per_epoch))
         config, total = self.trainer.config, source[0].new_zeros(())
         even = torch.full_like(self.target_weights, 1 / max(1, len(self.target_weights)))
-        for side, ours, others in zip(("image", "text"), source, target, strict=True):
+        for side, ours, others in zip(SIDES[: len(source)], source, target, strict=True):
             logits = [self.logits(side, reverse_gradient(part, strength)) for part in (ours, others)]
             of_target = self.target_weights if side == "text" else even  # they are the texts'; images are drawn apart
             weights = (self.source_weights, of_target) if config.domain_weights else (None, None)
             total = total + adversarial_loss(logits[0], logits[1], *weights)
-        return total / 2
+        return total / len(source)
 
     def logits(self, side: str, features: Tensor) -> Tensor:
-        """What the discriminator of a side, "image" or "text", says of features (N, D): (N,), above 0 source."""
+        """What the discriminator of one of `SIDES` says of features (N, D): (N,), above 0 source."""
         return self.discriminators[side](self._seen(features))
 
     def _seen(self, features: Tensor) -> Tensor:
@@ -163,7 +200,11 @@ class AdaptPhase(HeadPhase):
             device = self.encoder.device
             image = F.normalize(self.encoder.image_head(self.target_image[:, 0].to(device)), dim=1).cpu().numpy()
             text = shared_text_features(self.encoder, self.trainer.target_text)
-            cosines = self._with_known(self._bridged(image @ text.T))
+            cosines = image @ text.T
+            if self.encoder.segments is not None:
+                sets, share = self.trainer.segment_sets("finetune"), self.trainer.config.segment_share
+                cosines = with_segments(self.encoder, cosines, sets, text, share)
+            cosines = self._with_known(self._bridged(cosines))
             chances = balanced_matching(cosines, float(torch.exp(-self.encoder.logit_scale)))
         self._matching = self.epoch, torch.from_numpy(chances).float()
 
@@ -193,9 +234,9 @@ class AdaptPhase(HeadPhase):
         told = known[:, None] | known[self.trainer.target_owner][None, :]
         return np.where(told, np.where(own, 1.0, -1.0), cosines)
 
-    def pseudo_features(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """Features of target images (B, D) and texts (T, D), and the chances float (B, T) that a text is an image's and
-        that an image is a text's; None before the first matching."""
+    def pseudo_features(self) -> tuple[np.ndarray, Tensor, Tensor, Tensor, Tensor] | None:
+        """Target images int64 (B,), features of them (B, D) and of texts (T, D), and the chances float (B, T) that a
+        text is an image's and that an image is a text's; None before the first matching."""
         if self._matching is None:
             return None
         rng = np.random.default_rng(self.seed_of(self.step_count, salt=7))
@@ -205,7 +246,7 @@ class AdaptPhase(HeadPhase):
         chances = self._matching[1]
         of_images = chances / chances.sum(dim=0).clamp(min=1e-12)
         inside = [part[images][:, texts].to(image.device) for part in (chances, of_images)]
-        return image, text, inside[0], inside[1]
+        return images, image, text, inside[0], inside[1]
 
     @torch.no_grad()
     def watched(self) -> Metrics:

@@ -30,6 +30,8 @@ def adapt(
     seed: int = 0,
     out: Path = Path("runs/adapt"),
     settings: Settings = [],  # noqa: B006 - tyro reads the default, nobody changes it
+    segments: Path | None = None,
+    target_segments: Path | None = None,
     cache: Path = Path("runs/features"),
     device: str = "auto",
     skip_bad: bool = False,
@@ -52,17 +54,32 @@ def adapt(
         scale: small, or tiny (one view an image).
         seed: Of every random choice, the target's splits among them.
         out: Folder for the adapted checkpoint, adaptation.json and split.json.
+        segments: Folder of masks that `ucore segment` wrote for the source: wanted by a checkpoint trained with any; to
+            another they are added, pooled as -s segments=mean, attention or late says.
+        target_segments: The same for the target, where they lie elsewhere.
         cache: Folder for tower features, shared between runs.
         device: auto, cpu, cuda or cuda:N.
         skip_bad: Leave unreadable images out instead of stopping.
         restart: Forget an earlier run in OUT.
     """
-    from ucore.adapt_config import AdaptConfig
+    from ucore.adapt_config import AdaptConfig, inherited
+    from ucore.checkpoint_files import read_card
     from ucore.notebooks import parse_parameters
 
     started = time.perf_counter()
-    values: dict[str, Any] = {"scale": scale, "method": method, "seed": seed, **parse_parameters(settings)}
+    if target_segments is not None and segments is None:
+        raise ConfigError("--target-segments are of the target alone: name the masks of the source by --segments, too")
+    kept = inherited(read_card(checkpoint)["train"])
+    if "segments" in kept and segments is None:
+        raise ConfigError(
+            f"{checkpoint} was trained with segments: name the masks of the source by --segments and those of the "
+            "target, where they lie elsewhere, by --target-segments; ucore segment makes them"
+        )
+    pooled = {} if segments is None else {"segments": "late"}
+    values: dict[str, Any] = {"scale": scale, "method": method, "seed": seed, **pooled, **kept}
+    values |= parse_parameters(settings)
     config = AdaptConfig.of(str(values.pop("method")), str(values.pop("scale")), **values)
+    config.require_masks(segments is not None)
     for folder in (out, cache):
         require_writable(folder)
     if out.resolve() == checkpoint.resolve():
@@ -79,19 +96,18 @@ def adapt(
     from ucore.adapt import Adapter
     from ucore.checkpoint import load_checkpoint
     from ucore.device import pick_device
+    from ucore.segment_store import SegmentStore
     from ucore.splits import save_split
     from ucore.tasks import forget_run, score, training_bank, write_metrics
 
     encoder, card = load_checkpoint(checkpoint, pick_device(device))
-    if encoder.segments is not None:
-        raise ConfigError(f"{checkpoint} was trained with segments, which adaptation does not know yet; train without")
-    if encoder.logit_bias is not None:
-        raise ConfigError(f"{checkpoint} was trained with loss=sigmoid, which adaptation does not know; train without")
+    masks = [None if folder is None else SegmentStore(folder) for folder in (segments, target_segments or segments)]
+    of_target: dict[str, Any] = {"segments": masks[1], "config": config}
     torch.manual_seed(config.seed)
-    before = score(encoder, val)
+    before = score(encoder, val, **of_target)
     if restart:
         forget_run(out)
-    adapter = Adapter(encoder, pairs, finetune, val, config, out, cache)
+    adapter = Adapter(encoder, pairs, finetune, val, config, out, cache, True, *masks)
     print(
         f"{len(pairs):,} pairs of {pairs.name}; of {val.name} {len(finetune):,} images to adapt to, {len(val):,} to "
         f"choose by; method {config.method}"
@@ -99,9 +115,9 @@ def adapt(
     if adapter.resume():
         print(f"Found a run in {out}, {'finished' if adapter.finished else f'at step {adapter.step_count}'}.")
     best = adapter.fit()
-    training_bank(encoder, finetune, out)
+    training_bank(encoder, finetune, out, **of_target)
     save_split(everything, out / "split.json")
-    after = score(encoder, val)
+    after = score(encoder, val, **of_target)
     seconds = {**adapter.seconds, "total": time.perf_counter() - started}
     write_metrics(
         out / "adaptation.json",
@@ -117,6 +133,7 @@ def adapt(
         )
     chosen = f" --domain {target_domain}" if target_domain else ""
     chosen += " --skip-bad" if skip_bad else ""
+    chosen += "" if encoder.segments is None else f" --segments {target_segments or segments}"
     print(f"Score the test part: ucore eval --checkpoint {out} --data {target}{chosen} --splits {out / 'split.json'}")
 
 

@@ -19,6 +19,14 @@ from ucore.segment_store import SegmentStore
 AT_ONCE = 256  # images whose segments are compared with all texts
 
 
+def add_parts(encoder: DualEncoder, config: TrainConfig, images: int) -> None:
+    """Give `encoder` what `config` asks for beside towers and heads, to be trained on so many images."""
+    if config.loss == "sigmoid":
+        encoder.add_bias(min(config.head_batch_size, images))
+    if config.segments != "none":
+        encoder.add_segments(config.segments)
+
+
 def segment_sets(
     encoder: DualEncoder, manifest: Manifest, store: SegmentStore, config: TrainConfig, progress: bool = True
 ) -> SegmentSets:

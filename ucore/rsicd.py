@@ -1,11 +1,23 @@
 """Reads the layout that RSICD, RSITMD, UCM-Captions and Sydney-Captions share."""
 
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ucore.errors import DataError
 from ucore.manifest import Manifest, Names
 from ucore.readers import check_captions, image_folder, load_json, name_samples, of_split, usable
+
+# What an image shows, as the names of RSICD's files tell it ("airport_12.jpg"): three groups without a common scene.
+SCENE_GROUPS = {
+    "city": (
+        *("airport", "baseballfield", "center", "church", "commercial", "denseresidential", "industrial"),
+        *("mediumresidential", "parking", "playground", "railwaystation", "school", "square", "stadium"),
+        *("storagetanks", "viaduct"),
+    ),
+    "mixed": ("bridge", "park", "port", "resort", "sparseresidential"),
+    "nature": ("bareland", "beach", "desert", "farmland", "forest", "meadow", "mountain", "pond", "river"),
+}
 
 
 def read_rsicd(folder: str | Path, split: Names | None = None, skip_bad: bool = False) -> Manifest:
@@ -32,6 +44,25 @@ def read_rsicd(folder: str | Path, split: Names | None = None, skip_bad: bool = 
     name = content.get("dataset")
     domain = (name if isinstance(name, str) and name.strip() else folder.resolve().name).strip().lower()
     return Manifest.from_rows([{**entry, "domain": domain, "source": index.name} for entry in entries], place)
+
+
+def by_scenes(manifest: Manifest) -> Manifest:
+    """RSICD with its `SCENE_GROUPS` as domains; images whose names tell no scene of them are left out.
+
+    Raises DataError where none is left.
+    """
+    groups = {scene: group for group, scenes in SCENE_GROUPS.items() for scene in scenes}
+    found = [groups.get(scene_of(name), "") for name in manifest.frame["image"]]
+    if not any(found):
+        raise DataError(f"No image in {manifest.root} is named by its scene (airport_12.jpg). Give RSICD itself.")
+    frame: Any = manifest.frame.assign(domain=found)
+    return Manifest(frame.loc[frame["domain"] != ""].reset_index(drop=True), manifest.root)
+
+
+def scene_of(image: str) -> str:
+    """ "airport" of "airport_12.jpg"; "" of a name that is a number."""
+    match = re.fullmatch(r"([a-z]+)_\d+", PurePosixPath(image).stem)
+    return match[1] if match else ""
 
 
 def is_rsicd(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from ucore.config import TrainConfig
 from ucore.errors import ConfigError, UserError
 from ucore.evaluate import retrieval_metrics, retrieval_metrics_from_features, similarity_matrix
 from ucore.files import content_hash
-from ucore.fusion import loss_parts, segment_sets, with_segments
+from ucore.fusion import add_parts, loss_parts, segment_sets, with_segments
 from ucore.gradients import Parts, total
 from ucore.manifest import Manifest, few, subset
 from ucore.model import DualEncoder
@@ -72,11 +72,10 @@ class Trainer:
         self.start = [encoder.fingerprint("image"), encoder.fingerprint("text")]  # weights before training
         self._sets: dict[str, SegmentSets] = {}
         self.store = segments
+        self._segmented = {"train": (self.train, segments), "val": (val, segments)}
         config.require_masks(segments is not None)
-        if config.loss == "sigmoid":
-            encoder.add_bias(min(config.head_batch_size, len(self.train)))
+        self._equip()
         if segments is not None and config.segments != "none":
-            encoder.add_segments(config.segments)
             self.start += [content_hash(segments.parts.settings)]
         self.out = None if out is None else Path(out)
         self._writes = self.out is not None and distributed.is_first()
@@ -91,6 +90,9 @@ class Trainer:
         self.origin = {"commit": git_commit(), "precision": encoder.precision, "device": str(encoder.device)}
         self._start_weights = StartWeights()
         self._begin()
+
+    def _equip(self) -> None:
+        add_parts(self.encoder, self.config, len(self.train))
 
     def _begin(self) -> None:
         self.history: list[dict[str, Any]] = []
@@ -193,13 +195,13 @@ class Trainer:
                 "The last checkpoint is kept. Lower the learning rates and train into another --out."
             )
 
-    def segment_sets(self, split: Literal["train", "val"]) -> SegmentSets:
-        """Tower features of the segments of the training or validation images, computed when first needed."""
+    def segment_sets(self, split: str) -> SegmentSets:
+        """Tower features of the segments of the images of "train" or "val", computed when first needed."""
         if split not in self._sets:
-            assert self.store is not None
-            manifest = self.train if split == "train" else self.val
+            manifest, store = self._segmented[split]
+            assert store is not None
             with distributed.first_alone():  # it keeps them in files
-                self._sets[split] = segment_sets(self.encoder, manifest, self.store, self.config, self.progress)
+                self._sets[split] = segment_sets(self.encoder, manifest, store, self.config, self.progress)
         return self._sets[split]
 
     def positives(self, rows: np.ndarray, texts: np.ndarray) -> np.ndarray:
