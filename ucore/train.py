@@ -71,12 +71,10 @@ class Trainer:
             raise ConfigError(f"The training split has {len(self.train)} image; contrastive training needs at least 2")
         self.start = [encoder.fingerprint("image"), encoder.fingerprint("text")]  # weights before training
         self._sets: dict[str, SegmentSets] = {}
-        self.store = segments
-        self._segmented = {"train": (self.train, segments), "val": (val, segments)}
+        self.store, self._segmented = segments, {"train": (self.train, segments), "val": (val, segments)}
         config.require_masks(segments is not None)
         self._equip()
-        if segments is not None and config.segments != "none":
-            self.start += [content_hash(segments.parts.settings)]
+        self.start += [] if segments is None or config.segments == "none" else [content_hash(segments.parts.settings)]
         self.out = None if out is None else Path(out)
         self._writes = self.out is not None and distributed.is_first()
         self._curves = Curves(self.out / "tensorboard") if self.out is not None and self._writes else None
