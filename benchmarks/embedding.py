@@ -53,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         manifest, what = images(options.images, folder)
-        frame = manifest.frame.assign(captions=[[] for _ in range(len(manifest))])
+        frame: Any = manifest.frame.assign(captions=[[] for _ in range(len(manifest))])
         manifest = Manifest(frame, manifest.root)
         save_checkpoint(folder / "checkpoint")
         loaded = load_checkpoint(folder / "checkpoint")

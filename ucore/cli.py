@@ -298,8 +298,8 @@ def main() -> None:
     except BrokenPipeError:  # | head
         sys.stderr.close()
     except OSError as error:  # where no writer has said it: a folder that could not be made, for one
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) and error.filename is not None
-        told = explain(error, Path(os.fsdecode(error.filename))) if full else None
+        named: Any = error.filename if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else None
+        told = None if named is None else explain(error, Path(os.fsdecode(named)))
         if told is None:
             raise
         _stop(str(told), 2)

@@ -38,7 +38,7 @@ def found_cards(
     for more of it."""
     cards: list[ipw.Widget] = []
     for hit in answer.hits:
-        card = [ipw.HTML(card_html(searcher, hit, hit.sample_id in truth))]
+        card: list[ipw.Widget] = [ipw.HTML(card_html(searcher, hit, hit.sample_id in truth))]
         asked = [("more like this", like, hit.sample_id)]
         asked += [("why?", why, hit.item_id)] if answer.asked == "text" else []
         for told, call, name in asked:

@@ -64,7 +64,7 @@ def _is_right(manifest: Manifest) -> bool:
         return named and re.fullmatch(rf"{kind.replace('*', '[0-9]+')}", entry["name"]) is not None
 
     card, vectors, parts = (manifest.get(name) for name in ("card", "vectors", "parts"))
-    counts = [manifest.get(name) for name in ("version", "rows", "width", "dim")]
+    counts: list[Any] = [manifest.get(name) for name in ("version", "rows", "width", "dim")]
     if not (isinstance(card, dict) and isinstance(parts, list) and all(map(whole, counts))):
         return False
     if not 1 <= counts[3] <= 100_000 or counts[2] not in (counts[3], counts[3] + 8):
@@ -74,11 +74,12 @@ def _is_right(manifest: Manifest) -> bool:
     files = [*((part, "rows-*[.]arrow") for part in parts), (manifest["gone"], "gone-*[.]npy"),
              (manifest["cells"], "cells-*[.]npz")]  # fmt: skip
     for entry, kind in files:
-        known = entry is None and "rows" not in kind
-        if not known and not (is_file(entry, kind) and whole(entry.get("bytes")) and whole(entry.get("crc"))):
+        if entry is None and "rows" not in kind:
+            continue
+        if not (is_file(entry, kind) and whole(entry.get("bytes")) and whole(entry.get("crc"))):
             return False
-    if vectors is None:
-        return counts[1] == 0
+    if not isinstance(vectors, dict):
+        return vectors is None and counts[1] == 0
     chunks = vectors.get("chunks") if is_file(vectors, "vectors-*[.]f32") else None
     return (
         isinstance(chunks, list)

@@ -63,12 +63,10 @@ class Searcher:
 
     def _find(self, absolute: str, relative: str) -> Path:
         """A folder that the card names: seen from the index, else where it was."""
-        card = self.index.card
+        card, near = self.index.card, None
         if isinstance(self.place, Path) and card.get(relative):
             near = (self.place / str(card[relative])).resolve()
-            if near.is_dir():
-                return near
-        return Path(str(card.get(absolute, "")))
+        return near if near is not None and near.is_dir() else Path(str(card.get(absolute, "")))
 
     def _find_checkpoint(self, given: str | Path | None) -> Path:
         place = Path(given) if given else self._find("absolute_checkpoint", "checkpoint")
@@ -78,8 +76,7 @@ class Searcher:
                 f"The checkpoint that {self.place} was built with is not in {place} any more. "
                 "Name its folder with --checkpoint, or build the index again"
             )
-        name = read_card(place)["encoder"]["name"]
-        weights = place / WEIGHTS
+        name, weights = read_card(place)["encoder"]["name"], place / WEIGHTS
         if not weights.is_file() or file_hash(weights) != card.get("weights"):
             raise CheckpointError(
                 f"{self.place} was built with other weights of {card.get('name')} than {place} holds ({name}). "
@@ -95,7 +92,7 @@ class Searcher:
     def temperature(self) -> float:
         value = self.index.card.get("temperature")
         if not isinstance(value, int | float) or not 0 < value < 1e6:
-            raise DataError(f"The index in {self.folder} does not say its encoder's temperature. Build it again.")
+            raise DataError(f"The index {self.place} does not say its encoder's temperature. Build it again.")
         return float(value)
 
     @cached_property
