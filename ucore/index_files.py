@@ -76,7 +76,9 @@ def _is_right(manifest: Manifest) -> bool:
     for entry, kind in files:
         if entry is None and "rows" not in kind:
             continue
-        if not (is_file(entry, kind) and whole(entry.get("bytes")) and whole(entry.get("crc"))):
+        if not isinstance(entry, dict) or not is_file(entry, kind):
+            return False
+        if not (whole(entry.get("bytes")) and whole(entry.get("crc"))):
             return False
     if not isinstance(vectors, dict):
         return vectors is None and counts[1] == 0
