@@ -339,7 +339,7 @@ def test_another_format_is_told(tmp_path):
     GalleryIndex.create(tmp_path / "i", CARD, DIM)
     path = tmp_path / "i" / "index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    with pytest.raises(DataError, match="format 99, this ucore reads 1"):
+    with pytest.raises(DataError, match="format 99, this ucore reads 2"):
         GalleryIndex.open(tmp_path / "i")
 
 
