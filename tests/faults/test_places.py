@@ -42,8 +42,8 @@ def test_a_disk_that_fills_up_is_a_sentence_and_with_room_the_work_goes_on(mount
     code = SIMULATE.replace('"--tiles", 12', '"--tiles", 48')
     first = run(code, mounted / "work", imports=DATA)
     assert "The disk is full: could not write set" in refused(first) and "Free some space" in first.printed
-    done = {path: path.stat().st_mtime_ns for path in mounted.rglob("parts/*.json")}
-    assert leftovers(mounted) == [] and not list(mounted.rglob("manifest.parquet"))
+    done = {path: path.stat().st_mtime_ns for path in (mounted / "work").rglob("parts/*.json")}
+    assert leftovers(mounted / "work") == [] and not list((mounted / "work").rglob("manifest.parquet"))
     remount(mounted, "size=50m")
     assert run(code, mounted / "work", imports=DATA).status == 0
     assert all(path.stat().st_mtime_ns == when for path, when in done.items())
@@ -61,12 +61,12 @@ def test_no_room_at_any_moment_is_a_sentence_and_harms_nothing(tmp_path, name):
 # --- read-only folders --------------------------------------------------------------------------------------------
 
 WRITERS = {
-    "simulate": (SIMULATE, DATA),
-    "segment": (SEGMENT.replace("WORKERS", "1"), PARTS),
-    "caption": (CAPTION.replace("CAPTIONER", "tags"), PARTS),
-    "train": (TRAIN, DATA),
-    "run": ("ucore('run', '01', '--out', 'out')", ("ucore.cli",)),
-    "reproduce": ("ucore('reproduce', '--data', '{inputs}/rsicd')", DATA),
+    "simulate": SIMULATE,
+    "segment": SEGMENT.replace("WORKERS", "1"),
+    "caption": CAPTION.replace("CAPTIONER", "tags"),
+    "train": TRAIN,
+    "run": "ucore('run', '01', '--out', 'out')",
+    "reproduce": "ucore('reproduce', '--data', '{inputs}/rsicd')",
 }
 
 
@@ -74,8 +74,7 @@ WRITERS = {
 def test_a_read_only_folder_is_refused_before_any_work(mounted, tmp_path, name):
     rsicd(tmp_path / "inputs")
     remount(mounted, "ro")
-    code, imports = WRITERS[name]
-    outcome = run(code.replace("{inputs}", str(tmp_path / "inputs")), mounted / "work", imports=imports)
+    outcome = run(WRITERS[name].replace("{inputs}", str(tmp_path / "inputs")), mounted / "work", imports=DATA)
     assert "Cannot write" in refused(outcome)
     assert "Choose another" in outcome.printed
 
