@@ -83,6 +83,7 @@ def test_a_read_only_folder_is_refused_before_any_work(mounted, tmp_path, name):
 # --- clocks -------------------------------------------------------------------------------------------------------
 
 
+@rarely
 def test_nothing_depends_on_the_clock(tmp_path):
     """The same command under clocks that are years ahead and behind, on files that are as old as they like."""
     stage = BY_NAME["caption"]
@@ -130,6 +131,7 @@ def test_the_second_command_in_a_folder_says_that_another_writes(tmp_path, name)
     assert run(code, tmp_path / "work", imports=imports).status == 0  # the lock ended with its holder
 
 
+@rarely
 def test_two_that_unpack_one_archive_both_find_it_whole(tmp_path):
     stage = BY_NAME["archive"]
     inputs = tmp_path / "inputs"
