@@ -37,6 +37,7 @@ def remount(place: Path, options: str) -> None:
 # --- full disks ---------------------------------------------------------------------------------------------------
 
 
+@rarely
 def test_a_disk_that_fills_up_is_a_sentence_and_with_room_the_work_goes_on(mounted, tmp_path):
     """48 tiles with masks need more than 1 MiB; what was whole stays, and is not made again."""
     code = SIMULATE.replace('"--tiles", 12', '"--tiles", 48')
@@ -110,9 +111,8 @@ LOCKED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["simulate", "segment", *(pytest.param(n, marks=rarely) for n in ("caption", "train"))]
-)
+@rarely
+@pytest.mark.parametrize("name", list(LOCKED))
 def test_the_second_command_in_a_folder_says_that_another_writes(tmp_path, name):
     where, code, imports = LOCKED[name]
     rsicd(tmp_path / "inputs")
