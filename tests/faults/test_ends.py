@@ -132,6 +132,7 @@ def test_sigterm_ends_a_long_command_and_its_workers(tmp_path, name):
     assert leftovers(tmp_path / "work") == []
 
 
+@rarely
 def test_sigterm_ends_the_application_and_its_server(tmp_path):
     from ucore.index import GalleryIndex
 

@@ -24,6 +24,8 @@ def mounted(tmp_path) -> Iterator[Path]:
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("NOT TESTED: a really full disk and a read-only one, as mounting a tmpfs needs root")
+    (place / "work").mkdir()
+    (place / "work.notes").symlink_to(tmp_path)  # what the harness writes needs room, too
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
 
@@ -35,19 +37,20 @@ def remount(place: Path, options: str) -> None:
 # --- full disks ---------------------------------------------------------------------------------------------------
 
 
+@rarely
 def test_a_disk_that_fills_up_is_a_sentence_and_with_room_the_work_goes_on(mounted, tmp_path):
     """48 tiles with masks need more than 1 MiB; what was whole stays, and is not made again."""
     code = SIMULATE.replace('"--tiles", 12', '"--tiles", 48')
     first = run(code, mounted / "work", imports=DATA)
     assert "The disk is full: could not write set" in refused(first) and "Free some space" in first.printed
-    done = {path: path.stat().st_mtime_ns for path in mounted.rglob("parts/*.json")}
-    assert leftovers(mounted) == [] and not list(mounted.rglob("manifest.parquet"))
+    done = {path: path.stat().st_mtime_ns for path in (mounted / "work").rglob("parts/*.json")}
+    assert leftovers(mounted / "work") == [] and not list((mounted / "work").rglob("manifest.parquet"))
     remount(mounted, "size=50m")
     assert run(code, mounted / "work", imports=DATA).status == 0
     assert all(path.stat().st_mtime_ns == when for path, when in done.items())
     assert run(code, tmp_path / "work", imports=DATA).status == 0
-    shutil.rmtree(mounted / "work.notes", ignore_errors=True)
-    assert differences(content(mounted / "work"), content(tmp_path / "work")) == []
+    differ = differences(content(mounted / "work"), content(tmp_path / "work"))
+    assert [name for name in differ if name != "set/manifest.parquet"] == []  # which names its folder
 
 
 @pytest.mark.parametrize("name", ["archive", pytest.param("simulate", marks=rarely)])
@@ -60,23 +63,20 @@ def test_no_room_at_any_moment_is_a_sentence_and_harms_nothing(tmp_path, name):
 # --- read-only folders --------------------------------------------------------------------------------------------
 
 WRITERS = {
-    "simulate": (SIMULATE, DATA),
-    "segment": (SEGMENT.replace("WORKERS", "1"), PARTS),
-    "caption": (CAPTION.replace("CAPTIONER", "tags"), PARTS),
-    "train": (TRAIN, DATA),
-    "run": ("ucore('run', '01', '--out', 'out')", ("ucore.cli",)),
-    "reproduce": ("ucore('reproduce', '--data', '{inputs}/rsicd')", DATA),
+    "simulate": SIMULATE,
+    "segment": SEGMENT.replace("WORKERS", "1"),
+    "caption": CAPTION.replace("CAPTIONER", "tags"),
+    "train": TRAIN,
+    "run": "ucore('run', '01', '--out', 'out')",
+    "reproduce": "ucore('reproduce', '--data', '{inputs}/rsicd')",
 }
 
 
 @pytest.mark.parametrize("name", list(WRITERS))
 def test_a_read_only_folder_is_refused_before_any_work(mounted, tmp_path, name):
     rsicd(tmp_path / "inputs")
-    (mounted / "work").mkdir()
-    (mounted / "work.notes").symlink_to(tmp_path)
     remount(mounted, "ro")
-    code, imports = WRITERS[name]
-    outcome = run(code.replace("{inputs}", str(tmp_path / "inputs")), mounted / "work", imports=imports)
+    outcome = run(WRITERS[name].replace("{inputs}", str(tmp_path / "inputs")), mounted / "work", imports=DATA)
     assert "Cannot write" in refused(outcome)
     assert "Choose another" in outcome.printed
 
@@ -84,6 +84,7 @@ def test_a_read_only_folder_is_refused_before_any_work(mounted, tmp_path, name):
 # --- clocks -------------------------------------------------------------------------------------------------------
 
 
+@rarely
 def test_nothing_depends_on_the_clock(tmp_path):
     """The same command under clocks that are years ahead and behind, on files that are as old as they like."""
     stage = BY_NAME["caption"]
@@ -110,14 +111,14 @@ LOCKED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["simulate", "segment", *(pytest.param(n, marks=rarely) for n in ("caption", "train"))]
-)
+@rarely
+@pytest.mark.parametrize("name", list(LOCKED))
 def test_the_second_command_in_a_folder_says_that_another_writes(tmp_path, name):
     where, code, imports = LOCKED[name]
     rsicd(tmp_path / "inputs")
     code = code.replace("{inputs}", str(tmp_path / "inputs"))
-    assert Command(code, tmp_path / "work", at=12, how="group", imports=imports).wait().status == -9
+    killed = Command(code, tmp_path / "work", at=12, how="group", imports=imports)
+    assert killed.wait().status == -9 and killed.orphans() == []
     if not list((tmp_path / "work").glob(where)):
         (tmp_path / "work" / where).mkdir(parents=True)
     (place,) = (tmp_path / "work").glob(where)
@@ -130,6 +131,7 @@ def test_the_second_command_in_a_folder_says_that_another_writes(tmp_path, name)
     assert run(code, tmp_path / "work", imports=imports).status == 0  # the lock ended with its holder
 
 
+@rarely
 def test_two_that_unpack_one_archive_both_find_it_whole(tmp_path):
     stage = BY_NAME["archive"]
     inputs = tmp_path / "inputs"
