@@ -1,6 +1,5 @@
 """The embedded engine of a gallery index: memory-mapped float32 vectors, exact search of the rows that may be found."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from ucore import index_files as files
 from ucore.cells import FROM, Cells
 from ucore.columns import Columns
 from ucore.errors import DataError
+from ucore.files import parse_json
 from ucore.filters import Filter
 from ucore.index_rows import SCHEMA
 from ucore.manifest import few
@@ -140,8 +140,8 @@ class FlatEngine:
     def note(self, name: str) -> Any:
         path = self.place / f"{name}.json"
         try:
-            return json.loads(path.read_text("utf-8")) if path.is_file() else None
-        except ValueError as error:
+            return parse_json(path.read_text("utf-8")) if path.is_file() else None
+        except (OSError, ValueError) as error:
             raise DataError(f"{path} is damaged. Delete it, or build the index again.") from error
 
     def keep(self, name: str, value: Any) -> None:

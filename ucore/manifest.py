@@ -189,7 +189,7 @@ def _is_right(frame: Any, name: str) -> bool:
         return getattr(frame, "active_geometry_name", None) == name and frame.crs == "EPSG:4326"
     if name in ("lon", "lat", "gsd_m"):
         values = column.to_numpy()
-        return values.dtype.kind in "fiu" and not np.isinf(values).any()
+        return not len(values) or (values.dtype.kind in "fiu" and not np.isinf(values).any())
     if name in LISTS:
         texts = [value for values in column for value in (values if isinstance(values, list | np.ndarray) else [None])]
     else:

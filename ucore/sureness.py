@@ -90,7 +90,7 @@ def read_sureness(index: GalleryIndex) -> Sureness | None:
     """What an index knows of itself; None where it is not known. Raises DataError where that is damaged."""
     try:
         return Sureness.from_dict(index.note(SURENESS))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"What {index.place} knows of its sureness is damaged. Build the index again.") from error
 
 

@@ -332,7 +332,7 @@ TARGETS = [
     Target("osm gz", ("osm._read_osmium",), _osm_gz, _use_osm, {"*.osm.gz": BYTES}, 30),
     Target("osm pbf", ("osm._read_osmium",), _osm_pbf, _use_osm, {"*.pbf": PBF}, 120),
     Target("osm geojson", ("osm._read_geojson", "osm._properties"), _geojson, _use_osm, {"*.geojson": JSON}, 60),
-    Target("polygon", ("cli_search._filter", "filters._checked_polygon"), _polygon, _use_polygon, {"*.json": JSON},
+    Target("polygon", ("filters.polygon_in", "filters._checked_polygon"), _polygon, _use_polygon, {"*.json": JSON},
            100),
     Target("tile folder", ("tiles.decode_tile", "tiles.__init__", "tiles.read_tile"), _tiles, _use_tiles,
            {"17/*/*.png": PNG}, 80),

@@ -73,6 +73,7 @@ def _use_notes(folder: Path) -> None:
     """All of these can be made again: none of them stops a run, but for three that belong to something larger."""
     from ucore import ablations, gap
     from ucore.archives import read_stamp
+    from ucore.index_flat import FlatEngine
     from ucore.origin import _remembered
     from ucore.reproduce import finished
     from ucore.simulate import _read_part
@@ -86,7 +87,9 @@ def _use_notes(folder: Path) -> None:
     assert run is None or run.seconds + run.ranks[0].mean() > -1e18
     read_stamp(folder).get("complete")
     _read_part(folder / "part.json", 1)
-    sure = read_sureness(folder)
+    engine: Any = SimpleNamespace(place=folder)
+    index: Any = SimpleNamespace(note=lambda name: FlatEngine.note(engine, name), place=folder)
+    sure = read_sureness(index)
     assert sure is None or 0 <= float(sure(np.zeros(3)).max()) <= 1
 
 
@@ -446,7 +449,7 @@ TARGETS = [
            _use_reports, {"*/metrics.json": JSON, "*/*.png": PNG}, 120),
     Target("validation", ("differences._load_one",), _validation, _use_validation, {"*.json": JSON}, 100),
     Target("notes of runs", ("reproduce._record", "series._domains", "files.parse_json", "files.read_json",
-           "gap._read", "ablations._read",
+           "gap._read", "ablations._read", "index_flat.note",
            "archives.read_stamp", "origin._remembered", "simulate._read_part", "sureness.read_sureness"),
            _notes, _use_notes, {"*.json": JSON, ".u*.json": JSON}, 250),
     Target("claims on folders", ("simulated_set.is_complete", "build._claim"), _claims, _use_claims,
@@ -469,7 +472,7 @@ TARGETS = [
     Target("tensor caches", ("features.stored_array", "micro_sam_data._kept_labels"), _caches, _use_caches,
            {"*.npy": NPY, "*.npz": NPZ}, 200),
     Target("index", ("index_files.read_manifest", "index_files.map_table", "index_files.map_vectors",
-           "index_files.load_arrays", "index_files.crc_of"), _index, _use_index,
+           "index_files.load_arrays", "index.engine_at", "index_files.crc_of"), _index, _use_index,
            {"i/*.arrow": BYTES, "i/*.npy": NPY, "i/*.npz": NPZ, "i/*.f32": BYTES}, 200, seal=_seal),
     Target("index manifest", ("index_files.read_manifest",), _index, _use_index, {"i/index.json": JSON}, 200,
            seal=_seal_only),
