@@ -133,9 +133,14 @@ def find_dataset(path: str | Path | None = None, scale: str = "tiny", seed: int 
     """
     given = path or os.environ.get("UCORE_DATA")
     if given:
-        folder = Path(given).expanduser()
-        if not folder.is_dir():
-            raise DataError(f"The dataset folder {given} does not exist. Correct --data (or UCORE_DATA).")
+        try:
+            folder = Path(given).expanduser()
+            there = folder.is_dir()
+        except (OSError, ValueError, RuntimeError):  # no name that a folder can have
+            there = False
+        if not there:
+            shown = str(given)[:300]
+            raise DataError(f"The dataset folder {shown} does not exist. Correct --data (or UCORE_DATA).")
         return folder
     from ucore.simulate import built_in_dataset
 

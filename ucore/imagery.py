@@ -47,7 +47,7 @@ def open_imagery(spec: str | Path, zoom: int | None = None, tms: bool = False, *
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in TIFF_SUFFIXES and file.is_file())
     if files:
         return GeoTiffs(files, path.name)
-    return TileFolder(path, _need_zoom(zoom, "a folder of tiles"), tms)
+    return TileFolder(path, _need_zoom(zoom, f"{path}, a folder of tiles,"), tms)
 
 
 def _need_zoom(zoom: int | None, what: str) -> int:

@@ -69,7 +69,7 @@ def _is_right(manifest: Manifest) -> bool:
         return False
     if not 1 <= counts[3] <= 100_000 or counts[2] not in (counts[3], counts[3] + 8):
         return False
-    if manifest.get("bias") not in (None, True, False) or not {"gone", "cells"} <= set(manifest):
+    if manifest.get("bias") not in (None, True, False) or not {"gone", "cells", "bias"} <= set(manifest):
         return False
     files = [*((part, "rows-*[.]arrow") for part in parts), (manifest["gone"], "gone-*[.]npy"),
              (manifest["cells"], "cells-*[.]npz")]  # fmt: skip
@@ -198,7 +198,11 @@ def _check_size(path: Path, size: int, exact: bool) -> None:
 
 
 def _check_crc(path: Path, start: int, length: int, crc: int) -> None:
-    if crc_of(path, start, length) != crc:
+    try:
+        found = crc_of(path, start, length)
+    except OSError as error:
+        raise DataError(f"The index cannot read its file {path} ({error.strerror}). Build it again.") from error
+    if found != crc:
         raise DataError(f"{path} is damaged: its checksum differs. Build the index again.")
 
 

@@ -49,7 +49,8 @@ def _reason(text: str) -> str:
     for signs, cause in CAUSES.items():
         if re.search(signs, text):
             return cause
-    return text.splitlines()[0][:200]
+    text = re.sub(r"^lance error: |\w+Error\(\w+\): |, /\S*$", "", text.splitlines()[0][:300])  # Lance's own names
+    return text[:110]
 
 
 def opened(database: Any, name: str) -> Any:

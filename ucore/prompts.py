@@ -69,12 +69,16 @@ def load_prompt(name: str = PAPER) -> Prompt:
     if name in prompt_names():
         content = (resources.files("ucore") / "assets" / "prompts" / f"{name}.txt").read_text("utf-8")
         return _parse(name, content, name)
-    path = Path(name).expanduser()
-    if not path.is_file():
+    try:
+        path = Path(name).expanduser()
+        there = path.is_file()
+    except (OSError, ValueError, RuntimeError):  # no name that a file can have
+        there = False
+    if not there:
         known = prompt_names()
         raise ConfigError(
-            f"There is no prompt {name!r}{did_you_mean(name, known)}. Choose one of {', '.join(known)}, or give the "
-            "path of a text file."
+            f"There is no prompt {name[:60]!r}{did_you_mean(name, known)}. Choose one of {', '.join(known)}, or give "
+            "the path of a text file."
         )
     try:
         with open(path, "rb") as stream:

@@ -68,7 +68,7 @@ class Sureness:
     def from_dict(cls, values: Mapping[str, Any] | None) -> "Sureness | None":
         if not values:
             return None
-        bins = tuple(tuple(part) for part in values["bins"])
+        bins = tuple(tuple(part) for part in values.get("bins", ()))
         numbers = [value for name, value in values.items() if name != "bins" and value is not None]
         for value in (*numbers, *(value for part in bins for value in part)):
             if type(value) not in (int, float) or not abs(value) < 1e12:

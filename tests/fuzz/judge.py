@@ -167,7 +167,14 @@ class Arena:
 
     def _refusal(self, text: str, name: Path | None) -> str:
         flat = " ".join(text.split())
-        if self.target.named and name is not None and name.name not in flat and str(self.case) not in flat:
+        named = any(word.startswith("/") and Path(word).is_file() for word in flat.split())  # another, that it names
+        if (
+            self.target.named
+            and name is not None
+            and name.name not in flat
+            and str(self.case) not in flat
+            and not named
+        ):
             return f"names no file: {flat[:300]}"
         if not flat.isprintable():
             return f"cannot be printed: {ascii(flat)[:300]}"

@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", OMP_NUM_THREADS="1")
+if __name__ in ("__main__", "__mp_main__") or multiprocessing.parent_process() is not None:
+    os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", OMP_NUM_THREADS="1")
 
 from judge import Tally, fuzz  # noqa: E402
 from targets import TARGETS  # noqa: E402
@@ -16,6 +17,7 @@ from targets import TARGETS  # noqa: E402
 
 def measured(name: str, cases: int) -> Tally:
     """In a process of its own: what a reader breaks, stays there."""
+    faulthandler.enable()
     faulthandler.dump_traceback_later(3600, exit=True)
     target = next(target for target in TARGETS if target.name == name)
     with tempfile.TemporaryDirectory() as place:

@@ -141,6 +141,12 @@ def _load_parquet(data: bytes) -> Any:
     return {"columns": table.to_pydict(), "metadata": {**metadata, **whole}}
 
 
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether lists and dicts lie in each other more than so many times."""
+    inner = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
+    return levels < 0 or any(_deeper(one, levels - 1) for one in inner)
+
+
 def _dump_parquet(document: Any) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -148,6 +154,8 @@ def _dump_parquet(document: Any) -> bytes:
     def column(values: Any) -> Any:
         values = values if isinstance(values, list) else [values]
         try:
+            if _deeper(values, 32):  # pyarrow would overflow the stack
+                raise TypeError
             return pa.array(values)
         except (pa.ArrowException, UnicodeError, OverflowError, TypeError):
             return pa.array([None if value is None else _text(value).encode("utf-8", "replace").decode()
