@@ -1,9 +1,10 @@
 """Shared by all tests: no network, no windows, one thread a worker, and what is slow to make is made once."""
 
 import copy
+import ctypes
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,18 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["OMP_NUM_THREADS"] = "1"  # two workers of two threads each would wait for each other
 
 TINY_CLIP = "tiny-clip"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freed_memory() -> Iterator[None]:
+    """Give back what training let glibc keep (`device.keep_freed_memory`): a worker runs the tests of many modules."""
+    yield
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        trim_threshold, mmap_max = -1, -4
+        libc.mallopt(trim_threshold, 128 * 1024)
+        libc.mallopt(mmap_max, 65536)
+        libc.malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

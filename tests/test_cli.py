@@ -567,7 +567,7 @@ BAD_CHECKPOINTS = {
     "card without training": (edit_card(lambda card: card.pop("train") and None), "encoder.json is damaged"),
     "three views": (edit_card(lambda card: card["train"].update(test_views=3)), "encoder.json is damaged"),
     "unknown encoder": (edit_card(lambda card: card["encoder"].update(name="None")), "an encoder this ucore does not"),
-    "encoder is a number": (edit_card(lambda card: card["encoder"].update(name=5)), "an encoder this ucore does not"),
+    "encoder is a number": (edit_card(lambda card: card["encoder"].update(name=5)), "encoder.json is damaged"),
     "unknown head": (edit_card(lambda card: card["encoder"]["heads"].update(depth=5)), "encoder.json is damaged"),
     "head of text": (edit_card(lambda card: card["encoder"]["heads"].update(hidden="x")), "encoder.json is damaged"),
     "endless head": (edit_card(lambda card: card["encoder"]["heads"].update(hidden=10**15)), "encoder.json is damaged"),
