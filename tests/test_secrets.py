@@ -95,7 +95,7 @@ def test_a_key_in_the_address_of_weights_is_not_kept(server, tmp_path, monkeypat
                                      f"http://host/v1:m?key={SECRET}", f"http://[{SECRET}@/"])  # fmt: skip
 def test_no_message_repeats_it(address):
     for refuse in (lambda: load_captioner(address), lambda: TileServer(address, 17, "somebody")):
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(UserError) as caught:
             refuse()
         assert SECRET not in str(caught.value)
 
