@@ -13,7 +13,7 @@ BLOCKED = """
 import os, socket, sys
 asked = []
 def refuse(*args, **more):
-    asked.append(str(args[-1] if args else more))
+    asked.append(str((args, more)))
     raise OSError("no network here")
 for name in ("connect", "connect_ex", "sendto"):
     setattr(socket.socket, name, refuse)
