@@ -13,7 +13,6 @@ from ucore.simulate import SimulationConfig, simulate_dataset
 from ucore.tasks import score
 from ucore.train import Trainer
 
-pytestmark = pytest.mark.timeout(900)  # three trainings in one fixture
 COUNTRIES = ("finland", "germany", "spain")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from ucore import files
 from ucore.errors import DataError, UserError
-from ucore.files import atomic_path, content_hash, file_hash, safe_join, write_json
+from ucore.files import atomic_path, content_hash, file_hash, safe_join, typed_path, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -275,3 +275,11 @@ def test_content_hash_ignores_the_order_of_keys_and_stays_the_same_over_versions
     assert content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1})
     # sha256 of the length 3 as eight bytes and "abc" without quotes: caches of earlier runs stay valid.
     assert content_hash(b"abc") == hashlib.sha256(b"\x03" + bytes(7) + b"abc").hexdigest()[:16]
+
+
+def test_what_somebody_typed_is_a_path_or_nothing(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    assert typed_path(tmp_path / "a.txt", Path.is_file) == tmp_path / "a.txt"
+    assert typed_path(str(tmp_path), Path.is_dir) == tmp_path
+    for name in (tmp_path / "b.txt", tmp_path, "9" * 5000, "a\0b", "~nobody-of-this-name/x"):
+        assert typed_path(name, Path.is_file) is None

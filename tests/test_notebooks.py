@@ -178,7 +178,6 @@ def test_an_ablation_shows_its_arms_with_intervals_and_repeats_nothing(tiny_rsic
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-@pytest.mark.timeout(900)  # RSICD's features at full length: three minutes on a free core
 def test_training_on_real_images_beats_chance_tenfold(tmp_path):
     if not os.environ.get("UCORE_DATA"):
         pytest.skip("UCORE_DATA is not set: the notebook was not tried on real images")

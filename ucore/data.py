@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ucore.errors import DataError
+from ucore.files import typed_path
 from ucore.geotiles import is_geotiles, read_geotiles
 from ucore.images import load_image
 from ucore.manifest import Manifest, Names, few
@@ -133,12 +134,8 @@ def find_dataset(path: str | Path | None = None, scale: str = "tiny", seed: int 
     """
     given = path or os.environ.get("UCORE_DATA")
     if given:
-        try:
-            folder = Path(given).expanduser()
-            there = folder.is_dir()
-        except (OSError, ValueError, RuntimeError):  # no name that a folder can have
-            there = False
-        if not there:
+        folder = typed_path(given, Path.is_dir)
+        if folder is None:
             shown = str(given)[:300]
             raise DataError(f"The dataset folder {shown} does not exist. Correct --data (or UCORE_DATA).")
         return folder

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,16 @@ def read_json(path: str | Path) -> Any:
     try:
         return parse_json(Path(path).read_text("utf-8"))
     except (OSError, ValueError):
+        return None
+
+
+def typed_path(name: str | Path, kind: Callable[[Path], bool]) -> Path | None:
+    """The path that somebody typed, where `kind` (Path.is_file, Path.is_dir) says so of it; None where it does not, and
+    for what no file can be called."""
+    try:
+        path = Path(name).expanduser()
+        return path if kind(path) else None
+    except (OSError, ValueError, RuntimeError):
         return None
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ucore.config import did_you_mean
 from ucore.errors import ConfigError
-from ucore.files import content_hash
+from ucore.files import content_hash, typed_path
 from ucore.geo import tags_to_text
 from ucore.osm import clean_text
 
@@ -69,12 +69,8 @@ def load_prompt(name: str = PAPER) -> Prompt:
     if name in prompt_names():
         content = (resources.files("ucore") / "assets" / "prompts" / f"{name}.txt").read_text("utf-8")
         return _parse(name, content, name)
-    try:
-        path = Path(name).expanduser()
-        there = path.is_file()
-    except (OSError, ValueError, RuntimeError):  # no name that a file can have
-        there = False
-    if not there:
+    path = typed_path(name, Path.is_file)
+    if path is None:
         known = prompt_names()
         raise ConfigError(
             f"There is no prompt {name[:60]!r}{did_you_mean(name, known)}. Choose one of {', '.join(known)}, or give "

@@ -55,7 +55,7 @@ def elsewhere():
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_damaged_files(target, elsewhere):
-    tally = elsewhere.fuzz(target.name, int(os.environ.get("UCORE_FUZZ_CASES", target.cases // 2)))
+    tally = elsewhere.fuzz(target.name, int(os.environ.get("UCORE_FUZZ_CASES", target.cases)))
     assert tally.worked + tally.refused > 0
     assert not tally.wrong, "\n\n".join(tally.wrong.values())
 
