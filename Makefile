@@ -1,8 +1,8 @@
 # make            lists the targets
 # make reproduce  environment, then the main job: all notebooks, then reports/index.html
-# make test       environment, then the tests
+# make test       environment, then the tests (make test-slow: those that train for long)
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test fuzz faults audit check lab app bench new-notebook clean
+.PHONY: help setup reproduce test test-slow fuzz faults audit check lab app bench new-notebook clean
 
 # The first Python that runs and is new enough; requirements.lock was resolved for 3.11.
 ifndef PYTHON
@@ -46,8 +46,14 @@ setup: $(STAMP)  ## build .venv from requirements.lock (skipped when it is up to
 reproduce: $(STAMP)  ## run the notebooks end to end (SCALE=tiny|small|full; data from UCORE_DATA)
 	@$(BIN)/ucore reproduce --scale $(SCALE)
 
-test: $(STAMP)   ## run the tests
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+# Long files first, as they are collected: xdist's own order would leave them to the end, one worker idle.
+PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+test: $(STAMP)   ## run the tests, but for those that train for long
+	@$(PYTEST) -m "not slow"
+
+test-slow: $(STAMP)  ## run the others: whole notebooks, trainings on hundreds of images (CI runs both)
+	@$(PYTEST) -m slow
 
 fuzz: $(STAMP)   ## damaged files for every reader (UCORE_FUZZ_CASES=10000 each; FUZZ=name for some)
 	@UCORE_FUZZ_CASES=$${UCORE_FUZZ_CASES:-10000} $(BIN)/python tests/fuzz/run_fuzz.py

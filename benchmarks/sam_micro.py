@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from segment_anything.modeling import Sam
 
-from ucore.closer import CloserLook
+from ucore.click_scores import looked_twice, one_click_iou
 from ucore.data import read_dataset
 from ucore.files import write_json
 from ucore.images import load_image
@@ -29,7 +29,6 @@ from ucore.manifest import Manifest, subset
 from ucore.masks import Segments
 from ucore.micro_sam import load_micro_sam, weights_path
 from ucore.micro_sam_data import Source, centre_clicks, distilled_source, regions, simulated_source
-from ucore.micro_sam_train import one_click_iou
 from ucore.segments import load_generator
 from ucore.simulate import SimulationConfig, simulate_dataset
 
@@ -57,21 +56,6 @@ def click_row(found: dict[str, np.ndarray]) -> dict[str, Any]:
     iou = interval(found["iou"], found["picture"])
     return {"objects": len(area), "pictures": len(set(found["picture"])), "iou": iou,
             "best_of_three": round(float(found["best"].mean()), 4), "by_pixels": bands}  # fmt: skip
-
-
-def looked_twice(sam: Sam, source: Source, layer: int = 0) -> dict[str, np.ndarray]:
-    """The same score for the second look, which gives one mask a click."""
-    look, found = CloserLook(sam), {name: [] for name in ("iou", "area", "picture")}
-    for number, (image, labels) in enumerate(zip(source.images, source.labels, strict=True)):
-        objects, clicks, areas = centre_clicks(labels[layer])
-        if len(objects):
-            masks, _ = look.click(look.prepare(image), clicks)
-            truth = labels[layer][None] == objects[:, None, None]
-            found["iou"].append((masks & truth).sum((1, 2)) / (masks | truth).sum((1, 2)))
-            found["area"].append(areas)
-            found["picture"].append(np.full(len(objects), number))
-    scores = {name: np.concatenate(parts) for name, parts in found.items()}
-    return scores | {"best": scores["iou"]}
 
 
 def under_the_click(source: Source) -> dict[str, np.ndarray]:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from ucore.click_scores import one_click_iou
 from ucore.closer import MIRRORS, CloserLook
 from ucore.micro_sam import load_micro_sam, weights_path
 from ucore.micro_sam_data import centre_clicks, simulated_source
-from ucore.micro_sam_train import one_click_iou
 from ucore.simulate import SimulationConfig, simulate_dataset
 
 

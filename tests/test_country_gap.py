@@ -13,6 +13,8 @@ from ucore.simulate import SimulationConfig, simulate_dataset
 from ucore.tasks import score
 from ucore.train import Trainer
 
+pytestmark = pytest.mark.slow
+
 COUNTRIES = ("finland", "germany", "spain")
 
 

@@ -14,7 +14,7 @@ from ucore import distributed
 from ucore.checkpoint import load_state
 from ucore.errors import ConfigError
 
-pytestmark = pytest.mark.timeout(900)  # seven processes import torch
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]  # seven processes import torch
 
 # The command line with a tiny CLIP known to open_clip; the process DIES kills itself as it comes to that step.
 COMMAND = """

@@ -171,6 +171,7 @@ def test_compiling_the_vision_tower_changes_no_loss(new_trainer, monkeypatch):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_vit_b_16_trains_from_random_weights(tiny_rsicd):
     manifest = read_dataset(tiny_rsicd, split=("train", "val"))
     encoder = load_encoder("ViT-B-16")

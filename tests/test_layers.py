@@ -72,6 +72,7 @@ ORDER = [
         "segments",
         "micro_sam_data",
         "micro_sam_loss",
+        "click_scores",
         "micro_sam_train",
         "prompts",
         "micro_captioner",

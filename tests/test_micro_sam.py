@@ -1,11 +1,14 @@
 """sam-micro: the shape of a SAM, its training data, its loss, and a training that can be stopped."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from segment_anything import SamPredictor
 
 from ucore.bundled import IMAGE_WEIGHTS
+from ucore.click_scores import one_click_iou
 from ucore.errors import CheckpointError, ConfigError, DataError
 from ucore.micro_sam import IMAGE_SIZE, STRIDE, WIDTH, build_micro_sam, load_micro_sam, weights_path
 from ucore.micro_sam_data import (
@@ -27,7 +30,6 @@ from ucore.micro_sam_train import (
     MicroSamConfig,
     MicroSamTrainer,
     decode,
-    one_click_iou,
     prompts_of,
     train_micro,
 )
@@ -238,14 +240,28 @@ def test_training_learns_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch)
 def test_the_rate_rises_again_for_whole_pictures():
     trainer = MicroSamTrainer([squares()], MicroSamConfig(steps=1000), "cpu")
     rates, sides = {}, {}
-    for step in (0, 149, 500, 999, 1000, 1149, 1399):
+    for step in (0, 149, 500, 999, 1000, 1149, 1399, 1400, 1549, 1649):
         trainer.step_number = step
         trainer._set_rates()
         rates[step], sides[step] = trainer.optimizer.param_groups[1]["lr"] / trainer.config.lr, trainer.side(step)
-    assert trainer.last == 1400
+    assert trainer.last == 1650
     assert rates[0] < 0.01 and rates[149] > 0.9 and 0.4 < rates[500] < 0.6 and rates[999] < 0.02
     assert rates[1000] < 0.01 and 0.25 < rates[1149] < 0.5 and rates[1399] < 0.01
-    assert sides == {0: 128, 149: 128, 500: 128, 999: 256, 1000: 256, 1149: 256, 1399: 256}
+    assert rates[1400] < 0.01 and 0.15 < rates[1549] < 0.5 and rates[1649] < 0.01
+    assert sides == dict.fromkeys(sides, 256) | {0: 128, 149: 128, 500: 128}
+
+
+def test_a_training_can_begin_with_weights_and_the_last_phase(tmp_path):
+    sources, config = [squares()], MicroSamConfig(steps=8, batch=4, prompts=3, save_every=1)
+    train_micro(sources, tmp_path, config, "cpu", weights_path())
+    log = json.loads((tmp_path / "training.json").read_text())["log"]
+    assert [entry["step"] for entry in log] == [12, 13]  # the first 8 and the 3 on whole pictures are left out
+    before, after = (load_micro_sam(path).state_dict() for path in (None, tmp_path / "sam-micro.safetensors"))
+    changes = [(before[name] - after[name]).abs().max() for name in before]
+    assert 0 < max(changes) < 0.01
+    (tmp_path / "sam-micro.safetensors").rename(tmp_path / "other.safetensors")
+    with pytest.raises(ConfigError, match="other settings or data"):
+        train_micro(sources, tmp_path, config, "cpu", tmp_path / "other.safetensors")
 
 
 def test_a_step_lowers_the_loss_of_its_own_batch():

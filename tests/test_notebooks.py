@@ -56,6 +56,7 @@ def test_the_series_leaves_its_notebooks_reports_and_page(series, tiny_rsicd):
     assert f"{value:.2f} [" in page
 
 
+@pytest.mark.slow
 def test_running_a_finished_notebook_again_gives_the_same_numbers(series, tiny_rsicd):
     path = series / "reports" / "04_train-lite0-minilm-tiny" / "metrics.json"
     before = load_report(path)["metrics"]
@@ -64,6 +65,7 @@ def test_running_a_finished_notebook_again_gives_the_same_numbers(series, tiny_r
     assert load_report(path)["metrics"] == before
 
 
+@pytest.mark.slow
 def test_a_run_from_nothing_gives_the_same_bits(series, tiny_rsicd, tmp_path):
     """Another process, other folders, nothing cached: every number is the same, but for what a clock says."""
     given = {"dataset": str(tiny_rsicd), "scale": "tiny", "epochs": 2, "out": str(tmp_path / "runs")}
@@ -84,6 +86,7 @@ def test_results_refuse_what_is_missing_and_show_one_page(series, tmp_path):
         run_notebook("09", given, tmp_path, html=False, progress=False)
 
 
+@pytest.mark.slow
 def test_the_series_runs_on_simulated_data_and_calls_it_so(tmp_path, monkeypatch):
     monkeypatch.delenv("UCORE_DATA", raising=False)
     made = SimulationConfig(tiles=24, seed=0, masks=False)
@@ -101,6 +104,7 @@ def test_the_series_runs_on_simulated_data_and_calls_it_so(tmp_path, monkeypatch
     assert "https://cdn" not in html
 
 
+@pytest.mark.slow
 def test_segments_and_captions_run_on_simulated_data_and_keep_the_leak_apart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     simulate_dataset("tiles", SimulationConfig(tiles=24, seed=0), workers=1, progress=False)
@@ -124,6 +128,7 @@ def test_segments_and_captions_run_on_simulated_data_and_keep_the_leak_apart(tmp
         assert (tmp_path / "runs" / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_gap_is_a_matrix_of_all_domains(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     simulate_dataset(
@@ -139,6 +144,7 @@ def test_the_gap_is_a_matrix_of_all_domains(tmp_path, monkeypatch):
     assert "of the whole loss is the camera" in page
 
 
+@pytest.mark.slow
 def test_an_adaptation_is_stepped_through_and_its_test_part_scored_once(tiny_rsicd, tmp_path):
     other = make_rsicd(tmp_path / "other", 20, 10, 10, seed=7)
     given = {"dataset": str(tiny_rsicd), "target": str(other), "epochs": 2}
@@ -157,6 +163,7 @@ def test_an_adaptation_is_stepped_through_and_its_test_part_scored_once(tiny_rsi
         assert path.with_name(f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_an_ablation_shows_its_arms_with_intervals_and_repeats_nothing(tiny_rsicd, tmp_path):
     given = {
         "dataset": str(tiny_rsicd),
@@ -178,6 +185,7 @@ def test_an_ablation_shows_its_arms_with_intervals_and_repeats_nothing(tiny_rsic
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
+@pytest.mark.slow
 def test_training_on_real_images_beats_chance_tenfold(tmp_path):
     if not os.environ.get("UCORE_DATA"):
         pytest.skip("UCORE_DATA is not set: the notebook was not tried on real images")

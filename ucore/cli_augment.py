@@ -177,6 +177,7 @@ def segments(
     tiles: int = 800,
     steps: int = 10_000,
     seed: int = 0,
+    start: Path | None = None,
     device: str = "auto",
 ) -> None:
     """Train the bundled sam-micro anew; a repeated call goes on where it stopped.
@@ -188,8 +189,9 @@ def segments(
         out: Folder for the weights, the simulated sets and the training's state.
         data: Dataset folders, of whose splits "train" the images are used.
         tiles: Simulated, of each country and camera.
-        steps: Of the training, without the 40 % more on whole pictures that follow.
+        steps: Of the training, without the 40 % more on whole pictures and the 25 % on closer ones that follow.
         seed: Of every random choice.
+        start: Weights that only the last part, on closer pictures, is still to change.
         device: auto, cpu, cuda or cuda:N.
     """
     require_writable(out)
@@ -203,7 +205,7 @@ def segments(
             sets.append(out / f"simulated-{sensor}")
             simulate_dataset(sets[-1], SimulationConfig(tiles=tiles, sensor=sensor, seed=11 + 100 * seed + number))
         sources = training_sources(sets, data, out / "regions")
-        path = train_micro(sources, out, MicroSamConfig(steps=steps, seed=seed), device)
+        path = train_micro(sources, out, MicroSamConfig(steps=steps, seed=seed), device, start)
     print(f"Weights: {path}")
 
 

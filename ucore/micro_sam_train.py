@@ -19,22 +19,21 @@ from typing import Any
 import numpy as np
 import torch
 from segment_anything.modeling import Sam
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from ucore.device import cpu_has_bf16, keep_freed_memory, pick_device
 from ucore.errors import ConfigError
-from ucore.files import atomic_path, only_writer, write_json
+from ucore.files import atomic_path, file_hash, only_writer, write_json
 from ucore.images import someone_looks
-from ucore.mask_decoder import MASKS, PointDecoder
-from ucore.micro_sam import IMAGE_SIZE, NAME, STRIDE, build_micro_sam
-from ucore.micro_sam_data import ZOOM, Source, Window, centre_clicks, fingerprint, windows
+from ucore.micro_sam import IMAGE_SIZE, NAME, STRIDE, build_micro_sam, load_micro_sam
+from ucore.micro_sam_data import ZOOM, Source, Window, fingerprint, windows
 from ucore.micro_sam_loss import Rule, guide_loss, mask_loss
 from ucore.weights import read_state, resuming, write_weights
 
 STATE, RESTART = "state.pt", "remove it to begin anew"
+HARDLY, NEAR = 1.4, 2.2  # most zoom of a picture in the two last phases
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,12 @@ class MicroSamConfig:
     A step sees `batch` windows of a quarter of the frame's side, or half or a quarter as many of twice or four times
     that, with `prompts` clicks each; alone, the encoder sees `batch` windows of half the side. What lies far from a
     click is learned from whole pictures: when the rate is nearly 0, and once more from half of its peak on (`whole`).
+    Then come pictures as the second look of `ucore.closer` sees them: whole, or up to twice as near (`closer`).
     """
 
     steps: int = 10_000
     whole: float = 0.4  # of as many steps again, with warm-up and cosine of their own, on pictures hardly zoomed
+    closer: float = 0.25  # of as many steps again, in the same way, on pictures zoomed by up to `NEAR`
     seed: int = 0
     batch: int = 16
     prompts: int = 10
@@ -67,11 +68,15 @@ class MicroSamConfig:
 class MicroSamTrainer:
     """Step by step; the batch of a step depends on the seed and the step only, so resuming changes nothing."""
 
-    def __init__(self, sources: Sequence[Source], config: MicroSamConfig, device: str = "auto") -> None:
+    def __init__(
+        self, sources: Sequence[Source], config: MicroSamConfig, device: str = "auto", start: Path | None = None
+    ) -> None:
+        """start: weights of sam-micro that only the last phase is still to change."""
         self.config, self.sources = config, list(sources)
         torch.manual_seed(config.seed)  # the first weights
         self.device = torch.device(pick_device(device))
-        self.sam = build_micro_sam(imagenet=True).to(self.device).train()
+        first = build_micro_sam(imagenet=True) if start is None else load_micro_sam(start)
+        self.sam = first.to(self.device).train()
         self.average = AveragedModel(self.sam, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         trunk = list(self.sam.image_encoder.trunk.parameters())  # type: ignore[reportAttributeAccessIssue]
         known = {id(parameter) for parameter in trunk}
@@ -79,8 +84,8 @@ class MicroSamTrainer:
         rest = [parameter for parameter in self.sam.parameters() if id(parameter) not in known] + [self.likeness]
         groups = [{"params": trunk, "peak": config.trunk_lr}, {"params": rest, "peak": config.lr}]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98))
-        self.step_number = 0
-        self.data = fingerprint(sources)
+        self.step_number = 0 if start is None else self.phases[1]
+        self.data = fingerprint(sources) + ("" if start is None else f" from {file_hash(start)}")
 
     def side(self, step: int) -> int:
         """Pixels of the windows of a step: small windows first, whole pictures in the end."""
@@ -90,9 +95,15 @@ class MicroSamTrainer:
         return IMAGE_SIZE // 2 if done < config.alone + config.quarter + config.half else IMAGE_SIZE
 
     @property
+    def phases(self) -> tuple[int, int, int]:
+        """The steps at which the first round, that on whole pictures and that on closer ones end."""
+        config = self.config
+        return config.steps, round(config.steps * (1 + config.whole)), self.last
+
+    @property
     def last(self) -> int:
         """Number of all steps."""
-        return round(self.config.steps * (1 + self.config.whole))
+        return round(self.config.steps * (1 + self.config.whole + self.config.closer))
 
     def is_alone(self, step: int) -> bool:
         """Whether only the encoder learns in a step."""
@@ -108,7 +119,8 @@ class MicroSamTrainer:
         alone = self.is_alone(step)
         count = self.config.batch if alone else max(1, self.config.batch * IMAGE_SIZE // 4 // side)
         prompts = 1 if alone else self.config.prompts
-        zoom = ZOOM if step < self.config.steps else 1.4  # pictures in use are not zoomed
+        first, second, _ = self.phases
+        zoom = ZOOM if step < first else HARDLY if step < second else NEAR
         made = list(islice(windows(self.sources, shares, side, prompts, rng, zoom), count))
         kind = str(rng.choice(["click", "box", "two"], p=[0.8, 0.1, 0.1]))
         offsets = rng.integers(0, (IMAGE_SIZE - side) // STRIDE + 1, (count, 2)) * STRIDE
@@ -149,9 +161,9 @@ class MicroSamTrainer:
         return mask_loss(logits.float(), scores.float(), targets, rule)
 
     def _set_rates(self) -> None:
-        step, steps, peak = self.step_number, self.config.steps, 1.0
-        if step >= steps:
-            step, steps, peak = step - steps, self.last - steps, 0.5
+        ends = (0, *self.phases)
+        phase = sum(self.step_number >= end for end in ends[1:])
+        step, steps, peak = self.step_number - ends[phase], ends[phase + 1] - ends[phase], 0.5 if phase else 1.0
         warm = min(1.0, (step + 1) / 150)
         share = peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in self.optimizer.param_groups:
@@ -232,17 +244,22 @@ def _embed(prompter: Any, points: Tensor, labels: Tensor) -> Tensor:
 
 
 def train_micro(
-    sources: Sequence[Source], out: str | Path, config: MicroSamConfig | None = None, device: str = "auto"
+    sources: Sequence[Source],
+    out: str | Path,
+    config: MicroSamConfig | None = None,
+    device: str = "auto",
+    start: Path | None = None,
 ) -> Path:
     """Train, and write OUT/sam-micro.safetensors (float16) and OUT/training.json; goes on where it was stopped.
 
+    start: weights of sam-micro; the phases before the last one are then left out.
     Raises ConfigError when OUT holds an unfinished training of other settings.
     """
     config, out = config or MicroSamConfig(), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     with only_writer(out):
-        trainer = MicroSamTrainer(sources, config, device)
+        trainer = MicroSamTrainer(sources, config, device, start)
         log: list[dict[str, float]] = []
         if (out / STATE).is_file():
             saved = read_state(out / STATE, RESTART, ("trainer", "log"))
@@ -280,38 +297,3 @@ def _fit(trainer: MicroSamTrainer, out: Path, log: list[dict[str, float]]) -> No
                 recent = []
                 with atomic_path(out / STATE) as temporary:
                     torch.save({"trainer": trainer.state(), "log": log}, temporary)
-
-
-@torch.no_grad()
-def one_click_iou(sam: Sam, source: Source, layer: int = 0, most: int | None = None) -> dict[str, np.ndarray]:
-    """IoU of the mask that one click in the middle of each labelled object gives, at the picture's own size.
-
-    Returns iou float32 (N,), of the mask of highest predicted IoU; best float32 (N,), of the best of the three;
-    predicted float32 (N,); area int64 (N,), pixels; picture int64 (N,), the position of the picture.
-    """
-    transform, decoder = ResizeLongestSide(sam.image_encoder.img_size), PointDecoder(sam)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in ("iou", "best", "predicted", "area", "picture")}
-    for number, (image, labels) in enumerate(zip(source.images[:most], source.labels, strict=False)):
-        numbers, clicks, areas = centre_clicks(labels[layer])
-        if len(numbers) == 0:
-            continue
-        pixels = torch.from_numpy(transform.apply_image(image)).permute(2, 0, 1)[None].to(sam.device)
-        size = (pixels.shape[2], pixels.shape[3])
-        state = decoder.prepare(sam.image_encoder(sam.preprocess(pixels.float()))[0])
-        points = torch.from_numpy(transform.apply_coords(clicks, image.shape[:2])).float().to(sam.device)
-        for start in range(0, len(numbers), 64):
-            rows = slice(start, start + 64)
-            clicked = decoder.attend(state, points[rows])
-            scores = clicked.quality
-            low = decoder.masks(clicked, torch.ones_like(scores, dtype=torch.bool)).unflatten(0, (-1, MASKS))
-            masks = (sam.postprocess_masks(low, size, image.shape[:2]) > 0).cpu().numpy()  # type: ignore[reportArgumentType]
-            truth = (labels[layer][None] == numbers[rows, None, None])[:, None]
-            iou = (masks & truth).sum((2, 3)) / (masks | truth).sum((2, 3))
-            chosen = scores.argmax(1).cpu().numpy()
-            line = np.arange(len(iou))
-            found["iou"].append(iou[line, chosen])
-            found["best"].append(iou.max(1))
-            found["predicted"].append(scores.max(1).values.cpu().numpy())
-            found["area"].append(areas[rows])
-            found["picture"].append(np.full(len(iou), number))
-    return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in found.items()}
