@@ -8,25 +8,22 @@ corrects hubs with a bank of 10,000 captions, and writes vectors and metadata to
 and the ratio is taken round by round.
 """
 
-import argparse
-import statistics
+import itertools
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 from claims import claim
-from feature_extraction import images, plain_loop, plain_tower
+from feature_extraction import against_plain_loop, images, options_of
 
 from ucore import embedding
 from ucore.checkpoint import load_checkpoint, save_bank, save_encoder
 from ucore.config import TrainConfig
 from ucore.hubness import MOST_BANK, Bank
-from ucore.manifest import Manifest, subset
+from ucore.manifest import Manifest
 from ucore.model import load_encoder
-from ucore.origin import machine_facts
 
 
 def save_checkpoint(folder: Path) -> None:
@@ -39,41 +36,22 @@ def save_checkpoint(folder: Path) -> None:
     save_bank(folder, Bank(texts[:1000], texts))
 
 
-def index_of(folder: Path, manifest: Manifest, name: str, loaded: Any) -> None:
-    """Build an index, with a checkpoint that was loaded before."""
-    with patch.object(embedding, "load_checkpoint", return_value=loaded):
-        embedding.build_index(folder / "checkpoint", manifest, folder / name, progress=False)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    options = options_of(__doc__)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         manifest, what = images(options.images, folder)
         frame: Any = manifest.frame.assign(captions=[[] for _ in range(len(manifest))])
-        manifest = Manifest(frame, manifest.root)
         save_checkpoint(folder / "checkpoint")
         loaded = load_checkpoint(folder / "checkpoint")
-        plain, paths = plain_tower(), manifest.image_paths
-        index_of(folder, subset(manifest, 64), "warm", loaded)
-        plain_loop(plain, paths[:64])
-        ours, theirs = [], []
-        for number in range(options.rounds):
-            started = time.perf_counter()
-            index_of(folder, manifest, f"index-{number}", loaded)
-            middle = time.perf_counter()
-            plain_loop(plain, paths)
-            ours.append(len(manifest) / (middle - started))
-            theirs.append(len(manifest) / (time.perf_counter() - middle))
-    facts = machine_facts()
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    print(f"{len(manifest)} images ({what}), batch 64, {facts['cpu']}, {facts['cores']} cores, torch {facts['torch']}")
-    print(f"plain eager timm loop   {statistics.median(theirs):7.1f} images/s (float32)")
-    print(f"gallery, to the index   {statistics.median(ours):7.1f} images/s ({loaded[0].precision})")
-    print(f"ratio                   {statistics.median(ratios):7.2f} (rounds: {', '.join(f'{r:.2f}' for r in ratios)})")
+        names = (folder / f"index-{number}" for number in itertools.count())
+
+        def ours(part: Manifest) -> None:
+            with patch.object(embedding, "load_checkpoint", return_value=loaded):
+                embedding.build_index(folder / "checkpoint", part, next(names), progress=False)
+
+        name = f"to the index, {loaded[0].precision}"
+        ratios = against_plain_loop(ours, Manifest(frame, manifest.root), options.rounds, name, what)
     claim("gallery embedded and indexed, images/s over a plain timm loop", ratios, 1.0)
 
 

@@ -11,6 +11,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,30 +67,49 @@ def images(count: int, folder: Path) -> tuple[Manifest, str]:
         return Manifest.from_rows(rows, folder), "generated JPEGs"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options_of(description: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def against_plain_loop(
+    ours: Callable[[Manifest], object], manifest: Manifest, rounds: int, name: str, what: str
+) -> list[float]:
+    """Time `ours` and the plain loop in turn, print a table, and give the ratios of images/s, one a round.
+
+    name: of `ours`; what: the images.
+    """
+    plain, paths = plain_tower(), manifest.image_paths
+    ours(subset(manifest, 64))
+    plain_loop(plain, paths[:64])
+    speeds: list[tuple[float, float]] = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        ours(manifest)
+        middle = time.perf_counter()
+        plain_loop(plain, paths)
+        speeds.append((len(manifest) / (middle - started), len(manifest) / (time.perf_counter() - middle)))
+    facts = machine_facts()
+    ratios = [mine / theirs for mine, theirs in speeds]
+    print(f"{len(manifest)} images ({what}), batch 64, {facts['cpu']}, {facts['cores']} cores, torch {facts['torch']}")
+    print(f"{'plain eager timm loop':<24}{statistics.median(theirs for _, theirs in speeds):7.1f} images/s (float32)")
+    print(f"{name:<24}{statistics.median(mine for mine, _ in speeds):7.1f} images/s")
+    print(f"{'ratio':<24}{statistics.median(ratios):7.2f} (rounds: {', '.join(f'{r:.2f}' for r in ratios)})")
+    return ratios
+
+
+def main() -> None:
+    options = options_of(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         manifest, what = images(options.images, Path(folder))
-        encoder, plain, paths = load_encoder(), plain_tower(), manifest.image_paths
-        embed_images(encoder, subset(manifest, 64), progress=False)
-        plain_loop(plain, paths[:64])
-        ours, theirs = [], []
-        for _ in range(options.rounds):
-            started = time.perf_counter()
-            embed_images(encoder, manifest, progress=False)
-            middle = time.perf_counter()
-            plain_loop(plain, paths)
-            ours.append(len(manifest) / (middle - started))
-            theirs.append(len(manifest) / (time.perf_counter() - middle))
-    facts = machine_facts()
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    print(f"{len(manifest)} images ({what}), batch 64, {facts['cpu']}, {facts['cores']} cores, torch {facts['torch']}")
-    print(f"plain eager timm loop   {statistics.median(theirs):7.1f} images/s (float32)")
-    print(f"ucore embed_images      {statistics.median(ours):7.1f} images/s ({encoder.precision})")
-    print(f"ratio                   {statistics.median(ratios):7.2f} (rounds: {', '.join(f'{r:.2f}' for r in ratios)})")
+        encoder = load_encoder()
+
+        def ours(part: Manifest) -> None:
+            embed_images(encoder, part, progress=False)
+
+        ratios = against_plain_loop(ours, manifest, options.rounds, f"embed_images, {encoder.precision}", what)
     claim("features of images: ours / plain timm loop, images/s", ratios, 1)
 
 

@@ -8,7 +8,7 @@ import ucore.index_evaluation as ie
 from ucore.checkpoint import load_bank
 from ucore.errors import DataError
 from ucore.evaluate import best_ranks, instance_relevance, retrieval_ranks, similarity_matrix
-from ucore.found_figures import plot_failures
+from ucore.found_figures import plot_failures, plot_reliability
 from ucore.hubness import correct_hubs
 from ucore.index import GalleryIndex
 from ucore.readers import caption_groups
@@ -97,7 +97,18 @@ def test_the_worst_queries_are_the_last_ranked_of_different_images(searcher):
     worst = ie.worst_queries(searcher, ranks, n=3)
     assert worst[0]["rank"] == ranks.max() and len({failure["own"].sample_id for failure in worst}) == 3
     assert all(failure["why"] for failure in worst)
+    for failure in worst:  # one kind of score on both sides
+        found = [hit.score for hit in failure["found"]]
+        assert found == sorted(found, reverse=True) and failure["own"].score < found[0] + 1e-6
     assert plot_failures(searcher, worst).png().startswith(b"\x89PNG")
+
+
+def test_reliability_is_drawn_with_what_was_said_and_what_was_so():
+    picture = plot_reliability({"test captions": (0.05, ((0.1, 0.2, 10), (0.5, 0.5, 10)))})
+    said, so = picture.axes[0].get_lines()[1].get_data()
+    assert (list(said), list(so)) == ([0.1, 0.5], [0.2, 0.5])
+    assert picture.alt == "test captions: off by 5.0 %" and picture.png().startswith(b"\x89PNG")
+    assert plot_reliability({}).png().startswith(b"\x89PNG")
 
 
 def test_what_is_not_in_the_index_is_told(searcher):

@@ -71,7 +71,9 @@ def _check_bank(arrays: dict[str, Any]) -> None:
     """Raise ValueError unless these are arrays of one width, as `Bank` describes them."""
     widths = {array.shape[-1] for array in arrays.values() if array.ndim}
     right = all(
-        array.ndim == (3 if name == "segments" else 2) and array.dtype.kind == "f" and bool((abs(array) < 1e6).all())
+        array.ndim == (3 if name == "segments" else 2)
+        and array.dtype.kind == "f"
+        and bool((abs(array.astype("float32")) < 1e6).all())  # float16 has no 1e6, and would warn of it
         for name, array in arrays.items()
     )
     few = "segments" in arrays and len(arrays["segments"]) != len(arrays["images"])

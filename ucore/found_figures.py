@@ -2,22 +2,24 @@
 
 import textwrap
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
 
 from ucore.answers import Answer, Hit
 from ucore.errors import DataError
 from ucore.gallery import printable, shortened
 from ucore.images import load_image
-from ucore.visualize import FAINT, GREEN, INK, WIDTH, Picture, styled
+from ucore.visualize import BLUE, FAINT, GREEN, INK, ORANGE, WIDTH, Picture, styled
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ucore.retrieve import Searcher
+    from ucore.sureness import Bin
 
 SHOWN = 10
 COLUMNS = 5
@@ -103,6 +105,28 @@ def _draw_places(axes: Axes, name: str, hits: Sequence[Hit], tiles: "pd.DataFram
     axes.ticklabel_format(useOffset=False)
     axes.locator_params(nbins=4)
     axes.set_title(f"{shortened(name, 18)}: {len(hits)} hits of {len(tiles):,} tiles", fontsize=9, loc="left")
+
+
+@styled
+def plot_reliability(asked: "Mapping[str, tuple[float, Sequence[Bin]]]") -> Picture:
+    """What was said of hits against how many were right; on the diagonal a probability is one.
+
+    asked: by whose captions were asked, the mean distance to the diagonal and the parts (`sureness.reliability`).
+    """
+    figure = Picture(figsize=(0.62 * WIDTH, 3.6), layout="constrained")
+    axes = figure.subplots()
+    most = max([said for _, bins in asked.values() for part in bins for said in part[:2]], default=1.0)
+    axes.plot([0, most], [0, most], color=FAINT, label="right as often as said")
+    for (name, (error, bins)), color, mark in zip(asked.items(), (BLUE, ORANGE), "os", strict=False):
+        said, so, hits = zip(*bins, strict=True)
+        label = f"{printable(name)}:\noff by {100 * error:.1f} % ({sum(hits):,} hits)"
+        axes.plot(said, so, mark + "-", color=color, markersize=4, label=label)
+    axes.set(xlabel="said: sure", ylabel="so: share that was right")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, 0))
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    figure.alt = "; ".join(f"{name}: off by {100 * error:.1f} %" for name, (error, _) in asked.items())
+    return figure
 
 
 @styled

@@ -194,7 +194,8 @@ def worst_queries(
 ) -> list[dict[str, Any]]:
     """The n texts with the highest rank, of different images: query, rank, own and found (hits), and why in words.
 
-    ranks: text -> image, of `index_ranks`. The reasons are those that can be counted; they need not be the only ones.
+    ranks: text -> image, by plain cosines, of `index_ranks`; what was found is by them, too. The reasons are those
+    that can be counted; they need not be the only ones.
     """
     gallery = Gallery(searcher.index, split)
     features = searcher.index.features(gallery.texts)
@@ -206,7 +207,7 @@ def worst_queries(
         if place in seen:
             continue
         seen.add(place)
-        answer = searcher.text(str(gallery.text_rows["text"][number]), k=3)
+        answer = searcher.text(str(gallery.text_rows["text"][number]), k=3, correct_hubs=False)
         own = searcher.hits(gallery.images[[place]], features[number])[0]
         same = int((gallery.text_rows["text"] == gallery.text_rows["text"][number]).sum())
         why = _why(own, answer.hits, same, bank is not None and bool(bias[number] <= vague))
