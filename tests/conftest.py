@@ -16,6 +16,15 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["OMP_NUM_THREADS"] = "1"  # two workers of two threads each would wait for each other
 
 TINY_CLIP = "tiny-clip"
+# Files that take a minute or more, longest first: begun last, they would leave one worker alone with them.
+LONG = ("test_notebooks", "test_country_gap", "test_distributed", "test_notebook_browser", "test_train", "test_kills",
+        "test_hostile_input", "test_parallel", "test_ends", "test_network", "test_search_browser", "test_captions",
+        "test_adapt", "test_micro_sam", "test_cli", "test_simulate")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="module", autouse=True)

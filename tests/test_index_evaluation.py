@@ -92,6 +92,22 @@ def test_ties_count_against_the_model(tmp_path):
     assert ie.index_ranks(searcher)[1].tolist() == [2]
 
 
+@pytest.mark.timeout(60)
+def test_an_image_without_segments_comes_last(tmp_path):
+    index = GalleryIndex.create(tmp_path, {"root": "."}, 2)
+    rows = [
+        ("image:a", "image", "a"),
+        ("image:b", "image", "b"),
+        ("text:a#0", "text", "a"),
+        ("segment:b#0", "segment", "b"),
+    ]
+    frame = pd.DataFrame(rows, columns=["item_id", "kind", "sample_id"]).assign(tags=[[]] * 4, text="")
+    index.add(np.tile(np.array([[1, 0]], np.float32), (4, 1)), frame)
+    searcher = Searcher.__new__(Searcher)
+    searcher.index, searcher.place = index, index.place
+    assert ie.segment_ranks(searcher).tolist() == [2]
+
+
 def test_the_worst_queries_are_the_last_ranked_of_different_images(searcher):
     ranks = ie.index_ranks(searcher)[1]
     worst = ie.worst_queries(searcher, ranks, n=3)

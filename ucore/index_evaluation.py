@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 BLOCK = 128  # queries at a time
 FIRST = 64  # hits of a query that are looked at first
 SLACK = 1e-5  # by how much a float32 score of a search may differ from the exact one
+MANY = 8  # where a second look would fetch a hit of so many, all are looked at
 CUTOFF = 10
 
 
@@ -118,19 +119,22 @@ def _ranks(
         while len(waiting):
             features = index.features(queries[waiting])
             bias = index.rows(queries[waiting])["hub_bias"].to_numpy(np.float32) if correct else None
-            hits = index.search(features, k, kind=kind, bias=correct)
-            bound = np.full(len(waiting), -np.inf) if k >= total else hits.scores[:, -1].astype(np.float64) + SLACK
-            bound = bound if bias is None else bound + bias
-            wanted = {position for query in waiting.tolist() for whose in right[query] for position in members[whose]}
-            known = np.unique(np.concatenate([hits.positions[hits.positions >= 0], np.array(sorted(wanted), np.int64)]))
-            known = known[(known < len(own_of)) & (own_of[np.minimum(known, len(own_of) - 1)] >= 0)]
+            if k > FIRST and k * MANY >= total:  # a product of matrices is cheaper than so long a list of hits
+                known, bound = np.sort(items), np.full(len(waiting), -np.inf)
+            else:
+                hits = index.search(features, k, kind=kind, bias=correct)
+                bound = np.full(len(waiting), -np.inf) if k >= total else hits.scores[:, -1].astype(np.float64) + SLACK
+                bound = bound if bias is None else bound + bias
+                wanted = [place for query in waiting.tolist() for whose in right[query] for place in members[whose]]
+                known = np.unique(np.concatenate([hits.positions[hits.positions >= 0], np.array(wanted, np.int64)]))
+                known = known[(known < len(own_of)) & (own_of[np.minimum(known, len(own_of) - 1)] >= 0)]
             best = _best_of_owners(index, features, bias, known, own_of[known], count, kind)
             left = []
             for number, query in enumerate(waiting.tolist()):
                 scores, places = best[number], list(right[query])
                 top = scores[places].max()
                 ranks[query] = 1 + np.count_nonzero(scores >= top) - np.count_nonzero(scores[places] == top)
-                if top <= bound[number]:
+                if -np.inf < bound[number] and top <= bound[number]:  # something unseen may be as good
                     left.append(query)
             waiting, k = np.array(left, np.int64), min(4 * k, total)
     return ranks
@@ -147,8 +151,10 @@ def _best_of_owners(
         texts, images = (bias[:, None], items) if kind == "image" else (items, bias[:, None])
         scores = scores + texts + images
     best = np.full((len(features), count), -np.inf, np.float32)
-    for number in range(len(features)):
-        np.maximum.at(best[number], owner, scores[number])
+    order = np.argsort(owner, kind="stable")
+    owners, starts = np.unique(owner[order], return_index=True)
+    if len(owners):
+        best[:, owners] = np.maximum.reduceat(scores[:, order], starts, axis=1)
     return best
 
 
