@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ucore.retrieve import Searcher
 
-SCRIPTS = ("map_canvas.js", "map_samples.js", "map_search.js")
+SCRIPTS = ("map_canvas.js", "map_samples.js", "map_draw.js", "map_search.js")
 SAID = 140  # letters of a tile's first caption
 MOST_SAID = 20_000  # tiles, beyond which they keep their names alone: captions would make the page large
 PICTURE = 128  # pixels of a result's picture

@@ -30,6 +30,27 @@ def test_the_map_of_two_queries(search_place, open_page, tmp_path):
     assert page.evaluate("map_samples.getZoom()") >= 15
 
 
+def test_the_map_opens_where_the_first_result_lies_and_leads_to_the_others(search_place, open_page, tmp_path):
+    layer = heat_layer(Searcher(search_place.index), "a red house", k=12)
+    hits, table = layer.answer.hits, layer.table.set_index("sample_id")
+    page = open_page(save_map(heat_map([layer]), tmp_path / "map.html"))
+
+    def in_view() -> set[str]:
+        west, south, east, north = map(float, page.evaluate("map_samples.getBounds().toBBoxString()").split(","))
+        seen = table[table["lon"].between(west, east) & table["lat"].between(south, north)]
+        return set(seen["domain"])
+
+    domains = list(dict.fromkeys(table.loc[hit.sample_id, "domain"] for hit in hits))
+    assert len(domains) > 1 and in_view() == {domains[0]}
+    buttons = page.get_by_role("navigation", name="Go to").get_by_role("button")
+    told = [f"{name} ({sum(table.loc[hit.sample_id, 'domain'] == name for hit in hits)})" for name in domains]
+    assert buttons.all_inner_texts() == [*told, "everywhere"]
+    buttons.nth(1).click()
+    assert in_view() == {domains[1]}
+    buttons.last.click()
+    assert in_view() == set(table["domain"])
+
+
 @pytest.fixture
 def voila(search_place, tmp_path):
     """The application's address."""
