@@ -12,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import audit
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -118,6 +119,22 @@ def make(*arguments: str) -> str:
 def test_make_alone_lists_the_targets():
     listed = [line.split()[0] for line in make().splitlines()]
     assert sorted(listed) == sorted(TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("found", "status"),
+    [
+        ([], 2),
+        ([{"name": "a", "skip_reason": "unknown"}, {"name": "b", "version": "1", "vulns": []}], 2),
+        ([{"name": "b", "version": "1", "vulns": []}], 0),
+        ([{"name": "b", "version": "1", "vulns": [{"id": "X-1", "fix_versions": ["2"]}]}], 1),
+    ],
+)
+def test_an_audit_that_was_told_nothing_finds_nothing_clean(found, status, capsys):
+    assert audit.told(found) == status
+    printed = capsys.readouterr()
+    assert ("b 1: X-1, mended in 2" in printed.out) == (status == 1)
+    assert ("not checked: a" in printed.err) == ("skip_reason" in str(found))
 
 
 def test_every_target_exists():
