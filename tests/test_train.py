@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -350,6 +352,27 @@ def test_a_rate_that_cannot_train_is_refused(new_trainer, factor):
     trainer.lr_factor = factor
     with pytest.raises(ConfigError, match="give a number above 0"):
         trainer.step()
+
+
+def test_a_disk_that_is_full_for_the_curves_is_a_sentence_without_a_traceback(tmp_path):
+    """In a process of its own: pytest looks after the errors of threads itself."""
+    code = f"""
+from unittest.mock import patch
+from tensorboard.summary.writer.record_writer import RecordWriter
+from ucore.errors import UserError
+from ucore.progress import Curves, StepResult
+
+with patch.object(RecordWriter, "write", side_effect=OSError(28, "No space left on device", "events")):
+    curves = Curves({str(tmp_path)!r})
+    try:
+        for step in range(1, 10_000):
+            curves.add(StepResult(step, "heads", 0, 1.0, 1e-3, 1.0, 0.05))
+    except UserError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "The disk is full" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_tensorboard_has_the_parts_and_the_rate(new_trainer, tmp_path):

@@ -1,8 +1,10 @@
 """How far a training has come: what a step did, its curves, and the state it goes on from."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +56,7 @@ class Curves:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
+            _hush_its_thread()
             self._writer = SummaryWriter(str(self.folder), purge_step=result.step)
         names = ("loss", "learning_rate", "lr_factor", "grad_norm", "temperature")
         scalars = {name: getattr(result, name) for name in names}
@@ -67,6 +70,18 @@ class Curves:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+@cache
+def _hush_its_thread() -> None:
+    """The thread that writes keeps an error for the next call; it shall not print a traceback as well."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__name__ == "_AsyncWriterThread"):
+            before(failed)
+
+    threading.excepthook = hook
 
 
 @contextmanager
