@@ -1,16 +1,19 @@
 """Training: resuming equals never stopping, positives are right, what is kept is the best."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
+import time
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from makers import make_halves
 
-from ucore.checkpoint import load_bank, load_checkpoint
+from ucore.checkpoint import load_bank, load_checkpoint, load_state
 from ucore.config import TrainConfig
 from ucore.data import read_dataset
 from ucore.errors import CheckpointError, ConfigError, DataError, UserError
@@ -373,6 +376,27 @@ with patch.object(RecordWriter, "write", side_effect=OSError(28, "No space left 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "The disk is full" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_the_state_is_kept_only_when_its_curves_are(new_trainer, tmp_path):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    trainer, write, written = new_trainer(tmp_path), RecordWriter.write, itertools.count()
+
+    def late(writer: RecordWriter, data: bytes) -> None:  # the thread that writes is behind
+        if next(written) < 2:  # what begins a file
+            return write(writer, data)
+        time.sleep(0.5)
+        raise OSError(28, "No space left on device", "events")
+
+    def step_and_save() -> None:
+        trainer.step()
+        trainer.save()
+
+    with patch.object(RecordWriter, "write", late), pytest.raises(UserError, match="The disk is full"):
+        step_and_save()
+    state = load_state(tmp_path)
+    assert state is not None and state["step_count"] == 0
 
 
 def test_tensorboard_has_the_parts_and_the_rate(new_trainer, tmp_path):

@@ -65,6 +65,12 @@ class Curves:
         for name, value in (result.metrics or {}).items():
             self._writer.add_scalar(f"val/{name}", value, result.step)
 
+    def flush(self) -> None:
+        """Wait until all that was drawn is in the file. Raises UserError where the disk is full."""
+        if self._writer is not None:
+            with explained(self.folder):
+                self._writer.flush()
+
     def close(self) -> None:
         """The next step opens them again, and hides what was drawn from it on."""
         if self._writer is not None:

@@ -106,9 +106,8 @@ class Trainer:
 
     def reset(self) -> None:
         """Back to the start, as a new trainer of the same weights; what `out` holds stays until the next step."""
-        for open_one in (self._phase, self._curves):
-            if open_one is not None:
-                open_one.close()
+        for open_one in filter(None, (self._phase, self._curves)):
+            open_one.close()
         self._start_weights.restore(self.encoder)
         self._begin()
 
@@ -294,8 +293,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write all that `resume` needs into `out`, atomically; nothing without `out`."""
-        if self.out is None or not self._writes:
+        if self.out is None or self._curves is None:
             return
+        self._curves.flush()  # what lies before the state is not drawn again
         save_state(self.out, run_state(self, None if self._phase is None else self._phase.state()))
 
     def resume(self) -> bool:
