@@ -298,7 +298,7 @@ def index_state(folder: Path) -> dict[str, str]:
     found = np.concatenate([index.select(kind) for kind in ("image", "text", "segment")])
     rows, features = index.rows(found), index.features(found)
     assert rows["item_id"].is_unique
-    told = zip(rows["item_id"], rows.astype(str).agg("|".join, axis=1), features, strict=True)
+    told = zip(rows["item_id"], rows.map(str).agg("|".join, axis=1), features, strict=True)
     return {name: hashlib.sha256(row.encode() + feature.tobytes()).hexdigest() for name, row, feature in told}
 
 
