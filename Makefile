@@ -1,8 +1,8 @@
 # make            lists the targets
 # make reproduce  environment, then the main job: all notebooks, then reports/index.html
-# make test       environment, then the tests (make test-slow: those that train for long)
+# make test       environment, then the tests (ALL=1: those that train for long, too)
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-slow fuzz faults audit check lab app bench new-notebook clean
+.PHONY: help setup reproduce test fuzz faults audit check lab app bench new-notebook clean
 
 # The first Python that runs and is new enough; requirements.lock was resolved for 3.11.
 ifndef PYTHON
@@ -47,13 +47,8 @@ reproduce: $(STAMP)  ## run the notebooks end to end (SCALE=tiny|small|full; dat
 	@$(BIN)/ucore reproduce --scale $(SCALE)
 
 # Long files first, as they are collected: xdist's own order would leave them to the end, one worker idle.
-PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
-
-test: $(STAMP)   ## run the tests, but for those that train for long
-	@$(PYTEST) -m "not slow"
-
-test-slow: $(STAMP)  ## run the others: whole notebooks, trainings on hundreds of images (CI runs both)
-	@$(PYTEST) -m slow
+test: $(STAMP)   ## run the tests; ALL=1, as in CI: whole notebooks and trainings on hundreds of images as well
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(if $(ALL),,-m "not slow")
 
 fuzz: $(STAMP)   ## damaged files for every reader (UCORE_FUZZ_CASES=10000 each; FUZZ=name for some)
 	@UCORE_FUZZ_CASES=$${UCORE_FUZZ_CASES:-10000} $(BIN)/python tests/fuzz/run_fuzz.py

@@ -27,7 +27,6 @@ TARGETS = (
         "setup",
         "reproduce",
         "test",
-        "test-slow",
         "fuzz",
         "faults",
         "audit",
