@@ -116,6 +116,7 @@ def test_the_worst_queries_are_the_last_ranked_of_different_images(searcher):
     for failure in worst:  # one kind of score on both sides
         found = [hit.score for hit in failure["found"]]
         assert found == sorted(found, reverse=True) and failure["own"].score < found[0] + 1e-6
+        assert failure["rank"] > 1 and len(found) == 3
     assert plot_failures(searcher, worst).png().startswith(b"\x89PNG")
 
 
@@ -124,6 +125,7 @@ def test_reliability_is_drawn_with_what_was_said_and_what_was_so():
     said, so = picture.axes[0].get_lines()[1].get_data()
     assert (list(said), list(so)) == ([0.1, 0.5], [0.2, 0.5])
     assert picture.alt == "test captions: off by 5.0 %" and picture.png().startswith(b"\x89PNG")
+    assert plot_reliability({"none": (0.05, ())}).png().startswith(b"\x89PNG")
     assert plot_reliability({}).png().startswith(b"\x89PNG")
 
 

@@ -59,6 +59,7 @@ class TestText:
         assert [hit.domain for hit in answer.hits] == ["finland"] * 3
         alone = searcher.text(QUERY, k=40, where=Filter(domains=("spain",)), group=False)
         assert len(alone.hits) == 12 and "there are only 12 images within the filter" in alone.notes[0]
+        assert searcher.text(QUERY, k=10**20, group=False).hits == searcher.text(QUERY, k=36, group=False).hits
         nothing = searcher.text(QUERY, where=Filter(box=(0, 0, 1, 1)))
         assert nothing.hits == () and "there is no image within the filter" in nothing.notes[0]
 

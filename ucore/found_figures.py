@@ -117,7 +117,8 @@ def plot_reliability(asked: "Mapping[str, tuple[float, Sequence[Bin]]]") -> Pict
     axes = figure.subplots()
     most = max([said for _, bins in asked.values() for part in bins for said in part[:2]], default=1.0)
     axes.plot([0, most], [0, most], color=FAINT, label="right as often as said")
-    for (name, (error, bins)), color, mark in zip(asked.items(), (BLUE, ORANGE), "os", strict=False):
+    known = ((name, *told) for name, told in asked.items() if told[1])
+    for (name, error, bins), color, mark in zip(known, (BLUE, ORANGE), "os", strict=False):
         said, so, hits = zip(*bins, strict=True)
         label = f"{printable(name)}:\noff by {100 * error:.1f} % ({sum(hits):,} hits)"
         axes.plot(said, so, mark + "-", color=color, markersize=4, label=label)

@@ -28,6 +28,7 @@ FIRST = 64  # hits of a query that are looked at first
 SLACK = 1e-5  # by how much a float32 score of a search may differ from the exact one
 MANY = 8  # where a second look would fetch a hit of so many, all are looked at
 CUTOFF = 10
+SEEN = 3  # of what was found instead
 
 
 class Gallery:
@@ -210,14 +211,15 @@ def worst_queries(
     vague, chosen, seen = float(np.quantile(bias, 0.1)), [], set[int]()
     for number in np.argsort(-ranks, kind="stable").tolist():
         place = int(gallery.image_of[number])
-        if place in seen:
+        if place in seen or ranks[number] == 1:
             continue
         seen.add(place)
-        answer = searcher.text(str(gallery.text_rows["text"][number]), k=3, correct_hubs=False)
+        answer = searcher.text(str(gallery.text_rows["text"][number]), 3 * SEEN, correct_hubs=False, group=False)
+        found = [hit for hit in answer.hits if split in (None, hit.split)][:SEEN]
         own = searcher.hits(gallery.images[[place]], features[number])[0]
         same = int((gallery.text_rows["text"] == gallery.text_rows["text"][number]).sum())
-        why = _why(own, answer.hits, same, bank is not None and bool(bias[number] <= vague))
-        chosen.append({"query": answer.query, "rank": int(ranks[number]), "own": own, "found": answer.hits, "why": why})
+        why = _why(own, found, same, bank is not None and bool(bias[number] <= vague))
+        chosen.append({"query": answer.query, "rank": int(ranks[number]), "own": own, "found": found, "why": why})
         if len(chosen) == n:
             break
     return chosen

@@ -234,16 +234,16 @@ class Searcher:
             raise ConfigError(f"k is {asked.k}; ask for at least one result")
         fetch = max(2 * asked.k + 10, RERANKED if asked.late else 0)
         while True:
-            hits = self.index.search(asked.vector[None], fetch, asked.where, asked.kind, bias=asked.correct)
+            most = min(fetch, len(self.index) or 1)
+            hits = self.index.search(asked.vector[None], most, asked.where, asked.kind, bias=asked.correct)
             positions, scores = hits.positions[0], hits.scores[0]
             exhausted = bool((positions < 0).any()) or fetch >= hits.allowed
             kept = (positions >= 0) & ~np.isin(positions, asked.without)
             positions, scores = positions[kept], scores[kept]
             if asked.late:
                 positions, scores = self.late_scores.rerank(asked.vector, positions, asked.correct)
-            table = self.index.rows(positions)
-            groups = [[number] for number in range(len(positions))]
-            groups = self._groups(table, positions, asked.kind) if asked.group else groups
+            table, alone = self.index.rows(positions), [[number] for number in range(len(positions))]
+            groups = self._groups(table, positions, asked.kind) if asked.group else alone
             if exhausted or len(groups) >= asked.k:
                 break
             fetch *= 2
@@ -273,13 +273,13 @@ class Searcher:
                 groups[place].append(number)
             return groups
         features = np.asarray(self.index.features(positions), np.float32)
-        alike = features @ features.T >= NEAR
-        for number in range(len(positions)):
-            for members in groups:
-                if alike[members[0], number]:
-                    members.append(number)
-                    break
+        leaders = np.empty_like(features)
+        for number, feature in enumerate(features):
+            alike = leaders[: len(groups)] @ feature >= NEAR
+            if alike.any():
+                groups[int(alike.argmax())].append(number)
             else:
+                leaders[len(groups)] = feature
                 groups.append([number])
         return groups
 
