@@ -45,6 +45,10 @@ def test_typing_searches_and_the_map_hears_of_it(box):
     assert list(base64.b64decode(sent(box)["scores"])).count(255) == 24
     box.tag_box.value = "natural=wood"
     assert "there is no image within the filter" in box.status.value
+    box.tag_box.options = (*box.tag_box.options, "sport=table tennis")
+    box.tag_box.value = "sport=table tennis"
+    where = box.where()
+    assert where is not None and where.tags == ("sport=table tennis",)
     box.tag_box.value = "natrual"
     assert 'role="alert"' in box.status.value and "natural" in box.status.value
 

@@ -258,7 +258,8 @@ class SearchBox(ipw.VBox):
     def where(self) -> Filter | None:
         """The filters as they are set. Raises ConfigError for what cannot be meant."""
         domains = (self.domain_box.value,) if self.domain_box.value else ()
-        tags = tuple(part for part in str(self.tag_box.value).replace(",", " ").split() if part)
+        typed = str(self.tag_box.value).strip()  # several may be typed; one that is offered may have a space in it
+        tags = (typed,) if typed in self.tag_box.options else tuple(typed.replace(",", " ").split())
         where = Filter(domains=domains, tags=tags, box=self._area.get("box"), polygon=self._area.get("polygon"))
         return None if where.empty else where
 
