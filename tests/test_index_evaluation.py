@@ -125,6 +125,7 @@ def test_reliability_is_drawn_with_what_was_said_and_what_was_so():
     said, so = picture.axes[0].get_lines()[1].get_data()
     assert (list(said), list(so)) == ([0.1, 0.5], [0.2, 0.5])
     assert picture.alt == "test captions: off by 5.0 %" and picture.png().startswith(b"\x89PNG")
+    assert plot_reliability({}, simulated=True).axes[0].get_title() == "simulated data"
     assert plot_reliability({"none": (0.05, ())}).png().startswith(b"\x89PNG")
     assert plot_reliability({}).png().startswith(b"\x89PNG")
 

@@ -196,10 +196,13 @@ def segments(
     """
     require_writable(out)
     with _going_on(out):
+        from ucore.micro_sam import load_micro_sam
         from ucore.micro_sam_data import training_sources
         from ucore.micro_sam_train import MicroSamConfig, train_micro
         from ucore.simulate import SimulationConfig, simulate_dataset
 
+        if start is not None:
+            load_micro_sam(start)  # a mistake is told now, not after minutes of simulating
         sets = []
         for number, sensor in enumerate(("shared", "per-country")):
             sets.append(out / f"simulated-{sensor}")

@@ -108,7 +108,7 @@ def _draw_places(axes: Axes, name: str, hits: Sequence[Hit], tiles: "pd.DataFram
 
 
 @styled
-def plot_reliability(asked: "Mapping[str, tuple[float, Sequence[Bin]]]") -> Picture:
+def plot_reliability(asked: "Mapping[str, tuple[float, Sequence[Bin]]]", simulated: bool = False) -> Picture:
     """What was said of hits against how many were right; on the diagonal a probability is one.
 
     asked: by whose captions were asked, the mean distance to the diagonal and the parts (`sureness.reliability`).
@@ -122,7 +122,7 @@ def plot_reliability(asked: "Mapping[str, tuple[float, Sequence[Bin]]]") -> Pict
         said, so, hits = zip(*bins, strict=True)
         label = f"{printable(name)}:\noff by {100 * error:.1f} % ({sum(hits):,} hits)"
         axes.plot(said, so, mark + "-", color=color, markersize=4, label=label)
-    axes.set(xlabel="said: sure", ylabel="so: share that was right")
+    axes.set(xlabel="said: sure", ylabel="so: share that was right", title="simulated data" if simulated else None)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, 0))
     axes.legend(frameon=False, fontsize=8, loc="upper left")

@@ -214,7 +214,7 @@ def worst_queries(
         if place in seen or ranks[number] == 1:
             continue
         seen.add(place)
-        answer = searcher.text(str(gallery.text_rows["text"][number]), 3 * SEEN, correct_hubs=False, group=False)
+        answer = searcher.text(str(gallery.text_rows["text"][number]), 10 * SEEN, correct_hubs=False, group=False)
         found = [hit for hit in answer.hits if split in (None, hit.split)][:SEEN]
         own = searcher.hits(gallery.images[[place]], features[number])[0]
         same = int((gallery.text_rows["text"] == gallery.text_rows["text"][number]).sum())
