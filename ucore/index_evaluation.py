@@ -10,6 +10,7 @@ equal, ties count against the model), and k grows until nothing outside can chan
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -215,7 +216,8 @@ def worst_queries(
             continue
         seen.add(place)
         answer = searcher.text(str(gallery.text_rows["text"][number]), 10 * SEEN, correct_hubs=False, group=False)
-        found = [hit for hit in answer.hits if split in (None, hit.split)][:SEEN]
+        inside = [hit for hit in answer.hits if split in (None, hit.split)][:SEEN]
+        found = [replace(hit, rank=rank) for rank, hit in enumerate(inside, 1)]
         own = searcher.hits(gallery.images[[place]], features[number])[0]
         same = int((gallery.text_rows["text"] == gallery.text_rows["text"][number]).sum())
         why = _why(own, found, same, bank is not None and bool(bias[number] <= vague))
