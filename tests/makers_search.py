@@ -24,11 +24,12 @@ class Place(NamedTuple):
     manifest: Manifest
 
 
-def save_checkpoint(folder: Path, encoder, manifest: Manifest) -> Path:
-    """The encoder as training would leave it, with a bank of the training images and captions."""
+def save_checkpoint(folder: Path, encoder, manifest: Manifest, **settings) -> Path:
+    """The encoder as training would leave it, with a bank of the training images and captions. settings: of training."""
     encoder.choose_precision("float32")
     folder.mkdir(parents=True)
-    save_encoder(folder, encoder, encoder.state_dict(), TrainConfig.at("tiny", precision="float32"), {"mR": 1.0})
+    config = TrainConfig.at("tiny", precision="float32", **settings)
+    save_encoder(folder, encoder, encoder.state_dict(), config, {"mR": 1.0})
     train = manifest.split("train")
     save_bank(folder, Bank(embed_images(encoder, train, progress=False), embed_texts(encoder, train.texts[0], False)))
     return folder

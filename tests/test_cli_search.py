@@ -1,6 +1,7 @@
 """The three commands as a user types them."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -53,7 +54,9 @@ def test_a_sample_and_a_file_are_searched_for(search_place):
     (("a", "--near", "60"), "belong together"), (("a", "--near", "60;24", "--km", 1), "must be LAT,LON"),
     (("a", "--box", "3,2,1,0"), "inverted"), (("a", "--domain", "spian"), "did you mean 'spain'"),
     (("a", "--tag", "buildin"), "building"), (("a", "--out", "found.shp"), "ends in .json"),
-    (("a", "--late"), "trained without segments"), (("a", "--k", 0), "at least one"),
+    (("a", "--late"), "trained without segments"), (("--sample", "b", "--late"), "ask with words"),
+    (("a", "--find", "text"), "images or segments"), (("a", "--box", ""), "must be W,S,E,N"),
+    (("a", "--near", ""), "belong together"), (("a", "--near", "", "--km", 1), "must be LAT,LON"), (("a", "--k", 0), "at least one"),
     (("a", "--checkpoint", "nowhere"), "no checkpoint in nowhere"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told_in_one_sentence(search_place, arguments, told, tmp_path, monkeypatch):
@@ -70,6 +73,8 @@ def test_other_wrong_input(search_place, tmp_path):
         (("search", "a", "--index", search_place.index, "--polygon", crossed), "crosses itself"),
         (("search", "a", "--index", search_place.index, "--polygon", tmp_path / "no.json"), "no GeoJSON file"),
         (("map", "a", "--index", search_place.index, "--out", tmp_path / "map.png"), "ends in .html"),
+        (("map", "", "--index", search_place.index, "--out", tmp_path / "map.html"), "query is empty"),
+        (("app", "--index", search_place.index, "--checkpoint", tmp_path), "no checkpoint"),
         (("index", "build", "--checkpoint", tmp_path, "--out", tmp_path / "x"), "no checkpoint"),
     ):
         outcome = ucore(*arguments)
@@ -79,8 +84,23 @@ def test_other_wrong_input(search_place, tmp_path):
 def test_an_index_that_is_being_written_is_refused(search_place):
     from ucore.index import GalleryIndex
 
-    with only_writer(search_place.index), pytest.raises(UserError, match="Another process is writing"):
-        GalleryIndex.open(search_place.index).delete(["image:spain_001"])
+    with only_writer(search_place.index):
+        with pytest.raises(UserError, match="Another process is writing"):
+            GalleryIndex.open(search_place.index).delete(["image:spain_001"])
+        busy = ucore("index", "compact", search_place.index)
+        assert busy.status == 2 and "Another process is writing" in busy.err and "Traceback" not in busy.err
+        assert ucore("search", "a red house", "--index", search_place.index).status == 0  # reading goes on
+
+
+def test_a_damaged_index_is_told_by_every_command(search_place, tmp_path):
+    index = tmp_path / "index"
+    shutil.copytree(search_place.index, index)
+    vectors = next(index.glob("vectors-*"))
+    vectors.write_bytes(vectors.read_bytes()[:-100])
+    for command in (("search", "a"), ("map", "a", "--out", tmp_path / "map.html"), ("app",), ("index", "compact")):
+        given = (*command, index) if command[0] == "index" else (*command, "--index", index)
+        outcome = ucore(*given)
+        assert outcome.status == 2 and vectors.name in outcome.err and len(outcome.err.splitlines()) == 1, outcome.err
 
 
 def test_a_text_query_needs_no_torch(search_place):

@@ -65,7 +65,7 @@ def test_metadata_and_features_come_back(gallery):
     pd.testing.assert_frame_equal(got[list(wanted.columns)], wanted)
     assert got["image"].tolist() == [""] * 4 and got["mask"].tolist() == [b""] * 4 and isinstance(got["tags"][0], list)
     np.testing.assert_array_equal(index.features(positions), features[positions])
-    assert index.find(["i5", "i0", "nobody"]).tolist() == [5, -1, -1] and len(index) == alive.sum()
+    assert index.find(["i5", "i0", "nobody", "i5"]).tolist() == [5, -1, -1, 5] and len(index) == alive.sum()
     assert index.card == CARD and index.dim == DIM and not index.has_bias
     queries = make_features(3)
     hits = index.search(queries, 5)

@@ -3,11 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from makers_search import unit
+from command import ucore
+from makers_maps import make_places
+from makers_search import save_checkpoint, unit
 
 from ucore.alignment import SegmentPool
-from ucore.fusion import fused
+from ucore.config import TrainConfig
+from ucore.embedding import build_index
+from ucore.errors import ConfigError
+from ucore.features import embed_images, embed_texts
+from ucore.fusion import fused, segment_sets, segment_vectors, vector_scores
 from ucore.late import pool_scores
+from ucore.retrieve import Searcher
+from ucore.segments import segment_dataset
 
 
 @pytest.mark.parametrize("kind", ["mean", "attention", "late"])
@@ -59,3 +67,28 @@ def test_hits_are_reranked_by_the_fused_score_with_the_bias_of_just_that_score(s
             positions, found = late.rerank(texts[0], images, correct)
             assert positions.tolist() == images[order].tolist()
             assert found == pytest.approx(expected[order], abs=1e-5)
+
+
+def test_a_query_weighs_images_with_their_segments_as_the_encoder_does(encoder_factory, tmp_path):
+    manifest, encoder = make_places(tmp_path / "data", 6), encoder_factory()
+    settings = dict(segments="late", segment_count=2, segment_share=0.4)
+    encoder.add_segments("late")
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", encoder, manifest, **settings)
+    masks = segment_dataset(manifest, "felzenszwalb", tmp_path / "masks", workers=1, progress=False)
+    build_index(checkpoint, manifest, tmp_path / "index", masks, 2, progress=False)
+    config = TrainConfig.at("tiny", precision="float32", **settings)
+    sets = segment_sets(encoder, manifest, masks, config, progress=False)
+    images, text = embed_images(encoder, manifest, progress=False), embed_texts(encoder, ["a red house"], False)
+    segments = vector_scores(encoder.segments, segment_vectors(encoder.segments, sets), text)
+    expected = fused(images @ text.T, segments, sets.present.numpy(), 0.4)[:, 0]
+    searcher, names = Searcher(tmp_path / "index"), manifest.frame["sample_id"]
+    answer = searcher.text("a red house", k=18, late=True, correct_hubs=False, group=False)
+    order = np.argsort(-expected, kind="stable")
+    assert [hit.sample_id for hit in answer.hits] == [names[row] for row in order]
+    assert [hit.score for hit in answer.hits] == pytest.approx(expected[order], abs=1e-5)
+    plain = searcher.text("a red house", k=18, correct_hubs=False, group=False)
+    assert [hit.score for hit in plain.hits] != pytest.approx(expected[order], abs=1e-3)
+    typed = ucore("search", "a red house", "--late", "--index", tmp_path / "index", "--k", 3)
+    assert typed.status == 0 and typed.out.count("image:") == 3, typed.err
+    with pytest.raises(ConfigError, match="leave it out where segments"):
+        searcher.text("a red house", late=True, find="segment")

@@ -55,6 +55,18 @@ def test_equal_rows_come_in_their_order_however_many(small_blocks, count):
     assert_same(nearest.nearest(vectors, queries, 30, odd), brute_force(vectors, queries, 30, odd))
 
 
+def test_many_rows_of_few_queries_are_scored_some_at_a_time(monkeypatch):
+    vectors, queries = make_features(300, 1, 20), make_features(3, 2, 20)
+    rows = np.random.default_rng(0).integers(0, 300, (3, 250))
+    whole, seen = nearest.rescore(vectors, queries, rows), []
+    monkeypatch.setattr(nearest, "AT_ONCE", 20 * 64)
+    einsum = np.einsum
+    monkeypatch.setattr(np, "einsum", lambda *given: (seen.append(given[1].shape[:2]), einsum(*given))[1])
+    np.testing.assert_array_equal(nearest.rescore(vectors, queries, rows), whole)
+    assert max(a * b for a, b in seen) <= 64 and sum(a * b for a, b in seen) == 750
+    assert nearest.rescore(vectors, queries, rows[:, :0]).shape == (3, 0)
+
+
 def test_rows_whose_scores_float32_confuses_are_told_apart():
     """Scores that differ by a part in 10^7: a sum in float32 may put them in another order."""
     rng = np.random.default_rng(0)

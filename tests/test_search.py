@@ -6,15 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import ucore
 from makers_index import state_of
 from makers_maps import make_places
 from makers_search import save_checkpoint
 
 from ucore.checkpoint import load_bank, load_checkpoint
+from ucore.checkpoint_files import WEIGHTS
 from ucore.embedding import build_index, known_items
 from ucore.errors import CheckpointError, ConfigError, DataError
 from ucore.explain import explain, explanation_html, plot_explanations
 from ucore.features import embed_images, embed_texts
+from ucore.files import file_hash
 from ucore.filters import Filter
 from ucore.hubness import hub_bias
 from ucore.index import GalleryIndex
@@ -193,7 +196,8 @@ class TestBuilding:
         other = encoder_factory()
         other.new_heads()
         folder = save_checkpoint(tmp_path / "other", other, search_place.manifest)
-        with pytest.raises(ConfigError, match="built with another encoder"):
+        named = rf"weights {file_hash(search_place.checkpoint / WEIGHTS)}.*{file_hash(folder / WEIGHTS)}"
+        with pytest.raises(ConfigError, match=f"built with another encoder .*{named}"):
             build_index(folder, search_place.manifest, search_place.index, progress=False)
         with pytest.raises(CheckpointError, match="other weights"):
             Searcher(search_place.index, folder)
@@ -226,6 +230,24 @@ class TestExplaining:
         full, house, red = embed_texts(encoder, ["red house", "house", "red"], False) @ feature
         assert [word for word, _ in found.words] == ["red", "house"]
         assert [weight for _, weight in found.words] == pytest.approx([full - house, full - red], abs=1e-4)
+
+    def test_the_only_word_cannot_be_weighed(self, searcher):
+        answer = searcher.text("house", k=1)
+        found = explain(searcher, answer, answer.hits[0])
+        assert found.words == () and "no word can be weighed" in found.lines()[-1]
+        assert "no word can be weighed" in explanation_html(searcher, found)
+        drawn = plot_explanations(searcher, answer, [found]).axes[1].texts[0].get_text()
+        assert "no word can be weighed" in " ".join(drawn.split())
+
+    def test_segments_beyond_the_fortieth_are_seen(self, searcher, search_place, tmp_path):
+        shutil.copytree(search_place.index, tmp_path / "index")
+        index = GalleryIndex.open(tmp_path / "index")
+        answer = searcher.text(QUERY, k=1)
+        name = answer.hits[0].sample_id
+        row = index.rows(index.find([f"segment:{name}#0"])).assign(item_id=f"segment:{name}#57")
+        index.add(searcher.embed([QUERY]), row)
+        own = Searcher(tmp_path / "index", search_place.checkpoint)
+        assert explain(own, answer, answer.hits[0]).segments[0].number == 57
 
     def test_segments_come_best_first_and_are_drawn(self, searcher):
         answer = searcher.text(QUERY, k=2)
@@ -261,10 +283,31 @@ def test_the_engine_on_disk_gives_the_same_answers(search_place, searcher, tmp_p
     again = build_index(search_place.checkpoint, search_place.manifest, tmp_path / "lance", progress=False)
     assert len(again) == 36 + 108
     other, where = Searcher(tmp_path / "lance"), Filter(domains=("spain",))
+    assert not other.exact and Searcher(tmp_path / "lance", exact=True).exact
     for given in ({}, {"where": where}):
         ours, theirs = (each.text(QUERY, k=5, **given).hits for each in (searcher, other))
         assert [hit.sample_id for hit in ours] == [hit.sample_id for hit in theirs]
         assert [hit.score for hit in ours] == pytest.approx([hit.score for hit in theirs], abs=1e-5)
+
+
+def test_a_large_index_is_searched_approximately_where_asked_for(search_place, tmp_path, monkeypatch):
+    for module in ("cells", "embedding", "index_flat"):
+        monkeypatch.setattr(f"ucore.{module}.FROM", 30)
+    for name, value in (("LEAST", 5), ("SHARE", 0.05)):
+        monkeypatch.setattr(f"ucore.cells.{name}", value)
+    index = build_index(search_place.checkpoint, search_place.manifest, tmp_path / "index", progress=False)
+    assert len(index) == 144 and index.search(np.ones((1, index.dim)) / index.dim**0.5, 1, exact=False).exact is False
+    version = index.version
+    again = build_index(search_place.checkpoint, search_place.manifest, tmp_path / "index", progress=False)
+    assert again.version == version  # nothing has changed: no cells are learned anew
+    whole, some = Searcher(index), Searcher(index, exact=False)
+    assert whole.exact and not whole.text(QUERY, k=3).notes
+    answer = some.text(QUERY, k=3)
+    assert len(answer.hits) == 3 and "Searched approximately" in answer.notes[0]
+    assert answer.hits[0] == whole.text(QUERY, k=3).hits[0]
+    typed = ucore("search", QUERY, "--index", tmp_path / "index", "--knn", "approximate")
+    assert typed.status == 0 and "Searched approximately" in typed.out, typed.err
+    assert "approximately" not in ucore("search", QUERY, "--index", tmp_path / "index").out
 
 
 def test_the_index_is_a_plain_gallery_index(search_place):

@@ -3,7 +3,7 @@
 import html
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +103,28 @@ class Answer:
     def _repr_html_(self) -> str:
         lines = "".join(f"<div>{html.escape(line)}</div>" for line in self.lines())
         return f'<div style="font: 13px/1.5 monospace">{lines}</div>'
+
+
+def hit_of(row: "Mapping[str, Any]", rank: int, score: float, sure: float | None, others: Sequence[str]) -> Hit:
+    """A hit from a row of `GalleryIndex.rows`. others: item ids of the repetitions."""
+
+    def number(name: str) -> float | None:
+        value = row.get(name)
+        return None if value is None or not math.isfinite(value) else float(value)
+
+    return Hit(
+        rank=rank, score=round(score, 6), sure=None if sure is None else round(float(sure), 4),
+        item_id=str(row["item_id"]), kind=str(row["kind"]), sample_id=str(row["sample_id"]), image=str(row["image"]),
+        text=str(row["text"]), domain=str(row["domain"]), tags=tuple(row["tags"]), source=str(row["source"]),
+        lon=number("lon"), lat=number("lat"), gsd_m=number("gsd_m"), split=str(row.get("split", "")),
+        area=number("area") if row["kind"] == "segment" else None, times=1 + len(others), others=tuple(others),
+    )  # fmt: skip
+
+
+def there_are(count: int, kind: str) -> str:
+    """"are only 3 captions", for a sentence about too few."""
+    name = {"text": "caption"}.get(kind, kind)
+    return f"is only 1 {name}" if count == 1 else f"are only {count:,} {name}s" if count else f"is no {name}"
 
 
 def check_format(path: Path, formats: Sequence[str] = FORMATS) -> None:

@@ -17,7 +17,7 @@ from ucore.signals import patience
 CELL = """from ucore.retrieve import Searcher
 from ucore.search_box import SearchBox
 
-SearchBox(Searcher({index!r}), {examples!r}, height=620)"""
+SearchBox(Searcher({index!r}, {checkpoint!r}), {examples!r}, height=620)"""
 
 
 def newest_index(runs: str | Path = "runs") -> Path:
@@ -28,13 +28,16 @@ def newest_index(runs: str | Path = "runs") -> Path:
     return found[-1].parent
 
 
-def write_app(index: str | Path, folder: Path, examples: tuple[str, ...] = ()) -> Path:
+def write_app(
+    index: str | Path, folder: Path, examples: tuple[str, ...] = (), checkpoint: str | Path | None = None
+) -> Path:
     """The application's notebook, search.ipynb in `folder`."""
     import nbformat
 
     place = place_of(index)
     named = place if isinstance(place, str) else str(place.resolve())
-    cells = [nbformat.v4.new_code_cell(CELL.format(index=named, examples=list(examples)))]
+    own = None if checkpoint is None else str(Path(checkpoint).resolve())
+    cells = [nbformat.v4.new_code_cell(CELL.format(index=named, checkpoint=own, examples=list(examples)))]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={**metadata, "title": "Search seen from above"})
     path = folder / "search.ipynb"
@@ -42,16 +45,22 @@ def write_app(index: str | Path, folder: Path, examples: tuple[str, ...] = ()) -
     return path
 
 
-def serve(index: str | Path, port: int = 8866, browser: bool = True, examples: tuple[str, ...] = ()) -> int:
-    """Serve the search of an index until it is stopped; voila's exit status. Raises ConfigError for a port out of
-    range, DataError where there is no index."""
-    from ucore.index import GalleryIndex
+def serve(
+    index: str | Path, port: int = 8866, browser: bool = True, examples: tuple[str, ...] = (),
+    checkpoint: str | Path | None = None,
+) -> int:  # fmt: skip
+    """Serve the search of an index until it is stopped; voila's exit status.
+
+    checkpoint: where its encoder's weights are, if not where the index says. Raises ConfigError for a port out of
+    range, DataError where there is no index, CheckpointError where its checkpoint is not found.
+    """
+    from ucore.retrieve import Searcher
 
     if not 0 < port < 65536:
         raise ConfigError(f"--port is {port}; choose a number from 1 to 65535")
-    GalleryIndex.open(index)
+    Searcher(index, checkpoint)  # what is wrong is told here, not in the browser
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "voila", str(write_app(index, Path(folder), examples)), f"--port={port}"]
+        command = [sys.executable, "-m", "voila", str(write_app(index, Path(folder), examples, checkpoint)), f"--port={port}"]
         command += ["--theme=light"] + ([] if browser else ["--no-browser"])
         with subprocess.Popen(command) as served:
             try:

@@ -89,6 +89,7 @@ def search(
     tag: Words = [],  # noqa: B006
     source: Words = [],  # noqa: B006
     checkpoint: Path | None = None,
+    knn: Literal["auto", "exact", "approximate"] = "auto",
     correct_hubs: bool = True,
     late: bool = False,
     group: bool = True,
@@ -113,6 +114,8 @@ def search(
         tag: Only with this OpenStreetMap tag, "key=value" or "key"; repeatable: all of them.
         source: Only of this source; repeatable.
         checkpoint: Where the checkpoint is now, if not where the index says.
+        knn: exact: every row is compared; approximate: 4 % of them, where 50,000 or more were built into the index;
+            auto: exact in folders, approximate with the engine lance.
         correct_hubs: Lower the scores of what fits everything a little.
         late: Images and segments in one score, for a checkpoint trained with segments.
         group: Show what is (nearly) the same once, with a count.
@@ -124,13 +127,15 @@ def search(
 
     if sum([bool(query.strip()), image is not None, sample is not None]) != 1:
         raise ConfigError("Ask with one of: words (“tennis courts beside a school”), --image FILE or --sample ID.")
+    if late and not query.strip():
+        raise ConfigError("--late weighs segments by words; leave it out, or ask with words")
     if out is not None:
         check_format(out)
         require_writable(out.parent)
     where = _filter(near, km, box, polygon, domain, tag, source)
     from ucore.retrieve import Searcher
 
-    searcher = Searcher(index, checkpoint)
+    searcher = Searcher(index, checkpoint, exact=None if knn == "auto" else knn == "exact")
     kind: Any = "image" if find == "auto" else find
     common: dict[str, Any] = {"k": k, "find": kind, "where": where, "correct_hubs": correct_hubs, "group": group}
     if image is not None:
@@ -171,7 +176,7 @@ def _filter(
     near: str | None, km: float | None, box: str | None, polygon: Path | None, domain: list[str], tag: list[str],
     source: list[str],
 ) -> "Filter | None":  # fmt: skip
-    if not (near or km is not None or box or polygon or domain or tag or source):
+    if (near, km, box, polygon) == (None, None, None, None) and not (domain or tag or source):
         return None
     from ucore.filters import Filter, polygon_in
 
@@ -210,6 +215,7 @@ def draw_map(
     k: int = 12,
     export: Path | None = None,
     checkpoint: Path | None = None,
+    versus_checkpoint: Path | None = None,
     correct_hubs: bool = True,
     online: bool = False,
 ) -> None:
@@ -232,6 +238,7 @@ def draw_map(
         k: Best tiles that are numbered and listed with their pictures.
         export: Write every tile's score: .geojson, .parquet (GeoParquet) or .csv.
         checkpoint: Where the checkpoint of INDEX is now, if not where the index says.
+        versus_checkpoint: The same for VERSUS_INDEX.
         correct_hubs: Lower the scores of what fits everything a little.
         online: Also ask openstreetmap.org for the background.
     """
@@ -251,7 +258,7 @@ def draw_map(
     searcher = Searcher(index, checkpoint)
     layers = [heat_layer(searcher, query, where, k, correct_hubs)]
     if versus is not None or versus_index is not None:
-        other = searcher if versus_index is None else Searcher(versus_index)
+        other = searcher if versus_index is None else Searcher(versus_index, versus_checkpoint)
         layers.append(heat_layer(other, query if versus is None else versus, where, k, correct_hubs))
     features, credit = None, ""
     if osm is not None:
@@ -296,11 +303,14 @@ def compact(path: Annotated[str, tyro.conf.Positional]) -> None:
     print(f"{path}: version {found.version}, {len(found):,} items.")
 
 
-def app(index: str | None = None, port: int = 8866, browser: bool = True) -> None:
+def app(
+    index: str | None = None, checkpoint: Path | None = None, port: int = 8866, browser: bool = True
+) -> None:
     """Search in the browser: type a query, click a tile, draw an area; until Ctrl-C.
 
     Args:
         index: Folder that `ucore index build` wrote; default: what notebook 08 made last.
+        checkpoint: Where the checkpoint is now, if not where the index says.
         port: Where the application is served, on this machine alone.
         browser: Open it.
     """
@@ -308,7 +318,7 @@ def app(index: str | None = None, port: int = 8866, browser: bool = True) -> Non
 
     from ucore.app import newest_index, serve
 
-    sys.exit(serve(index or newest_index(), port, browser))
+    sys.exit(serve(index or newest_index(), port, browser, checkpoint=checkpoint))
 
 
 # One line a command of `ucore index`: its name and the function behind it.

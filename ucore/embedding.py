@@ -19,6 +19,7 @@ import shapely
 import torch
 
 from ucore.alignment import SegmentBranch, SegmentPool, SegmentSets, present_of
+from ucore.cells import FROM
 from ucore.checkpoint import load_bank, load_checkpoint
 from ucore.checkpoint_files import WEIGHTS
 from ucore.config import TrainConfig
@@ -38,6 +39,7 @@ from ucore.sureness import SURENESS, measure_sureness
 
 AT_ONCE = 1024  # images that are embedded and added together: what a stop can cost
 TEXTS_AT_ONCE = 2**16
+REBUILT = 0.1  # share of the rows that must have changed for cells to be learned anew
 KINDS = ("image", "text", "segment")
 
 
@@ -76,6 +78,9 @@ def build_index(
     maker.add_texts()
     if segments is not None:
         maker.add_segments(segments, segment_count)
+    added = len(index) - len(known) + len(stale)
+    if len(index) >= FROM and REBUILT * len(index) <= len(stale) + added:
+        index.compact()  # learns the cells of an approximate search
     sure = measure_sureness(index, bank, card["temperature"])
     index.keep(SURENESS, None if sure is None else sure.to_dict())
     return index

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ucore.visualize import Picture
 
 MOST_WORDS = 40  # words whose weight is asked for: each costs a pass through the text tower
+MOST_SEGMENTS = 1000  # of a tile that are looked up
 DRAWN = 3  # segments, the best first
 
 
@@ -75,14 +76,14 @@ def explain(searcher: "Searcher", answer: Answer, hit: Hit) -> Explanation:
         raise DataError(f"{hit.item_id!r} is not in {searcher.place} any more. Search again.")
     feature, notes = searcher.index.features(places)[0], []
     words = answer.query.split()
-    asked = words[:MOST_WORDS]
-    if len(words) > len(asked):
+    asked = words[:MOST_WORDS] if len(words) > 1 else []
+    if len(words) == 1:
+        notes.append("Without its only word the query is empty, so that no word can be weighed.")
+    elif len(words) > len(asked):
         notes.append(f"Only the first {MOST_WORDS} of {len(words)} words were weighed.")
     shorter = [" ".join(words[:number] + words[number + 1 :]) for number in range(len(asked))]
-    weights = np.zeros(len(asked))
-    if len(words) > 1:
-        features = searcher.embed([answer.query, *shorter])
-        weights = (features[:1] - features[1:]) @ feature
+    features = searcher.embed([answer.query, *shorter])
+    weights = (features[:1] - features[1:]) @ feature
     weighed = tuple((word, round(float(weight), 4)) for word, weight in zip(asked, weights, strict=True))
     parts, masks = _segments(searcher, answer.query, hit)
     if masks is None:
@@ -91,7 +92,7 @@ def explain(searcher: "Searcher", answer: Answer, hit: Hit) -> Explanation:
 
 
 def _segments(searcher: "Searcher", query: str, hit: Hit) -> tuple[tuple[Part, ...], Segments | None]:
-    names = [f"segment:{hit.sample_id}#{number}" for number in range(MOST_WORDS)]
+    names = [f"segment:{hit.sample_id}#{number}" for number in range(MOST_SEGMENTS)]
     places = searcher.index.find(names)
     places = places[places >= 0]
     if not len(places):
@@ -165,6 +166,10 @@ def plot_explanations(searcher: "Searcher", answer: Answer, explanations: Sequen
     axes = figure.subplots(max(1, len(explanations)), 2, squeeze=False, width_ratios=(1, 1.6))
     for (tile, bars), explanation in zip(axes, explanations, strict=False):
         draw_tile(tile, searcher, explanation)
+        if not explanation.words:
+            bars.axis("off")
+            bars.text(0, 0.5, textwrap.fill(" ".join(explanation.notes), 60), transform=bars.transAxes, fontsize=9)
+            continue
         words = [shortened(word, 18) for word, _ in explanation.words]
         weights = np.array([weight for _, weight in explanation.words])
         shown = np.sort(np.argsort(-np.abs(weights), kind="stable")[:10])

@@ -42,6 +42,7 @@ class Engine(Protocol):
     whether all of them were looked at. A change is one new version, whole or not at all.
     """
 
+    name: str  # among ENGINES
     place: Place
     version: int  # grows with every change
     card: dict[str, Any]
@@ -173,6 +174,11 @@ class GalleryIndex:
     @property
     def dim(self) -> int:
         return self._engine.dim
+
+    @property
+    def engine(self) -> str:
+        """Name among ENGINES."""
+        return self._engine.name
 
     @property
     def has_bias(self) -> bool:

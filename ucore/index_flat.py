@@ -76,12 +76,13 @@ class Version:
 
     def find(self, item_ids: Sequence[str]) -> np.ndarray:
         """Positions of items that are not deleted, int64 (n,), -1 where there is none."""
-        place = pc.index_in(self.table["item_id"], value_set=pa.array(list(item_ids), pa.string()))
+        names, asked = np.unique(np.array(item_ids, object), return_inverse=True)  # an item may be asked for twice
+        place = pc.index_in(self.table["item_id"], value_set=pa.array(names, pa.string()))
         place = place.combine_chunks().to_numpy(zero_copy_only=False) if len(self.table) else np.zeros(0)
         rows = np.flatnonzero(~np.isnan(place.astype(np.float64)) & self.alive)
-        found = np.full(len(item_ids), -1, np.int64)
+        found = np.full(len(names), -1, np.int64)
         found[place[rows].astype(np.int64)] = rows
-        return found
+        return found[asked]
 
 
 def _checked_gone(path: Path, rows: int) -> np.ndarray:

@@ -32,7 +32,7 @@ from ucore.index_files import FORMAT
 from ucore.index_rows import SCHEMA
 from ucore.lance_tables import EXTRA, lancedb_module, opened, told, vectors_of, with_vectors
 from ucore.manifest import few
-from ucore.nearest import SPARE, best, rescore
+from ucore.nearest import BLOCK, SPARE, best, rescore
 from ucore.places import Place
 
 SMALL = 1000  # rows up to which looking at all of them needs no index of a column
@@ -44,6 +44,8 @@ ABOUT, ITEMS = "about", "items"
 
 class LanceEngine:
     """An index at `uri`, read at the version it had when it was opened, written or refreshed."""
+
+    name = "lance"
 
     def __init__(self, place: Place) -> None:
         self.place, self.uri = place, str(place)
@@ -271,9 +273,12 @@ class LanceEngine:
     def scores(self, queries: np.ndarray, positions: np.ndarray, bias: bool) -> np.ndarray:
         if not len(positions):
             return np.zeros((len(queries), 0), np.float32)
-        vectors = vectors_of(self._take(positions, ["vector"]), self.width)
-        numbers = np.broadcast_to(np.arange(len(positions)), (len(queries), len(positions)))
-        return rescore(vectors, self.widened(queries, bias), numbers)
+        wide, parts = self.widened(queries, bias), []
+        for start in range(0, len(positions), BLOCK):
+            vectors = vectors_of(self._take(positions[start : start + BLOCK], ["vector"]), self.width)
+            numbers = np.broadcast_to(np.arange(len(vectors)), (len(queries), len(vectors)))
+            parts.append(rescore(vectors, wide, numbers))
+        return np.hstack(parts)
 
     def features(self, positions: np.ndarray) -> np.ndarray:
         if not len(positions):

@@ -20,6 +20,7 @@ from ucore.errors import UserError
 SPARE = 8  # rows more than k that FAISS proposes at first
 BATCH = 16  # from so many queries on, blocks of rows are multiplied with all of them at once
 BLOCK = 32_768  # rows of such a block: 64 MB at 512 dimensions
+AT_ONCE = 4_000_000  # values that are multiplied in float64 at a time: 32 MB
 PIECE = 4096  # rows mapped at a time: the system maps 64 KB around each
 SEVERAL = 2**23  # values, 32 MB, that are worth a second thread for one query: some milliseconds of work
 DENSE = 0.6  # share of rows from which on walking over all of them is faster than jumping from one to the next
@@ -88,11 +89,12 @@ def best(positions: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray,
 def rescore(vectors: np.ndarray, queries: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Inner products of query q with the rows positions[q], summed in float64, float32 (Q, C)."""
     scores = np.empty(positions.shape, np.float32)
-    step = max(1, 4_000_000 // max(1, positions.shape[1] * vectors.shape[1]))
-    for start in range(0, len(queries), step):
-        some = slice(start, start + step)
+    columns = max(1, AT_ONCE // vectors.shape[1])  # of one query, where these are many: a map asks for all rows
+    step = max(1, columns // max(1, positions.shape[1]))
+    for start, first in itertools.product(range(0, len(queries), step), range(0, positions.shape[1], columns)):
+        some = slice(start, start + step), slice(first, first + columns)
         rows = vectors[positions[some]].astype(np.float64)
-        scores[some] = np.einsum("qcd,qd->qc", rows, queries[some].astype(np.float64))
+        scores[some] = np.einsum("qcd,qd->qc", rows, queries[some[0]].astype(np.float64))
     return scores
 
 

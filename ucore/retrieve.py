@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ucore.answers import Answer, Hit
+from ucore.answers import Answer, Hit, there_are, hit_of
 from ucore.checkpoint_files import WEIGHTS, load_bank, read_card
 from ucore.duplicates import normal_caption
 from ucore.errors import CheckpointError, ConfigError, DataError
@@ -44,14 +44,17 @@ class Searcher:
     """Queries over an index.
 
     index: an open one, its folder or address. checkpoint: where its encoder's weights are, if not where the card says.
-    device: of the image tower, for queries that are files.
+    device: of the image tower, for queries that are files. exact: whether a search looks at every row, see
+    `GalleryIndex.search`; None: in folders (engine flat) it does, beyond memory (lance) it does not.
     Raises DataError, CheckpointError: no index, or not the weights that it was built with.
     """
 
     def __init__(
-        self, index: "GalleryIndex | str | Path", checkpoint: str | Path | None = None, device: str = "cpu"
-    ) -> None:
+        self, index: "GalleryIndex | str | Path", checkpoint: str | Path | None = None, device: str = "cpu",
+        exact: bool | None = None,
+    ) -> None:  # fmt: skip
         self.index = index if isinstance(index, GalleryIndex) else GalleryIndex.open(index)
+        self.exact = self.index.engine != "lance" if exact is None else exact
         self.device = device
         self.place = self.index.place
         self.checkpoint = self._find_checkpoint(checkpoint)
@@ -153,6 +156,8 @@ class Searcher:
         started = time.perf_counter()
         if find not in ("image", "segment"):
             raise ConfigError(f"A text finds images or segments, not {find!r}")
+        if late and find != "image":
+            raise ConfigError("late weighs images with their segments; leave it out where segments are to be found")
         query, notes = self.read(text)
         vector = self.embed([query])[0]
         correct = correct_hubs and self.index.has_bias
@@ -235,7 +240,7 @@ class Searcher:
         fetch = max(2 * asked.k + 10, RERANKED if asked.late else 0)
         while True:
             most = min(fetch, len(self.index) or 1)
-            hits = self.index.search(asked.vector[None], most, asked.where, asked.kind, bias=asked.correct)
+            hits = self.index.search(asked.vector[None], most, asked.where, asked.kind, self.exact, asked.correct)
             positions, scores = hits.positions[0], hits.scores[0]
             exhausted = bool((positions < 0).any()) or fetch >= hits.allowed
             kept = (positions >= 0) & ~np.isin(positions, asked.without)
@@ -250,8 +255,10 @@ class Searcher:
         groups, notes = groups[: asked.k], list(asked.notes)
         inside = " within the filter" if asked.where and not asked.where.empty else ""
         if len(groups) < asked.k:
-            notes.append(f"{asked.k:,} were asked for; there {_are(len(groups), asked.kind)}{inside}.")
+            notes.append(f"{asked.k:,} were asked for; there {there_are(len(groups), asked.kind)}{inside}.")
         chances = None if asked.sure is None else asked.sure(scores, asked.own)
+        if not hits.exact:
+            notes.append("Searched approximately: a closer one may have been missed. exact=True (--knn exact) misses none.")
         found = tuple(
             _hit(rank, table, members, float(scores[members[0]]), None if chances is None else chances[members[0]])
             for rank, members in enumerate(groups, 1)
@@ -308,23 +315,6 @@ class _Asked:
     without: tuple[int, ...] = ()
 
 
-def _are(count: int, kind: str) -> str:
-    name = {"text": "caption"}.get(kind, kind)
-    return f"is only 1 {name}" if count == 1 else f"are only {count:,} {name}s" if count else f"is no {name}"
-
-
 def _hit(rank: int, table: "pd.DataFrame", members: list[int], score: float, sure: float | None) -> Hit:
     row: Any = table.iloc[members[0]]
-
-    def number(name: str) -> float | None:
-        value = row.get(name)
-        return None if value is None or not np.isfinite(value) else float(value)
-
-    return Hit(
-        rank=rank, score=round(score, 6), sure=None if sure is None else round(float(sure), 4),
-        item_id=str(row["item_id"]), kind=str(row["kind"]), sample_id=str(row["sample_id"]), image=str(row["image"]),
-        text=str(row["text"]), domain=str(row["domain"]), tags=tuple(row["tags"]), source=str(row["source"]),
-        lon=number("lon"), lat=number("lat"), gsd_m=number("gsd_m"), split=str(row.get("split", "")),
-        area=number("area") if row["kind"] == "segment" else None, times=len(members),
-        others=tuple(str(table["item_id"].iloc[other]) for other in members[1:]),
-    )  # fmt: skip
+    return hit_of(row, rank, score, sure, [str(table["item_id"].iloc[other]) for other in members[1:]])

@@ -58,7 +58,7 @@ class Drawing {
     const bounds = this.shape.getBounds();
     this.corner = null;
     this.stop();
-    this.tell({ box: [bounds.getWest(), bounds.getSouth(), bounds.getEast(), bounds.getNorth()] });
+    this.tell({ box: drawnBox(bounds.getWest(), bounds.getSouth(), bounds.getEast(), bounds.getNorth()) });
   }
   click(event) {
     if (this.map.drawing !== "area") return;
@@ -72,6 +72,15 @@ class Drawing {
     this.stop();
     this.tell({ polygon: [...ring, ring[0]] });
   }
+}
+
+// The edges of a drawn box as a filter takes them: west within 180 degrees, east beyond it where the box crosses the
+// antimeridian. A map can be dragged on around the world, so that both may be more than a turn off.
+function drawnBox(west, south, east, north) {
+  const clipped = [Math.max(south, -90), Math.min(north, 90)];
+  if (east - west >= 360) return [-180, clipped[0], 180, clipped[1]];
+  const turns = Math.floor((west + 180) / 360);
+  return [west - 360 * turns, clipped[0], east - 360 * turns, clipped[1]];
 }
 
 // Sends to a SearchBox by writing into its hidden text field, in the page around this frame.

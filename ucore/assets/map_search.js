@@ -222,28 +222,32 @@ class Results {
   }
 }
 
-// Buttons that lead to the domains in which results lie, where these are several: no heat is seen across a continent.
+// Buttons that lead to the domains in which results lie, where the map has several: no heat is seen across a continent.
 class Domains {
-  constructor(view) {
-    Object.assign(this, { view, element: make("nav", { className: "ucore-domains", "aria-label": "Go to" }) });
+  constructor(views) {
+    Object.assign(this, { views, element: make("nav", { className: "ucore-domains", "aria-label": "Go to" }) });
   }
-  // Lists the domains of the results, and goes to that of the first one.
+  // Lists the domains of the results, a list of them a view, and goes to that of the first one.
   show(results, go) {
-    const { tiles } = this.view.heat;
-    const counts = new Map();
-    for (const { tile } of results) if (tile !== null) counts.set(tiles.domain[tile], (counts.get(tiles.domain[tile]) ?? 0) + 1);
-    const several = counts.size > 1;
+    const placed = results.map((of) => of.filter(({ tile }) => tile !== null).map(({ domain }) => domain));
+    const found = [...new Set(placed.flat())];
+    const several = found.length > 0 && new Set(this.views.flatMap(({ heat }) => heat.tiles.domain)).size > 1;
     const button = (text, act) => make("button", { type: "button", onclick: act }, text);
-    const names = several ? [...counts.keys()] : [];
-    this.element.replaceChildren(...names.map((name) => button(`${name || "elsewhere"} (${counts.get(name)})`, () => this.go(name))));
-    if (several) this.element.append(button("everywhere", () => this.view.fit()));
+    const count = (name) => placed.map((of) => of.filter((one) => one === name).length).join(" and ");
+    const names = several ? found : [];
+    this.element.replaceChildren(...names.map((name) => button(`${name || "elsewhere"} (${count(name)})`, () => this.go(name))));
+    if (several) this.element.append(button("everywhere", () => this.fit((tiles) => tiles.domain.map((_, row) => row))));
     if (go && several) this.go(names[0]);
-    else if (go) this.view.fit();
+    else if (go) this.views[0].fit();
   }
   go(name) {
-    const { heat, map } = this.view;
-    const rows = heat.tiles.domain.map((of, row) => row).filter((row) => heat.tiles.domain[row] === name);
-    map.fitBounds(heat.bounds(rows), { maxZoom: 17, padding: [30, 30] });
+    this.fit((tiles) => tiles.domain.map((_, row) => row).filter((row) => tiles.domain[row] === name));
+  }
+  // Shows the tiles that `rows` chooses, of all views; the others follow the first one.
+  fit(rows) {
+    const bounds = L.latLngBounds([]);
+    for (const { heat } of this.views) bounds.extend(heat.bounds(rows(heat.tiles)));
+    this.views[0].map.fitBounds(bounds, { maxZoom: 17, padding: [30, 30] });
   }
 }
 
@@ -257,7 +261,7 @@ function ucoreSearch(map, page) {
   });
   const two = views.length > 1;
   const lists = views.map((view, number) => new Results(view, two ? `${"AB"[number]}: ` : "", talk));
-  const domains = new Domains(views[0]);
+  const domains = new Domains(views);
   const fade = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: 0.75 });
   fade.oninput = () => views.forEach(({ heat }) => ((heat.opacity = Number(fade.value)), heat.redraw()));
   const notes = make("div", {}, ...page.notes.map((note) => make("p", { className: "ucore-none" }, note)));
@@ -288,13 +292,13 @@ function ucoreSearch(map, page) {
     follow(views[1].map, views[0].map);
   }
   lists.forEach((list, number) => list.show(page.layers[number]));
-  domains.show(page.layers[0].results, true);
+  domains.show(page.layers.map(({ results }) => results), true);
   if (page.simulated) map.getContainer().after(make("div", { className: "ucore-simulated" }, "Simulated data"));
   if (talk) {
     new Drawing(map, talk);
     followBox(page.linked, (update) => {
       lists[0].show(update);
-      domains.show(update.results, false);
+      domains.show([update.results], false);
       notes.replaceChildren(...update.notes.map((note) => make("p", { className: "ucore-none" }, note)));
       const places = update.results.map(({ tile }) => tile).filter((tile) => tile !== null);
       if (!update.zoom || !places.length) return;
