@@ -4,6 +4,7 @@ Maps of samples, of scores and reports have tests of their own; here is what cel
 """
 
 import html
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,8 @@ from PIL import Image
 from ucore.caption_explorer import caption_card
 from ucore.caption_figures import told_of
 from ucore.curriculum_figures import curriculum_html
+from ucore.embedding import build_index
+from ucore.heat import heat_layer, heat_map
 from ucore.manifest import Manifest
 from ucore.maps import sample_map, save_map
 from ucore.report import Report, load_report
@@ -46,7 +49,8 @@ def strangers(tmp_path_factory) -> Manifest:
         text = dict.fromkeys(("domain", "split", "licence", "description"), HOSTILE)
         rows.append({"sample_id": f"{payload}{number}", "image": name, "captions": [HOSTILE, payload],
                      "tags": [f"name={HOSTILE}"], "surrounding_tags": [HOSTILE], "lon": 25.0 + 0.01 * number,
-                     "lat": 60.0, "source": f"simulated {HOSTILE}", **text})  # fmt: skip
+                     "lat": 60.0, "source": f"simulated {HOSTILE}", **text,
+                     "domain": f"{HOSTILE} {number}"})  # fmt: skip
     return Manifest.from_rows(rows, folder)
 
 
@@ -110,4 +114,27 @@ def test_search_shows_queries_and_places_as_text(browser, search_place, tmp_path
     parts = [searcher.text(HOSTILE, k=3)._repr_html_(), box.status.value, box.why.value, html.escape(HOSTILE)]
     page = shown(browser, as_page(parts, tmp_path / "search.html"))
     assert "onerror" in page.inner_text("body")
+    harmless(page)
+
+
+def test_the_map_of_a_search_shows_captions_places_and_lost_pictures_as_text(browser, strangers, search_place, tmp_path):
+    build_index(search_place.checkpoint, strangers, tmp_path / "index", progress=False)
+    searcher = Searcher(tmp_path / "index")
+    layers = [heat_layer(searcher, HOSTILE, k=2), heat_layer(searcher, "a house", k=2)]
+    lost = layers[0].answer.hits[0]
+    (tmp_path / "pictures").mkdir()
+    for name in strangers.frame["image"]:
+        if name != lost.image:
+            shutil.copy(strangers.root / name, tmp_path / "pictures" / name)
+    searcher.root, searcher.thumbnails = tmp_path / "pictures", {}
+    path = save_map(heat_map(layers, credit=HOSTILE), tmp_path / "map.html")
+    page = shown(browser, path)
+    page.locator(".ucore-card").first.click()
+    page.locator(".ucore-popup").first.wait_for()
+    assert "${window.hacked" in page.locator(".ucore-popup").first.inner_text()
+    assert f"The image {lost.image} cannot be read." in page.locator(".ucore-card").first.inner_text()
+    assert page.locator(".ucore-card img").count() == 2  # the other one, in either list
+    buttons = page.get_by_role("navigation", name="Go to").get_by_role("button")
+    assert buttons.count() == 3 and all("onerror" in text for text in buttons.all_inner_texts()[:2])
+    buttons.first.click()
     harmless(page)

@@ -11,6 +11,7 @@ import urllib.request
 import pytest
 
 from ucore.app import write_app
+from ucore.filters import Filter
 from ucore.heat import heat_layer, heat_map
 from ucore.maps import save_map
 from ucore.retrieve import Searcher
@@ -49,6 +50,30 @@ def test_the_map_opens_where_the_first_result_lies_and_leads_to_the_others(searc
     assert in_view() == {domains[1]}
     buttons.last.click()
     assert in_view() == set(table["domain"])
+
+
+def test_a_box_drawn_across_the_antimeridian_is_one_that_a_filter_takes(search_place, open_page, tmp_path):
+    layer = heat_layer(Searcher(search_place.index), "a red house", k=1)
+    page = open_page(save_map(heat_map([layer]), tmp_path / "map.html"))
+    for drawn, told in (
+        ((170, -10, 190, 10), [170, -10, 190, 10]), ((-190, -10, -170, 10), [170, -10, 190, 10]),
+        ((530, 1, 540.5, 2), [170, 1, 180.5, 2]), ((24, 60, 25, 61), [24, 60, 25, 61]),
+        ((384, 60, 385, 61), [24, 60, 25, 61]), ((-180, -95, 180, 95), [-180, -90, 180, 90]),
+        ((-300, 0, 200, 1), [-180, 0, 180, 1]),
+    ):  # fmt: skip
+        box = page.evaluate("(edges) => drawnBox(...edges)", list(drawn))
+        assert box == told and Filter(box=box).box is not None
+
+
+def test_two_layers_count_the_places_of_both(search_place, open_page, tmp_path):
+    searcher = Searcher(search_place.index)
+    layers = [heat_layer(searcher, "a red house", k=5), heat_layer(searcher, "a green field", k=7)]
+    page = open_page(save_map(heat_map(layers), tmp_path / "map.html"))
+    buttons = page.get_by_role("navigation", name="Go to").get_by_role("button").all_inner_texts()
+    found = [[hit.domain for hit in layer.answer.hits] for layer in layers]
+    names = list(dict.fromkeys(found[0] + found[1]))
+    counted = [f"{name} ({found[0].count(name)} and {found[1].count(name)})" for name in names]
+    assert buttons == [*counted, "everywhere"]
 
 
 @pytest.fixture
