@@ -1,4 +1,4 @@
-"""A second look at a click: the picture mirrored, then a window around the click at twice the size."""
+"""A second look at a click: the picture mirrored, then windows around the click at about twice the size."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_a_window_that_cuts_the_thing_is_not_asked(look, monkeypatch):
         found = torch.zeros(1, 3, 64, 64)
         found[..., first : last + 1] = 1
         monkeypatch.setattr(look, "_masks", lambda *_: (found, torch.ones(1, 3)))
-        windows = [look._window(image, np.array(at)) for at in ((60.0, 60.0), (127.0, 127.0))]
+        windows = [look._window(image, np.array(at), 1 / 2) for at in ((60.0, 60.0), (127.0, 127.0))]
         return [corner if window is not None else None for corner, window in windows]
 
     assert seen(10, 20) == [None, None]  # the columns end at the window's upper border, where the picture goes on

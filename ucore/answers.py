@@ -122,7 +122,7 @@ def hit_of(row: "Mapping[str, Any]", rank: int, score: float, sure: float | None
 
 
 def there_are(count: int, kind: str) -> str:
-    """"are only 3 captions", for a sentence about too few."""
+    """ "are only 3 captions", for a sentence about too few."""
     name = {"text": "caption"}.get(kind, kind)
     return f"is only 1 {name}" if count == 1 else f"are only {count:,} {name}s" if count else f"is no {name}"
 

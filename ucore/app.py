@@ -60,7 +60,13 @@ def serve(
         raise ConfigError(f"--port is {port}; choose a number from 1 to 65535")
     Searcher(index, checkpoint)  # what is wrong is told here, not in the browser
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "voila", str(write_app(index, Path(folder), examples, checkpoint)), f"--port={port}"]
+        command = [
+            sys.executable,
+            "-m",
+            "voila",
+            str(write_app(index, Path(folder), examples, checkpoint)),
+            f"--port={port}",
+        ]
         command += ["--theme=light"] + ([] if browser else ["--no-browser"])
         with subprocess.Popen(command) as served:
             try:

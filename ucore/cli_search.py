@@ -303,9 +303,7 @@ def compact(path: Annotated[str, tyro.conf.Positional]) -> None:
     print(f"{path}: version {found.version}, {len(found):,} items.")
 
 
-def app(
-    index: str | None = None, checkpoint: Path | None = None, port: int = 8866, browser: bool = True
-) -> None:
+def app(index: str | None = None, checkpoint: Path | None = None, port: int = 8866, browser: bool = True) -> None:
     """Search in the browser: type a query, click a tile, draw an area; until Ctrl-C.
 
     Args:

@@ -1,13 +1,15 @@
-"""A click looked at twice: the picture as a whole, from four sides, then a window around the click at twice the size.
+"""A click looked at twice: the picture as a whole, from four sides, then windows around the click, about twice the size.
 
     look = CloserLook(sam)
     masks, quality = look.click(look.prepare(image), clicks)
 
 What a small model gets wrong of one click lies far from it, and a car of eight pixels is one or two cells of its
-features. Mirrored pictures are wrong in other places, and in the window the car has sixteen pixels. An encoder that
-needs a second would make this slow; sam-micro's needs a twentieth.
+features. Mirrored pictures are wrong in other places, and in a window the car has sixteen pixels; windows of three sizes
+put it on other cells of the features, and err apart. An encoder that needs a second would make this slow; sam-micro's
+needs a twentieth.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ from ucore.mask_decoder import MASKS, ImageState, PointDecoder
 
 MIRRORS = ((), (1,), (0,), (0, 1))  # axes of the picture that are turned round
 SHARPNESS = 10.0  # of the weights that the three masks of a click have by their predicted IoU
+WINDOWS = (5 / 8, 1 / 2, 3 / 8)  # sides, of the picture's longer one
 SMALL = 1 / 16  # share of the picture: what is larger gains nothing from a closer look
 CLICKS = 16  # at once
 
@@ -68,15 +71,16 @@ class CloserLook:
         whole, sure = _blended(torch.stack(seen).mean(0), torch.stack(quality).mean(0))
         small = (whole > 0.5).sum((1, 2)) < SMALL * height * width
         for row in torch.nonzero(small).ravel().tolist():
-            (top, left), window = self._window(prepared.image, clicks[row])
-            if window is not None:
-                whole[row] /= 2
-                whole[row, top : top + window.shape[0], left : left + window.shape[1]] += window / 2
+            looks = [self._window(prepared.image, clicks[row], share) for share in WINDOWS]
+            seen_whole = [(corner, window) for corner, window in looks if window is not None]
+            for (top, left), window in seen_whole:
+                whole[row, top : top + window.shape[0], left : left + window.shape[1]] += window
+            whole[row] /= 1 + len(seen_whole)  # outside a window, that says that nothing is there
         return whole, sure
 
-    def _window(self, image: np.ndarray, click: np.ndarray) -> tuple[tuple[int, int], Tensor | None]:
+    def _window(self, image: np.ndarray, click: np.ndarray, share: float) -> tuple[tuple[int, int], Tensor | None]:
         """A window's first pixel, row and column, and the probabilities in it; None if it cuts or misses the thing."""
-        side = -(-max(image.shape[:2]) // 2)
+        side = math.ceil(share * max(image.shape[:2]))
         corner = [int(np.clip(round(float(at)) - side // 2, 0, max(0, length - side)))
                   for at, length in zip(click[::-1], image.shape[:2], strict=True)]  # fmt: skip
         crop = np.ascontiguousarray(image[corner[0] : corner[0] + side, corner[1] : corner[1] + side])

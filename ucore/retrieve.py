@@ -258,7 +258,9 @@ class Searcher:
             notes.append(f"{asked.k:,} were asked for; there {there_are(len(groups), asked.kind)}{inside}.")
         chances = None if asked.sure is None else asked.sure(scores, asked.own)
         if not hits.exact:
-            notes.append("Searched approximately: a closer one may have been missed. exact=True (--knn exact) misses none.")
+            notes.append(
+                "Searched approximately: a closer one may have been missed. exact=True (--knn exact) misses none."
+            )
         found = tuple(
             _hit(rank, table, members, float(scores[members[0]]), None if chances is None else chances[members[0]])
             for rank, members in enumerate(groups, 1)

@@ -117,7 +117,9 @@ def test_search_shows_queries_and_places_as_text(browser, search_place, tmp_path
     harmless(page)
 
 
-def test_the_map_of_a_search_shows_captions_places_and_lost_pictures_as_text(browser, strangers, search_place, tmp_path):
+def test_the_map_of_a_search_shows_captions_places_and_lost_pictures_as_text(
+    browser, strangers, search_place, tmp_path
+):
     build_index(search_place.checkpoint, strangers, tmp_path / "index", progress=False)
     searcher = Searcher(tmp_path / "index")
     layers = [heat_layer(searcher, HOSTILE, k=2), heat_layer(searcher, "a house", k=2)]
