@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 
 def save_checkpoint(folder: Path, encoder, manifest: Manifest, **settings) -> Path:
-    """The encoder as training would leave it, with a bank of the training images and captions. settings: of training."""
+    """The encoder as training with `settings` would leave it, with a bank of the training images and captions."""
     encoder.choose_precision("float32")
     folder.mkdir(parents=True)
     config = TrainConfig.at("tiny", precision="float32", **settings)

@@ -56,7 +56,8 @@ def test_a_sample_and_a_file_are_searched_for(search_place):
     (("a", "--tag", "buildin"), "building"), (("a", "--out", "found.shp"), "ends in .json"),
     (("a", "--late"), "trained without segments"), (("--sample", "b", "--late"), "ask with words"),
     (("a", "--find", "text"), "images or segments"), (("a", "--box", ""), "must be W,S,E,N"),
-    (("a", "--near", ""), "belong together"), (("a", "--near", "", "--km", 1), "must be LAT,LON"), (("a", "--k", 0), "at least one"),
+    (("a", "--near", ""), "belong together"), (("a", "--near", "", "--km", 1), "must be LAT,LON"),
+    (("a", "--k", 0), "at least one"),
     (("a", "--checkpoint", "nowhere"), "no checkpoint in nowhere"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told_in_one_sentence(search_place, arguments, told, tmp_path, monkeypatch):

@@ -1,12 +1,12 @@
-"""A click looked at twice: the picture as a whole, from four sides, then windows around the click, about twice the size.
+"""A click looked at twice: the picture as a whole, from four sides, then windows around the click, twice as near.
 
     look = CloserLook(sam)
     masks, quality = look.click(look.prepare(image), clicks)
 
 What a small model gets wrong of one click lies far from it, and a car of eight pixels is one or two cells of its
-features. Mirrored pictures are wrong in other places, and in a window the car has sixteen pixels; windows of three sizes
-put it on other cells of the features, and err apart. An encoder that needs a second would make this slow; sam-micro's
-needs a twentieth.
+features. Mirrored pictures are wrong in other places, and in a window the car has sixteen pixels; in windows of three
+sizes it lies on other cells of the features. An encoder that needs a second would make this slow; sam-micro's needs a
+twentieth.
 """
 
 import math

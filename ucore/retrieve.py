@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ucore.answers import Answer, Hit, there_are, hit_of
+from ucore.answers import Answer, Hit, hit_of, there_are
 from ucore.checkpoint_files import WEIGHTS, load_bank, read_card
 from ucore.duplicates import normal_caption
 from ucore.errors import CheckpointError, ConfigError, DataError
