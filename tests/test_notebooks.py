@@ -35,7 +35,7 @@ def test_the_series_leaves_its_notebooks_reports_and_page(series, tiny_rsicd):
     for name in ("00_setup_check", "04_train", "09_results"):
         assert (series / "notebooks" / name / f"{name}.html").stat().st_size > 10_000
     assert json.loads((series / "runs" / "environment.json").read_text())["images_per_second"] > 0
-    report = load_report(series / "reports" / "04_train-lite0-minilm-tiny" / "metrics.json")
+    report = load_report(series / "reports" / "04_train-lite0-minilm-tiny-rsicd" / "metrics.json")
     labels = list(dict.fromkeys(row["label"] for row in report["metrics"]))
     assert [label.split(", ", 1)[1] for label in labels] == [
         "before training",
@@ -45,7 +45,7 @@ def test_the_series_leaves_its_notebooks_reports_and_page(series, tiny_rsicd):
         "trained (tiny), hubs corrected",
         "trained (tiny), hubs corrected, duplicate-aware",
     ]
-    assert (series / "reports" / "04_train-lite0-minilm-tiny" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (series / "reports" / "04_train-lite0-minilm-tiny-rsicd" / "curves.png").read_bytes().startswith(b"\x89PNG")
     checkpoint = next((series / "runs" / "04_train").glob("*/encoder.json")).parent
     encoder, card = load_checkpoint(checkpoint)
     again = score(encoder, read_dataset(tiny_rsicd, split="val"), card["train"]["test_views"], progress=False)
@@ -58,7 +58,7 @@ def test_the_series_leaves_its_notebooks_reports_and_page(series, tiny_rsicd):
 
 @pytest.mark.slow
 def test_running_a_finished_notebook_again_gives_the_same_numbers(series, tiny_rsicd):
-    path = series / "reports" / "04_train-lite0-minilm-tiny" / "metrics.json"
+    path = series / "reports" / "04_train-lite0-minilm-tiny-rsicd" / "metrics.json"
     before = load_report(path)["metrics"]
     given = {"dataset": str(tiny_rsicd), "scale": "tiny", "epochs": 2, "out": str(series / "runs")}
     run_notebook("04", {**given, "reports": str(series / "reports")}, series / "again", html=False, progress=False)
@@ -71,7 +71,7 @@ def test_a_run_from_nothing_gives_the_same_bits(series, tiny_rsicd, tmp_path):
     given = {"dataset": str(tiny_rsicd), "scale": "tiny", "epochs": 2, "out": str(tmp_path / "runs")}
     given |= {"reports": str(tmp_path / "reports")}
     run_notebook("04", given, tmp_path / "notebooks", html=False, progress=False, threads=1)
-    found = compare_runs(series / "reports" / "04_train-lite0-minilm-tiny", tmp_path / "reports")
+    found = compare_runs(series / "reports" / "04_train-lite0-minilm-tiny-rsicd", tmp_path / "reports")
     assert found.compared > 50
     assert found.metrics == [], found.text()
     assert [change for change in found.facts if not change.what.startswith("machine")] == []
@@ -79,7 +79,7 @@ def test_a_run_from_nothing_gives_the_same_bits(series, tiny_rsicd, tmp_path):
 
 def test_results_refuse_what_is_missing_and_show_one_page(series, tmp_path):
     page = (series / "reports" / "index.html").read_text("utf-8")
-    assert "04_train-lite0-minilm-tiny" in page and "data:image/png;base64," in page
+    assert "04_train-lite0-minilm-tiny-rsicd" in page and "data:image/png;base64," in page
     assert "../notebooks/" not in page  # they were executed elsewhere than below `out`
     given = {"reports": str(series / "reports"), "expected": ["05_domain_gap-lite0-minilm-tiny"]}
     with pytest.raises(DataError, match="Missing: there is no report 05_domain_gap"):
@@ -174,11 +174,11 @@ def test_an_ablation_shows_its_arms_with_intervals_and_repeats_nothing(tiny_rsic
     }
     given |= {"out": str(tmp_path / "runs"), "reports": str(tmp_path / "reports")}
     run_notebook("07", given, tmp_path / "notebooks", progress=False)
-    report = load_report(tmp_path / "reports" / "07_ablations-lite0-minilm-tiny" / "metrics.json")
+    report = load_report(tmp_path / "reports" / "07_ablations-lite0-minilm-tiny-rsicd" / "metrics.json")
     differences = {row["label"]: row for row in report["metrics"] if row["metric"] == "mR_difference"}
     assert set(differences) == {"segments=none", "ema=0"}
     assert all(row["low"] <= row["value"] <= row["high"] for row in differences.values())
-    assert (tmp_path / "reports" / "07_ablations-lite0-minilm-tiny" / "ablations.png").stat().st_size > 1000
+    assert (tmp_path / "reports" / "07_ablations-lite0-minilm-tiny-rsicd" / "ablations.png").stat().st_size > 1000
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "07_ablations").glob("*.json")}
     assert len(kept) == 3
     run_notebook("07", given, tmp_path / "again", html=False, progress=False)
@@ -191,7 +191,7 @@ def test_training_on_real_images_beats_chance_tenfold(tmp_path):
         pytest.skip("UCORE_DATA is not set: the notebook was not tried on real images")
     given = {"scale": "tiny", "out": str(tmp_path / "runs"), "reports": str(tmp_path / "reports")}
     run_notebook("04", given, tmp_path / "notebooks", progress=False)
-    report = load_report(tmp_path / "reports" / "04_train-lite0-minilm-tiny" / "metrics.json")
+    report = load_report(tmp_path / "reports" / "04_train-lite0-minilm-tiny-rsicd" / "metrics.json")
     mean_recall = {row["label"]: row["value"] for row in report["metrics"] if row["metric"] == "mR"}
     n_images = len(read_dataset(split="val"))
     chance = 100 * (1 + 5 + 10) / 3 / n_images  # text to image; image to text is below it under our tie rule

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from ucore.errors import ConfigError, DataError
+from ucore.manifest import Manifest
 from ucore.origin import git_commit, machine_facts
-from ucore.report import Report, load_report
+from ucore.report import Report, load_report, report_name
 
 
 def make_report(root: Path, **changes: Any) -> Report:
@@ -86,6 +87,15 @@ def test_refused_number_leaves_the_earlier_report(tmp_path: Path, value: Any) ->
         report.write()
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["metrics.json"]
+
+
+def test_other_data_have_a_report_of_another_name(tmp_path: Path) -> None:
+    row = {"sample_id": "a", "image": "a.png", "captions": [], "split": "val"}
+    one, other = (Manifest.from_rows([{**row, "domain": name}], tmp_path) for name in ("nepal", "a/b <c>"))
+    names = [report_name("04_train", "hf-hub:org/model", "tiny", of=data) for data in (one, other)]
+    assert names == ["04_train-hf-hub-org-model-tiny-nepal", "04_train-hf-hub-org-model-tiny-a-b-c-"]
+    assert report_name("06_adapt", "finland", "spain", "") == "06_adapt-finland-spain"
+    assert all(Report(name, tmp_path, dataset="x", simulated=False, seed=0, command="x") for name in names)
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "/tmp/x", ".hidden", "a b", "x\n"])

@@ -17,8 +17,9 @@ import tyro
 from ucore.cli_adapt import adapt
 from ucore.cli_augment import caption, captions, segment, segments
 from ucore.cli_data import data, simulate
+from ucore.cli_index import index_command
 from ucore.cli_reproduce import diff, reproduce
-from ucore.cli_search import app, draw_map, index_command, search
+from ucore.cli_search import app, draw_map, search
 from ucore.errors import ConfigError, UserError, printable
 from ucore.files import explain, require_writable
 from ucore.signals import TERMINATED, terminated, termination

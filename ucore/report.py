@@ -21,7 +21,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from ucore.errors import ConfigError, DataError, without_secrets
 from ucore.files import atomic_path, parse_json, write_json
 from ucore.notebooks import code_cells, find_notebook
 from ucore.origin import UNKNOWN, code_key, data_key, git_commit, machine_facts
+
+if TYPE_CHECKING:
+    from ucore.manifest import Manifest
 
 NUMBER, NUMBER_OR_NULL = (int, float), (int, float, type(None))
 REPORT_KEYS: dict[str, Any] = {
@@ -58,6 +61,16 @@ METRIC_KEYS: dict[str, Any] = {
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
 MOST = 1e300  # JSON may hold whole numbers that no float does
 _ABSOLUTE_FOLDERS = re.compile(r"(?<![\w.~/:-])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])+")
+
+
+def report_name(chapter: str, *parts: str, of: "Manifest | None" = None) -> str:
+    """ "04_train-lite0-minilm-tiny-simulated": the name of a report, another one for other data.
+
+    parts: what sets it apart from others of its notebook, as text; signs that no folder's name may have become "-".
+    of: the data; "simulated", or what they are called, ends the name.
+    """
+    words = [chapter, *parts, "" if of is None else "simulated" if of.simulated else of.name]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(filter(None, words)))[:150]
 
 
 class Report:
