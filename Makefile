@@ -16,6 +16,8 @@ BIN := .venv/bin
 STAMP := .venv/.complete
 SCALE ?= tiny
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Compiled modules are kept, in __pycache__: without them every process would compile torch anew, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14

@@ -42,10 +42,10 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def new_trainer(parts, cache, encoder_factory):
+def new_trainer(parts, cache, small_encoder_factory):
     def make(out=None, **changes):
         config = TrainConfig.at("small", **{**SMALL, **changes})
-        return Trainer(encoder_factory(), *parts, config, out, cache, progress=False)
+        return Trainer(small_encoder_factory(), *parts, config, out, cache, progress=False)
 
     return make
 

@@ -110,14 +110,14 @@ class MultiLevelText(nn.Module):
         return torch.cat([(output.hidden_states[level].float() * weights).sum(1) for level in TEXT_LEVELS], dim=1)
 
 
-def build_clip(load_weights: bool = True) -> Any:
+def build_clip(load_weights: bool = True, preprocess: dict[str, Any] | None = None) -> Any:
     """The open_clip model with both towers filled (or shaped only, for loading a checkpoint over it).
 
     `encode_image` gives float (B, IMAGE_WIDTH), `encode_text` float (B, TEXT_WIDTH): the heads that join them
-    belong to `DualEncoder`.
+    belong to `DualEncoder`. preprocess: as for `model.load_encoder`.
     """
     text_path = weight_file(*TEXT_WEIGHTS)
-    clip = _create(text_path.parent)
+    clip = _create(text_path.parent, preprocess or {})
     if load_weights:
         original = torch.load(weight_file(*IMAGE_WEIGHTS), map_location="cpu", weights_only=True)
         trunk = clip.visual.trunk
@@ -141,7 +141,8 @@ def build_clip(load_weights: bool = True) -> Any:
     return clip.to(memory_format=torch.channels_last)
 
 
-def _create(text_folder: Path) -> Any:
+def _create(text_folder: Path, preprocess: dict[str, Any]) -> Any:
+    size = preprocess.get("size", 224)  # a square: the tower is convolutional, so that any will do
     config = {
         "embed_dim": 1280,
         "vision_cfg": {
@@ -149,7 +150,7 @@ def _create(text_folder: Path) -> Any:
             "timm_model_pretrained": False,
             "timm_pool": "avg",
             "timm_proj": "none",
-            "image_size": 224,
+            "image_size": size if isinstance(size, int) else size[0],
         },
         "text_cfg": {
             "hf_model_name": str(text_folder),
@@ -169,6 +170,6 @@ def _create(text_folder: Path) -> Any:
             NAME,
             load_weights=False,
             pretrained_text=False,
-            force_preprocess_cfg={"mean": (0.5,) * 3, "std": (0.5,) * 3},
+            force_preprocess_cfg={"mean": (0.5,) * 3, "std": (0.5,) * 3, **preprocess},
         )
     return clip

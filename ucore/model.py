@@ -277,7 +277,7 @@ def load_encoder(
                 f"{name} brings its own weights; leave --pretrained out, or name an open_clip model with it"
             )
         with quiet():
-            clip = bundled.build_clip(load_weights)
+            clip = bundled.build_clip(load_weights, preprocess)
     else:
         clip = _open_clip_model(name, str(pretrained) if pretrained is not None and load_weights else None, preprocess)
     with quiet():
