@@ -73,18 +73,6 @@ def encoder_factory() -> Callable[[], Any]:
 
 
 @pytest.fixture(scope="session")
-def small_encoder_factory() -> Callable[[], Any]:
-    """The same for pictures of 64 pixels, a twelfth of the work: for trainings that are compared with each other."""
-    import torch
-
-    from ucore.model import load_encoder
-
-    torch.manual_seed(0)
-    original = load_encoder(preprocess={"size": (64, 64)})
-    return lambda: copy.deepcopy(original)
-
-
-@pytest.fixture(scope="session")
 def search_place(encoder_factory, tmp_path_factory) -> Any:
     """A `makers_search.Place`: 36 images of three countries, indexed with captions and segments; not to be changed."""
     from makers_search import make_search
@@ -106,3 +94,15 @@ def tiny_clip(tmp_path_factory) -> str:
     path.write_text(json.dumps(config))
     open_clip.add_model_config(path)
     return TINY_CLIP
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_factory(tiny_clip) -> Callable[[], Any]:
+    """A function that gives a fresh copy of it, randomly initialised: for trainings that are compared with each other."""
+    import torch
+
+    from ucore.model import load_encoder
+
+    torch.manual_seed(0)
+    original = load_encoder(tiny_clip)
+    return lambda: copy.deepcopy(original)

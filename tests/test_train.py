@@ -1,6 +1,7 @@
 """Training: resuming equals never stopping, positives are right, what is kept is the best."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import subprocess
@@ -42,10 +43,12 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def new_trainer(parts, cache, small_encoder_factory):
-    def make(out=None, **changes):
+def new_trainer(parts, cache, tiny_clip_factory):
+    """Makes trainers of a CLIP that costs nothing, or of what `factory` gives."""
+
+    def make(out=None, factory=tiny_clip_factory, **changes):
         config = TrainConfig.at("small", **{**SMALL, **changes})
-        return Trainer(small_encoder_factory(), *parts, config, out, cache, progress=False)
+        return Trainer(factory(), *parts, config, out, cache, progress=False)
 
     return make
 
@@ -57,7 +60,8 @@ def same(a: Trainer, b: Trainer) -> None:
         assert torch.equal(mine, theirs), name
 
 
-def test_resuming_equals_never_stopping_in_both_phases(new_trainer, tmp_path):
+def test_resuming_equals_never_stopping_in_both_phases(new_trainer, encoder_factory, tmp_path):
+    new_trainer = functools.partial(new_trainer, factory=encoder_factory)
     whole = new_trainer(tmp_path / "whole")
     whole.fit()
     assert {row["phase"] for row in whole.history} == {"heads", "towers"}
@@ -147,8 +151,8 @@ def test_an_epoch_shows_every_image_once(new_trainer):
     assert sorted(seen) == list(range(24))
 
 
-def test_frozen_parts_stay_and_tuned_parts_move(new_trainer):
-    trainer = new_trainer(head_epochs=0)
+def test_frozen_parts_stay_and_tuned_parts_move(new_trainer, encoder_factory):
+    trainer = new_trainer(factory=encoder_factory, head_epochs=0)
     before = {name: p.detach().clone() for name, p in trainer.encoder.named_parameters()}
     trainer.step()
     moved = {name for name, p in trainer.encoder.named_parameters() if not torch.equal(p, before[name])}
@@ -476,10 +480,10 @@ def store(parts, tmp_path_factory):
 
 
 @pytest.fixture
-def segment_trainer(parts, cache, encoder_factory, store):
+def segment_trainer(parts, cache, tiny_clip_factory, store):
     def make(out=None, **changes):
         config = TrainConfig.at("small", **{**SMALL, "segments": "late", "segment_count": 3, **changes})
-        return Trainer(encoder_factory(), *parts, config, out, cache, progress=False, segments=store)
+        return Trainer(tiny_clip_factory(), *parts, config, out, cache, progress=False, segments=store)
 
     return make
 
