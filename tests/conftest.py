@@ -98,7 +98,7 @@ def tiny_clip(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_clip_factory(tiny_clip) -> Callable[[], Any]:
-    """A function that gives a fresh copy of it, randomly initialised: for trainings that are compared with each other."""
+    """A function that gives a fresh copy of it, its weights as drawn: for trainings that are compared to each other."""
     import torch
 
     from ucore.model import load_encoder

@@ -34,10 +34,10 @@ def shared(parts, tmp_path_factory):
 
 
 @pytest.fixture
-def new_study(parts, shared, encoder_factory, tmp_path):
+def new_study(parts, shared, tiny_clip_factory, tmp_path):
     def make(store=None, **changes):
         given = {"progress": False, **SHORT, **changes}
-        return Study(encoder_factory(), *parts, out=tmp_path / "runs", cache=shared[0], store=store, **given)
+        return Study(tiny_clip_factory(), *parts, out=tmp_path / "runs", cache=shared[0], store=store, **given)
 
     return make
 
@@ -65,12 +65,12 @@ def test_a_run_is_kept_and_what_was_stopped_makes_only_what_is_missing(new_study
     assert len(files(tmp_path)) == 5
 
 
-def test_the_kept_ranks_are_those_of_the_weights_the_trainer_chose(new_study, parts, shared, encoder_factory):
+def test_the_kept_ranks_are_those_of_the_weights_the_trainer_chose(new_study, parts, shared, tiny_clip_factory):
     import torch
 
     run = new_study().run(BASE, 5)
     torch.manual_seed(5)
-    encoder = encoder_factory()
+    encoder = tiny_clip_factory()
     encoder.new_heads()
     config = TrainConfig.at("tiny", tune_epochs=0, seed=5, **SHORT)
     best = Trainer(encoder, *parts, config, cache=shared[0], progress=False).fit()

@@ -23,21 +23,21 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def new_study(sides, cache, encoder_factory, tmp_path):
+def new_study(sides, cache, tiny_clip_factory, tmp_path):
     def make(encoder=None, **changes):
         given = {"progress": False, **SHORT, **changes}
-        return AdaptStudy(encoder or encoder_factory(), *sides, tmp_path / "runs", cache, **given)
+        return AdaptStudy(encoder or tiny_clip_factory(), *sides, tmp_path / "runs", cache, **given)
 
     return make
 
 
-def test_runs_start_from_the_same_model_and_are_kept(new_study, encoder_factory, tmp_path, monkeypatch):
+def test_runs_start_from_the_same_model_and_are_kept(new_study, tiny_clip_factory, tmp_path, monkeypatch):
     rows = new_study().table(["method=source-only", "curriculum=none,adversary=none"], [0])
     assert [row["arm"] for row in rows] == [BASE, "method=source-only", "curriculum=none,adversary=none"]
     assert len(list((tmp_path / "runs").glob("*.json"))) == 3
     monkeypatch.setattr("ucore.adapt_ablations.Adapter", lambda *_: pytest.fail("adapted again"))
     assert new_study().table(["method=source-only"], [0])[1] == rows[1]
-    changed = encoder_factory()
+    changed = tiny_clip_factory()
     with torch.no_grad():
         changed.image_head.contract.bias.add_(1)
     with pytest.raises(pytest.fail.Exception, match="adapted again"):  # another start is another study
@@ -56,8 +56,8 @@ def test_arms_change_the_papers_settings_and_what_cannot_be_run_is_named(new_stu
         study.table(["segments=late"], [0])
 
 
-def test_the_source_only_model_is_a_trained_copy(tiny_rsicd, cache, encoder_factory):
-    fresh, home = encoder_factory(), read_dataset(tiny_rsicd)
+def test_the_source_only_model_is_a_trained_copy(tiny_rsicd, cache, tiny_clip_factory):
+    fresh, home = tiny_clip_factory(), read_dataset(tiny_rsicd)
     before = fresh.image_head.contract.weight.clone()
     models = [source_only(fresh, home, "tiny", 0, cache, head_batch_size=8, head_epochs=1) for _ in range(2)]
     assert torch.equal(fresh.image_head.contract.weight, before)
@@ -75,8 +75,8 @@ def test_two_sides_are_train_and_val_of_the_one_and_all_of_the_other(tiny_rsicd,
         two_sides(tiny_rsicd, target=other, target_domain="atlantis")
 
 
-def test_the_target_is_ranked_as_eval_does_it_and_once_more_with_hubs_corrected(sides, cache, encoder_factory):
-    encoder, (_, test, finetune) = encoder_factory(), sides
+def test_the_target_is_ranked_as_eval_does_it_and_once_more_with_hubs_corrected(sides, cache, tiny_clip_factory):
+    encoder, (_, test, finetune) = tiny_clip_factory(), sides
     found = target_ranks(encoder, test, finetune, cache, "plain")
     assert list(found) == ["plain", "plain, hubs corrected"]
     expected = retrieval_ranks(score(encoder, test, progress=False).similarity, test.texts[1])

@@ -19,10 +19,10 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def new_adapter(sides, cache, encoder_factory):
+def new_adapter(sides, cache, tiny_clip_factory):
     def make(method="paper", **changes):
         config = AdaptConfig.of(method, **{**SMALL, **changes})
-        return Adapter(encoder_factory(), *sides, config, None, cache, progress=False)
+        return Adapter(tiny_clip_factory(), *sides, config, None, cache, progress=False)
 
     return make
 

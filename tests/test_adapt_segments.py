@@ -39,11 +39,11 @@ def stores(sides, tmp_path_factory):
 
 
 @pytest.fixture
-def new_adapter(sides, stores, cache, encoder_factory):
+def new_adapter(sides, stores, cache, tiny_clip_factory):
     def make(method="ucore", out=None, encoder=None, given=True, **changes):
         config = AdaptConfig.of(method, **{**SMALL, **changes})
         masks = stores if given else ()
-        return Adapter(encoder or encoder_factory(), *sides, config, out, cache, False, *masks)
+        return Adapter(encoder or tiny_clip_factory(), *sides, config, out, cache, False, *masks)
 
     return make
 
@@ -127,8 +127,8 @@ def test_what_is_aligned_of_segments_is_their_mean_or_the_images_own_feature(new
     assert phase.segment_scores(rows[1:], own) is None
 
 
-def test_a_checkpoints_branch_is_kept_and_settings_must_go_with_it(new_adapter, encoder_factory):
-    encoder = encoder_factory()
+def test_a_checkpoints_branch_is_kept_and_settings_must_go_with_it(new_adapter, tiny_clip_factory):
+    encoder = tiny_clip_factory()
     branch = encoder.add_segments("late")
     with torch.no_grad():
         branch.head.contract.bias.add_(1)
@@ -141,8 +141,8 @@ def test_a_checkpoints_branch_is_kept_and_settings_must_go_with_it(new_adapter, 
         new_adapter(given=False, **SEGMENTS)
 
 
-def test_a_sigmoid_checkpoint_keeps_its_bias_and_its_loss(new_adapter, encoder_factory):
-    encoder = encoder_factory()
+def test_a_sigmoid_checkpoint_keeps_its_bias_and_its_loss(new_adapter, tiny_clip_factory):
+    encoder = tiny_clip_factory()
     encoder.add_bias(8)
     bias = encoder.logit_bias
     with pytest.raises(ConfigError, match="trained with loss=sigmoid; give it"):
@@ -162,8 +162,8 @@ def test_a_sigmoid_checkpoint_keeps_its_bias_and_its_loss(new_adapter, encoder_f
     assert inherited({"loss": "triplet"}) == {}
 
 
-def test_tuned_towers_give_the_features_and_stay_as_they_are(new_adapter, encoder_factory):
-    tuned, plain = encoder_factory(), new_adapter("source-only")
+def test_tuned_towers_give_the_features_and_stay_as_they_are(new_adapter, tiny_clip_factory):
+    tuned, plain = tiny_clip_factory(), new_adapter("source-only")
     with torch.no_grad():
         next(tuned.clip.visual.parameters()).mul_(1.2)
     before = {name: value.clone() for name, value in tuned.clip.state_dict().items()}
@@ -174,10 +174,10 @@ def test_tuned_towers_give_the_features_and_stay_as_they_are(new_adapter, encode
     assert all(torch.equal(before[name], value) for name, value in tuned.clip.state_dict().items())
 
 
-def test_an_arm_with_segments_starts_from_the_same_model(sides, stores, cache, encoder_factory, tmp_path):
+def test_an_arm_with_segments_starts_from_the_same_model(sides, stores, cache, tiny_clip_factory, tmp_path):
     store = make_halves(tmp_path / "one", (sides[1], sides[2]))
     parts = sides[1], sides[1], sides[2]
-    study = AdaptStudy(encoder_factory(), *parts, tmp_path / "runs", cache, progress=False, store=store,
+    study = AdaptStudy(tiny_clip_factory(), *parts, tmp_path / "runs", cache, progress=False, store=store,
                        **{**SMALL, "head_epochs": 1})  # fmt: skip
     assert study.config("base").segments == "none" and not study.lacking("segments=late")
     assert "segments=late" in ADAPT_ARMS
@@ -185,7 +185,7 @@ def test_an_arm_with_segments_starts_from_the_same_model(sides, stores, cache, e
     assert rows[1]["mR"] != rows[0]["mR"] or rows[1]["difference"] == 0
 
 
-def test_the_command_adapts_a_checkpoint_with_segments(tiny_rsicd, sides, tmp_path):
+def test_the_command_adapts_a_checkpoint_with_segments(tiny_rsicd, tiny_clip, sides, tmp_path):
     from makers_geo import make_geotiles
 
     make_geotiles(tmp_path / "tiles", side=16, columns=("x", "y", "z"))
@@ -193,8 +193,8 @@ def test_the_command_adapts_a_checkpoint_with_segments(tiny_rsicd, sides, tmp_pa
     away = read_dataset(tmp_path / "tiles")
     masks = [make_halves(tmp_path / "masks" / name, [part]).folder for name, part in (("a", home), ("b", away))]
     short = ("--cache", tmp_path / "cache", "-s", "head_epochs=1", "-s", "head_batch_size=8")
-    done = ucore("train", "--data", tiny_rsicd, "--scale", "tiny", "--segments", masks[0], "-s", "segment_count=2",
-                 *short, "--out", tmp_path / "run")  # fmt: skip
+    done = ucore("train", "--data", tiny_rsicd, "--encoder", tiny_clip, "--scale", "tiny", "--segments", masks[0],
+                 "-s", "segment_count=2", *short, "--out", tmp_path / "run")  # fmt: skip
     assert done.status == 0, done.err
     given = ("adapt", "--source", tiny_rsicd, "--target", tmp_path / "tiles", "--checkpoint", tmp_path / "run",
              "--scale", "tiny", *short, "--out", tmp_path / "out")  # fmt: skip

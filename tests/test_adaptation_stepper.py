@@ -106,12 +106,12 @@ def test_a_reset_begins_the_views_anew(stepper):
     assert stepper.adapter.step_count == 1 and len(stepper.probe.cycles) == 1
 
 
-def test_a_real_adapter_steps_with_its_own_probe(sides, tmp_path, encoder_factory):
+def test_a_real_adapter_steps_with_its_own_probe(sides, tmp_path, tiny_clip_factory):
     from ucore.adapt import Adapter
     from ucore.adapt_config import AdaptConfig
 
     config = AdaptConfig.of("paper", "tiny", head_epochs=1, head_batch_size=8, target_batch_size=4)
-    adapter = Adapter(encoder_factory(), *sides, config, None, tmp_path / "cache", progress=False)
+    adapter = Adapter(tiny_clip_factory(), *sides, config, None, tmp_path / "cache", progress=False)
     stepper = AdaptationStepper(adapter)
     stepper.run()
     assert adapter.finished and stepper.training.status.value.count("Finished after 3 steps") == 1

@@ -47,9 +47,9 @@ def two_domains(tmp_path_factory) -> Manifest:
     return manifest
 
 
-def test_a_study_ranks_every_test_part_and_is_kept(two_domains, encoder_factory, tmp_path, monkeypatch):
+def test_a_study_ranks_every_test_part_and_is_kept(two_domains, tiny_clip_factory, tmp_path, monkeypatch):
     config = TrainConfig.at("tiny", head_epochs=2, head_batch_size=4)
-    parts = encoder_factory(), two_domains, config, tmp_path / "gap", tmp_path / "features"
+    parts = tiny_clip_factory(), two_domains, config, tmp_path / "gap", tmp_path / "features"
     gap = domain_gap(*parts)
     assert gap.domains == ["a", "b"] and gap.mean_recall.shape == (2, 2)
     assert [len(ranks[0]) for ranks in gap.ranks[0]] == [6, 6]
@@ -62,6 +62,6 @@ def test_a_study_ranks_every_test_part_and_is_kept(two_domains, encoder_factory,
     assert (domain_gap(*parts).mean_recall == gap.mean_recall).all()
 
 
-def test_one_domain_alone_is_refused(two_domains, encoder_factory, tmp_path):
+def test_one_domain_alone_is_refused(two_domains, tiny_clip_factory, tmp_path):
     with pytest.raises(DataError, match="A gap needs two domains"):
-        domain_gap(encoder_factory(), two_domains.domain("a"), TrainConfig.at("tiny"), tmp_path)
+        domain_gap(tiny_clip_factory(), two_domains.domain("a"), TrainConfig.at("tiny"), tmp_path)

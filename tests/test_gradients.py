@@ -65,12 +65,12 @@ SETTINGS = dict(head_epochs=0, tune_epochs=1, tune_batch_size=8, test_views=1, p
 
 
 @pytest.fixture
-def new_trainer(tiny_rsicd, encoder_factory):
+def new_trainer(tiny_rsicd, tiny_clip_factory):
     manifest = read_dataset(tiny_rsicd, split=("train", "val"))
 
     def make(**changes):
         config = TrainConfig.at("small", **{**SETTINGS, **changes})
-        return Trainer(encoder_factory(), manifest.split("train"), manifest.split("val"), config, progress=False)
+        return Trainer(tiny_clip_factory(), manifest.split("train"), manifest.split("val"), config, progress=False)
 
     return make
 
