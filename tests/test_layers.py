@@ -19,6 +19,7 @@ ORDER = [
         "files",
         "config",
         "images",
+        "checked",
         "origin",
         "notebooks",
         "masks",

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from ucore.checked import find_bad_files
 from ucore.config import did_you_mean
 from ucore.errors import DataError
 from ucore.files import safe_join
-from ucore.images import find_bad_images
 from ucore.manifest import Names, few, known_names
 
 Entry = dict[str, Any]
@@ -224,7 +224,7 @@ def of_split(entries: list[Entry], split: Names | None, where: Path) -> list[Ent
 
 def usable(entries: list[Entry], folder: Path, skip_bad: bool) -> list[Entry]:
     """The entries whose image can be decoded: all of them, or DataError without `skip_bad`."""
-    problems = find_bad_images([safe_join(folder, entry["image"]) for entry in entries])
+    problems = find_bad_files([safe_join(folder, entry["image"]) for entry in entries])
     if not problems:
         return entries
     named = few([f"{entries[position]['image']} ({problem})" for position, problem in problems.items()])
