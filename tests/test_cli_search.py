@@ -29,7 +29,8 @@ def test_an_index_is_built_searched_and_mapped(search_place, tmp_path):
                  "--export", tmp_path / "scores.parquet")  # fmt: skip
     assert page.status == 0 and (tmp_path / "map.html").stat().st_size > 100_000, page.err
     assert len(geopandas.read_parquet(tmp_path / "scores.parquet")) == 36
-    assert json.loads(ucore("index", "info", index).out)["images"] == 36
+    told = json.loads(ucore("index", "info", index).out)
+    assert (told["images"], told["texts"], told["segments"]) == (36, 108, 0) and told["segment_settings"]["share"] > 0
     assert "144 items" in ucore("index", "compact", index).out
 
 
@@ -55,6 +56,7 @@ def test_a_sample_and_a_file_are_searched_for(search_place):
     (("a", "--box", "3,2,1,0"), "inverted"), (("a", "--domain", "spian"), "did you mean 'spain'"),
     (("a", "--tag", "buildin"), "building"), (("a", "--out", "found.shp"), "ends in .json"),
     (("a", "--late"), "trained without segments"), (("--sample", "b", "--late"), "ask with words"),
+    (("--sample", "b", "--explain"), "ask with words"), (("--image", "nope.jpg"), "absent. Ask with another file"),
     (("a", "--find", "text"), "images or segments"), (("a", "--box", ""), "must be W,S,E,N"),
     (("a", "--near", ""), "belong together"), (("a", "--near", "", "--km", 1), "must be LAT,LON"),
     (("a", "--k", 0), "at least one"),
@@ -74,6 +76,10 @@ def test_other_wrong_input(search_place, tmp_path):
         (("search", "a", "--index", search_place.index, "--polygon", crossed), "crosses itself"),
         (("search", "a", "--index", search_place.index, "--polygon", tmp_path / "no.json"), "no GeoJSON file"),
         (("map", "a", "--index", search_place.index, "--out", tmp_path / "map.png"), "ends in .html"),
+        (
+            ("map", "a", "--versus-checkpoint", tmp_path, "--index", search_place.index),
+            "--versus-index names; give both",
+        ),
         (("map", "", "--index", search_place.index, "--out", tmp_path / "map.html"), "query is empty"),
         (("app", "--index", search_place.index, "--checkpoint", tmp_path), "no checkpoint"),
         (("index", "build", "--checkpoint", tmp_path, "--out", tmp_path / "x"), "no checkpoint"),

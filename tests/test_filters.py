@@ -1,5 +1,6 @@
 """Filters let through what they say: against loops over rows that a person can check."""
 
+import json
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from ucore.columns import Columns
 from ucore.errors import ConfigError
-from ucore.filters import Filter, distance_km
+from ucore.filters import Filter, distance_km, polygon_in
 
 ROWS = pd.DataFrame(
     {
@@ -147,3 +148,17 @@ def test_a_box_is_so_many_degrees_east_of_its_west(west, south, width, north, pl
     turned = (west + width + 180) % 360 - 180
     if turned < west and width < 180:
         assert Filter(box=(west, south, turned, north)).mask(rows).tolist() == inside
+
+
+def test_an_area_file_may_hold_several_polygons_but_in_degrees(tmp_path):
+    squares = [shapely.box(0, 0, 1, 1), shapely.box(4, 4, 5, 5)]
+    features = [{"type": "Feature", "geometry": shapely.geometry.mapping(square)} for square in squares]
+    path = tmp_path / "area.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    assert polygon_in(path).equals(shapely.union_all(squares))
+    path.write_text(json.dumps(shapely.geometry.mapping(shapely.box(2.7e6, 8.4e6, 2.8e6, 8.5e6))))
+    with pytest.raises(ConfigError, match="reproject it to EPSG:4326"):
+        polygon_in(path)
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": []}))
+    with pytest.raises(ConfigError, match="holds no polygon"):
+        polygon_in(path)

@@ -3,14 +3,16 @@
 import base64
 import json
 import re
+import shutil
 
 import geopandas
 import numpy as np
+import pandas as pd
 import pytest
 
 from ucore.errors import ConfigError, DataError
 from ucore.filters import Filter
-from ucore.heat import heat_layer, heat_map, quantised, save_scores
+from ucore.heat import heat_layer, heat_map, layer_titles, quantised, save_scores
 from ucore.maps import save_map
 from ucore.retrieve import Searcher
 
@@ -65,3 +67,16 @@ def test_colours_go_from_the_middle_up():
     assert list(base64.b64decode(code)) == [0, 0, 254, 255]
     assert quantised(None) == (None, None, "") and quantised(np.array([np.nan])) == (None, None, "")
     assert list(base64.b64decode(quantised(np.array([3.0, 3.0]))[2])) == [0, 0]
+
+
+def test_two_indexes_are_told_apart(search_place, searcher, tmp_path):
+    shutil.copytree(search_place.index, tmp_path / "after" / search_place.index.name)
+    other = Searcher(tmp_path / "after" / search_place.index.name, search_place.checkpoint)
+    layers = [heat_layer(searcher, "a red house", k=2), heat_layer(other, "a red house", k=2)]
+    ends = [f"{search_place.index.parent.name}/{search_place.index.name}", f"after/{search_place.index.name}"]
+    assert layer_titles(layers) == [f"a red house ({end})" for end in ends]
+    assert layer_titles([layers[0], layers[0]]) == ["a red house"] * 2
+    page = save_map(heat_map(layers), tmp_path / "map.html").read_text("utf-8")
+    assert all(f"a red house ({end})" in page for end in ends)
+    table = pd.read_csv(save_scores(layers, tmp_path / "scores.csv"))
+    assert set(table["index"]) == set(ends) and not table.duplicated(["sample_id", "query", "index"]).any()

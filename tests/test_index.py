@@ -192,6 +192,15 @@ def test_one_writer_and_readers_beside_it(tmp_path):
     assert index.version == 1
 
 
+def test_more_hits_than_can_be_held_are_refused(tmp_path):
+    index = GalleryIndex.create(tmp_path / "i", CARD, DIM)
+    index.add(make_features(5), make_rows(5))
+    assert index.search(make_features(2), 1000).positions.shape == (2, 1000)
+    for k in (10**8, 10**12, 2**64):
+        with pytest.raises(ConfigError, match="hits at once"):
+            index.search(make_features(2), k)
+
+
 @pytest.mark.parametrize("pattern", ["vectors-*", "rows-*", "gone-*", "index.json"])
 @pytest.mark.parametrize("how", ["cut", "flip", "remove", "empty"])
 def test_damaged_files_are_named(tmp_path, pattern, how):
@@ -208,7 +217,8 @@ def test_damaged_files_are_named(tmp_path, pattern, how):
     with pytest.raises(DataError) as told:
         GalleryIndex.open(tmp_path / "i")
     assert path.name in str(told.value)
-    assert "Build the index again" in str(told.value) or "ucore index build" in str(told.value)
+    anew = "ucore index build" if (pattern, how) == ("index.json", "remove") else "remove the folder and build"
+    assert anew in str(told.value)
     assert "\n" not in str(told.value)
 
 

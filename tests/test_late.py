@@ -11,6 +11,7 @@ from ucore.alignment import SegmentPool
 from ucore.config import TrainConfig
 from ucore.embedding import build_index
 from ucore.errors import ConfigError
+from ucore.explain import explain
 from ucore.features import embed_images, embed_texts
 from ucore.fusion import fused, segment_sets, segment_vectors, vector_scores
 from ucore.late import pool_scores
@@ -88,6 +89,13 @@ def test_a_query_weighs_images_with_their_segments_as_the_encoder_does(encoder_f
     assert [hit.score for hit in answer.hits] == pytest.approx(expected[order], abs=1e-5)
     plain = searcher.text("a red house", k=18, correct_hubs=False, group=False)
     assert [hit.score for hit in plain.hits] != pytest.approx(expected[order], abs=1e-3)
+    why = explain(searcher, answer, answer.hits[0])
+    with torch.inference_mode():
+        row = [order[0]]
+        parts = [embed_texts(encoder, [text], False) for text in ("a red house", "red house", "a house", "a red")]
+        kept = [fused(images[row] @ text.T, vector_scores(encoder.segments, segment_vectors(encoder.segments, sets), text)[row],
+                      sets.present.numpy()[row], 0.4)[0, 0] for text in parts]  # fmt: skip
+    assert [weight for _, weight in why.words] == pytest.approx([kept[0] - one for one in kept[1:]], abs=2e-4)
     typed = ucore("search", "a red house", "--late", "--index", tmp_path / "index", "--k", 3)
     assert typed.status == 0 and typed.out.count("image:") == 3, typed.err
     with pytest.raises(ConfigError, match="leave it out where segments"):

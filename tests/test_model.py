@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 
 from ucore import bundled
+from ucore.checkpoint import load_checkpoint, save_encoder
+from ucore.config import TrainConfig
 from ucore.errors import CheckpointError, ConfigError
 from ucore.model import Head, dihedral, load_encoder
 
@@ -82,6 +84,21 @@ def test_a_cut_caption_is_counted_and_a_full_one_is_not(bundled_one, encoder, ti
     assert not [w for w in recwarn if "longer" in str(w.message)]
     with pytest.warns(UserWarning, match=f"1 of 2 texts are longer than the {room + 2} tokens"):
         model.tokenize(["road " * (room + 1), "road"])
+
+
+def test_features_are_known_by_the_same_name_before_and_after_a_checkpoint(encoder_factory, tiny_clip, tmp_path):
+    made = encoder_factory()
+    assert made.fingerprint("image") == "99f23cb735189f12"  # of indexes and caches that people have
+    small = load_encoder(preprocess={"size": (64, 64)})
+    assert small.image_size == (64, 64) and small.transform(Image.new("RGB", (200, 90))).shape == (3, 64, 64)
+    for number, encoder in enumerate((made, small, load_encoder(tiny_clip))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        save_encoder(folder, encoder, encoder.state_dict(), TrainConfig.at("tiny"), {"mR": 1.0})
+        again, _ = load_checkpoint(folder)
+        assert again.image_size == encoder.image_size
+        for part in ("image", "text"):
+            assert again.fingerprint(part) == encoder.fingerprint(part)
 
 
 def test_a_clip_model_starts_as_its_zero_shot_self(tiny_clip):

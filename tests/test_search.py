@@ -4,8 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
+import shapely
 from command import ucore
 from makers_index import state_of
 from makers_maps import make_places
@@ -14,14 +16,15 @@ from makers_search import save_checkpoint
 from ucore.checkpoint import load_bank, load_checkpoint
 from ucore.checkpoint_files import WEIGHTS
 from ucore.embedding import build_index, known_items
-from ucore.errors import CheckpointError, ConfigError, DataError
+from ucore.errors import CheckpointError, ConfigError, DataError, UserError
 from ucore.explain import explain, explanation_html, plot_explanations
 from ucore.features import embed_images, embed_texts
-from ucore.files import file_hash
+from ucore.files import file_hash, only_writer
 from ucore.filters import Filter
 from ucore.hubness import hub_bias
 from ucore.index import GalleryIndex
 from ucore.manifest import Manifest
+from ucore.masks import Segments
 from ucore.retrieve import Searcher
 from ucore.segments import segment_dataset
 
@@ -249,6 +252,27 @@ class TestExplaining:
         own = Searcher(tmp_path / "index", search_place.checkpoint)
         assert explain(own, answer, answer.hits[0]).segments[0].number == 57
 
+    def test_a_segment_that_was_found_is_the_one_that_is_shown(self, searcher, tmp_path):
+        answer = searcher.text(QUERY, k=36, find="segment", group=False)
+        hit = next(hit for hit in answer.hits[1:] if hit.sample_id == answer.hits[0].sample_id)
+        found = explain(searcher, answer, hit)
+        number = int(hit.item_id.rpartition("#")[2])
+        assert (found.segments[0].number, found.segments[0].found) == (number, True)
+        assert sum(part.found for part in found.segments) == 1 and f"found: #{number} " in found.lines()[2]
+        index = searcher.index
+        row = index.rows(index.find([hit.item_id])).iloc[0]
+        rows, columns = np.nonzero(Segments.from_rles((row["mask_height"], row["mask_width"]), [row["mask"]]).masks[0])
+        height, width = row["mask_height"], row["mask_width"]
+        box = columns.min() / width, rows.min() / height, (columns.max() + 1) / width, (rows.max() + 1) / height
+        assert hit.box == pytest.approx(box, abs=1e-4)
+        west, south, east, north = shapely.from_wkb(row["footprint"]).bounds
+        ground = (west + box[0] * (east - west), north - box[3] * (north - south),
+                  west + box[2] * (east - west), north - box[1] * (north - south))  # fmt: skip
+        assert hit.bounds == pytest.approx(ground, abs=1e-6)
+        kept = geopandas.read_file(answer.save(tmp_path / "segments.geojson"))
+        assert set(kept.geom_type) == {"Polygon"}
+        assert kept.geometry[hit.rank - 1].bounds == pytest.approx(hit.bounds, abs=1e-6)
+
     def test_segments_come_best_first_and_are_drawn(self, searcher):
         answer = searcher.text(QUERY, k=2)
         found = [explain(searcher, answer, hit) for hit in answer.hits]
@@ -308,6 +332,60 @@ def test_a_large_index_is_searched_approximately_where_asked_for(search_place, t
     typed = ucore("search", QUERY, "--index", tmp_path / "index", "--knn", "approximate")
     assert typed.status == 0 and "Searched approximately" in typed.out, typed.err
     assert "approximately" not in ucore("search", QUERY, "--index", tmp_path / "index").out
+
+
+class TestMoving:
+    """What a repeated build finds moved is written down anew; what cannot be is told before anything is embedded."""
+
+    @pytest.fixture
+    def copies(self, search_place, tmp_path):
+        for name, place in (("index", search_place.index), ("data", search_place.data),
+                            ("checkpoint", search_place.checkpoint)):  # fmt: skip
+            shutil.copytree(place, tmp_path / name)
+        return tmp_path
+
+    @pytest.mark.parametrize("engine", ["flat", "lance"])
+    def test_checkpoint_images_and_dataset_are_those_of_the_last_build(self, search_place, copies, engine):
+        if engine == "lance":
+            pytest.importorskip("lancedb")
+        small = Manifest(search_place.manifest.frame.iloc[:4].reset_index(drop=True), search_place.data)
+        build_index(search_place.checkpoint, small, copies / engine, engine=engine, progress=False)
+        moved = small.frame.assign(source="simulated", domain="mars")
+        index = build_index(copies / "checkpoint", Manifest(moved, copies / "data"), copies / engine, progress=False)
+        again = Searcher(copies / engine)
+        assert again.simulated and again.checkpoint == copies / "checkpoint" and again.root == copies / "data"
+        assert again.index.card["dataset"] == "mars" == index.card["dataset"]
+        version = index.version
+        same = build_index(copies / "checkpoint", Manifest(moved, copies / "data"), copies / engine, progress=False)
+        assert same.card == index.card and (engine == "lance" or same.version == version)
+
+    def test_what_makes_a_build_impossible_is_told_first(self, search_place, copies, monkeypatch):
+        monkeypatch.setattr("ucore.embedding.Contents", None)  # which hashes every image
+        given = (search_place.checkpoint, search_place.manifest, copies / "index")
+        with pytest.raises(ConfigError, match="of the engine flat; leave --engine out"):
+            build_index(*given, engine="lance", progress=False)
+        next((copies / "index").glob("vectors-*")).write_bytes(b"")
+        with pytest.raises(DataError, match="remove the folder and build the index again"):
+            build_index(*given, progress=False)
+
+    def test_two_builds_at_once_are_told_as_such(self, search_place, copies):
+        (copies / "index" / ".building").mkdir()
+        with only_writer(copies / "index" / ".building"), pytest.raises(UserError, match="is building"):
+            build_index(search_place.checkpoint, search_place.manifest, copies / "index", progress=False)
+        build_index(search_place.checkpoint, search_place.manifest, copies / "index", progress=False)
+        assert not (copies / "index" / ".building").exists()
+
+
+def test_a_country_that_was_taken_out_is_unknown(search_place, tmp_path):
+    shutil.copytree(search_place.index, tmp_path / "index")
+    index = GalleryIndex.open(tmp_path / "index")
+    rows = index.rows(np.concatenate([index.select(kind) for kind in ("image", "text", "segment")]))
+    index.delete(rows.loc[rows["domain"] == "spain", "item_id"])
+    for where, told in ((Filter(domains=("spain",)), "finland"), (Filter(tags=("leisure=swimming_pool",)), "tag")):
+        with pytest.raises(ConfigError, match=told) as refused:
+            index.select("image", where)
+        assert "did you mean 'spain'" not in str(refused.value)
+    assert len(index.select("image", Filter(tags=("building",)))) == 24
 
 
 def test_the_index_is_a_plain_gallery_index(search_place):

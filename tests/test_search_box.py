@@ -120,3 +120,15 @@ def test_a_gallery_without_places_shows_its_results_as_cards(search_place, tmp_p
     like.click()
     assert f"image {box._query[1]}" in box.status.value and box._query == ("sample", box._query[1])
     assert all(len(card.children) == 2 for card in box.cards.children)  # a picture has no words to explain
+
+
+def test_as_many_results_as_there_is_room_for(box):
+    with pytest.raises(ConfigError, match="from 1 to 100 results"):
+        box.ask("a red house", k=500)
+
+
+def test_what_an_image_finds_has_no_words_to_ask_about(box):
+    for ask, said in (("ask", "text"), ("like", "image")):
+        getattr(box, ask)("a red house" if ask == "ask" else "spain_001")
+        code = re.search('data-update="([^"]+)"', box.link.value)
+        assert code and json.loads(base64.b64decode(code.group(1)))["asked"] == said

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ucore.errors import ConfigError
 from ucore.files import atomic_path, write_json
 
@@ -24,6 +26,8 @@ class Hit:
     rank: from 1. score: cosine with the query, hubs corrected where the answer says so. sure: probability that it is
     the very image asked for (`sureness`), None where it is not known. kind: "image", "text" or "segment". text: of a
     text, else the sample's first caption. lon, lat, gsd_m: None where not known. area: a segment's share of its image.
+    box: left, top, right and bottom of a segment, as shares of its image's sides; bounds: the same on the ground, west,
+    south, east and north in degrees, where the image's footprint is known.
     times, others: how often (nearly) the same was found, and the item ids of the repetitions.
     """
 
@@ -43,6 +47,8 @@ class Hit:
     gsd_m: float | None
     split: str = ""
     area: float | None = None
+    box: tuple[float, float, float, float] | None = None
+    bounds: tuple[float, float, float, float] | None = None
     times: int = 1
     others: tuple[str, ...] = ()
 
@@ -52,7 +58,8 @@ class Answer:
     """A query and its hits, best first.
 
     query: what was asked, as it was read. asked: "text" or "image". kind: of the hits. notes: sentences for the person
-    who asked. positions: the hits' places in the index. simulated: whether the gallery is generated.
+    who asked. late: whether segments count in the scores. positions: the hits' places in the index. simulated: whether
+    the gallery is generated.
     """
 
     query: str
@@ -61,6 +68,7 @@ class Answer:
     notes: tuple[str, ...] = ()
     asked: str = "text"
     hubs_corrected: bool = False
+    late: bool = False
     simulated: bool = False
     seconds: float = 0.0
     positions: tuple[int, ...] = field(default=(), repr=False)
@@ -91,14 +99,21 @@ class Answer:
         return [*told, *([] if self.hits else ["Nothing was found."]), *(f"Note: {note}" for note in self.notes)]
 
     def save(self, path: str | Path) -> Path:
-        """Write as .json, .geojson, .parquet (GeoParquet) or .csv, whole or not at all; hits without place are left
-        out of the two geographic ones. Raises ConfigError for another ending."""
+        """Write as .json, .geojson, .parquet (GeoParquet) or .csv, whole or not at all.
+
+        In the two geographic ones a hit is a point, a segment its box on the ground; without a place it is left out.
+        Raises ConfigError for another ending.
+        """
         path = Path(path)
         check_format(path)
         if path.suffix == ".json":
             write_json(path, self.to_dict())
             return path
-        return save_places(self.table(), path)
+        if path.suffix == ".csv" or not any(hit.bounds for hit in self.hits):
+            return save_places(self.table(), path)
+        import shapely
+
+        return save_places(self.table(), path, [hit.bounds and shapely.box(*hit.bounds) for hit in self.hits])
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<div>{html.escape(line)}</div>" for line in self.lines())
@@ -112,13 +127,34 @@ def hit_of(row: "Mapping[str, Any]", rank: int, score: float, sure: float | None
         value = row.get(name)
         return None if value is None or not math.isfinite(value) else float(value)
 
+    box, bounds = _where_in(row) if row["kind"] == "segment" else (None, None)
     return Hit(
         rank=rank, score=round(score, 6), sure=None if sure is None else round(float(sure), 4),
         item_id=str(row["item_id"]), kind=str(row["kind"]), sample_id=str(row["sample_id"]), image=str(row["image"]),
         text=str(row["text"]), domain=str(row["domain"]), tags=tuple(row["tags"]), source=str(row["source"]),
         lon=number("lon"), lat=number("lat"), gsd_m=number("gsd_m"), split=str(row.get("split", "")),
-        area=number("area") if row["kind"] == "segment" else None, times=1 + len(others), others=tuple(others),
+        area=number("area") if row["kind"] == "segment" else None, box=box, bounds=bounds,
+        times=1 + len(others), others=tuple(others),
     )  # fmt: skip
+
+
+def _where_in(row: "Mapping[str, Any]") -> tuple[Any, Any]:
+    """Where a segment lies, `Hit.box` and `Hit.bounds`; None for what is not known."""
+    if not row["mask"] or not row["mask_height"] or not row["mask_width"]:
+        return None, None
+    from ucore.masks import Segments
+
+    size = int(row["mask_height"]), int(row["mask_width"])
+    left, top, right, bottom = Segments.from_rles(size, [row["mask"]]).boxes[0] / np.array([size[1], size[0]] * 2)
+    box = tuple(round(float(edge), 4) for edge in (left, top, right, bottom))
+    if not row["footprint"]:
+        return box, None
+    import shapely
+
+    west, south, east, north = shapely.from_wkb(row["footprint"], on_invalid="ignore").bounds
+    edges = (west + left * (east - west), north - bottom * (north - south),
+             west + right * (east - west), north - top * (north - south))  # fmt: skip
+    return box, tuple(round(float(edge), 7) for edge in edges)
 
 
 def there_are(count: int, kind: str) -> str:
@@ -182,7 +218,7 @@ def _plain(value: Any) -> Any:
 
 def _flat(value: Any) -> Any:
     """Lists as one text, which every format holds."""
-    return ", ".join(value) if isinstance(value, tuple) else value
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def plain(text: str) -> str:

@@ -27,9 +27,9 @@ def find_bad_files(paths: Sequence[Path], kept: Path = CHECKED) -> dict[int, str
         return find_bad_images(paths)
     place = kept / f"{content_hash(os.path.commonpath([path.absolute() for path in paths]))}.npy"
     keys, known = np.array([_key(path) for path in paths], np.uint64), _known(place)
-    open_ = np.flatnonzero(~np.isin(keys, known) | (keys == 0))
+    open_: list[int] = np.flatnonzero(~np.isin(keys, known) | (keys == 0)).tolist()
     found = find_bad_images([paths[position] for position in open_])
-    problems = {int(open_[position]): problem for position, problem in found.items()}
+    problems = {open_[position]: problem for position, problem in found.items()}
     good = np.setdiff1d(np.delete(keys, list(problems)), [0])
     now = good if len(known) > STALE * len(paths) else np.union1d(known, good)
     if len(now) > len(known) or len(known) > STALE * len(paths):

@@ -81,7 +81,8 @@ def info(path: Annotated[str, tyro.conf.Positional]) -> None:
     sure = read_sureness(found)
     found.verify()
     counts = {f"{kind}s": len(found.select(kind)) for kind in ("image", "text", "segment")}
-    card = {"version": found.version, **counts, **found.card, "sureness": None if sure is None else sure.to_dict()}
+    facts = {"segment_settings" if name == "segments" else name: value for name, value in found.card.items()}
+    card = {"version": found.version, **facts, **counts, "sureness": None if sure is None else sure.to_dict()}
     print(json.dumps(card, indent=2, ensure_ascii=False))
 
 

@@ -69,8 +69,9 @@ def search(
 
     if sum([bool(query.strip()), image is not None, sample is not None]) != 1:
         raise ConfigError("Ask with one of: words (“tennis courts beside a school”), --image FILE or --sample ID.")
-    if late and not query.strip():
-        raise ConfigError("--late weighs segments by words; leave it out, or ask with words")
+    for option, given in (("--late", late), ("--explain", explain)):
+        if given and not query.strip():
+            raise ConfigError(f"{option} weighs words; leave it out, or ask with words")
     if out is not None:
         check_format(out)
         require_writable(out.parent)
@@ -192,6 +193,8 @@ def draw_map(
         require_writable(path.parent)
     if export is not None:
         check_format(export, (".geojson", ".parquet", ".csv"))
+    if versus_checkpoint is not None and versus_index is None:
+        raise ConfigError("--versus-checkpoint is of the index that --versus-index names; give both")
     where = _filter(near, km, box, polygon, domain, tag, source)
     from ucore.heat import heat_layer, heat_map, save_scores
     from ucore.maps import save_map

@@ -22,8 +22,10 @@ class Columns:
     lon, lat: float64 (N,), NaN where unknown. Names and tags are numbers into sorted lists of what occurs.
     """
 
-    def __init__(self, table: "pa.Table") -> None:
-        self._table = table
+    def __init__(self, table: "pa.Table", present: np.ndarray | None = None) -> None:
+        """present: bool (N,), the rows whose names count when one is unknown; None: all."""
+        self._table, self._present = table, present
+        self._known: dict[str, list[str]] = {}
 
     @classmethod
     def of(cls, rows: "pd.DataFrame | pa.Table") -> "Columns":
@@ -81,29 +83,46 @@ class Columns:
 
     def names(self, column: str) -> list[str]:
         """What occurs in "domain", "source" or "tags", sorted."""
-        return {"domain": self._domain, "source": self._source, "tags": self._tags}[column][-1]
+        if column not in self._known:
+            self._known[column] = self._occurring(column)
+        return self._known[column]
+
+    def _occurring(self, column: str) -> list[str]:
+        if column == "tags":
+            rows, codes, names = self._tags
+            codes = codes if self._present is None else codes[self._present[rows]]
+        else:
+            codes, names = self._domain if column == "domain" else self._source
+            codes = codes if self._present is None else codes[self._present]
+        return names if self._present is None else [names[code] for code in np.unique(codes)]
 
     def named(self, column: str, wanted: Sequence[str]) -> np.ndarray:
         """Which rows have one of the names, bool (N,). Raises ConfigError for a name that no row has."""
         codes, names = self._domain if column == "domain" else self._source
+        occurring = self.names(column)
         for name in wanted:
-            if name not in names:
-                raise ConfigError(_unknown(column, name, names))
+            if name not in occurring:
+                raise ConfigError(_unknown(column, name, occurring))
         return np.isin(names, wanted)[codes] if names else np.zeros(len(self), bool)
 
     def tagged(self, wanted: Sequence[str]) -> np.ndarray:
         """Which rows have at least one of the tags, bool (N,). Raises ConfigError for a tag that no row has."""
         rows, codes, names = self._tags
-        keys = {name.partition("=")[0] for name in names}
+        occurring = self.names("tags")
         hit = np.zeros(len(names), bool)
         for tag in wanted:
-            fits = [name == tag or ("=" not in tag and name.partition("=")[0] == tag) for name in names]
-            if not any(fits):
-                raise ConfigError(_unknown("tag", tag, names if "=" in tag else [*sorted(keys), *names]))
-            hit |= np.array(fits)
+            if not any(_fits(tag, name) for name in occurring):
+                keys = sorted({name.partition("=")[0] for name in occurring})
+                raise ConfigError(_unknown("tag", tag, occurring if "=" in tag else [*keys, *occurring]))
+            hit |= np.array([_fits(tag, name) for name in names])
         passed = np.zeros(len(self), bool)
         passed[rows[hit[codes]]] = True
         return passed
+
+
+def _fits(tag: str, name: str) -> bool:
+    """Whether a name, "key=value", is what a tag asks for: the very same, or any of a bare key."""
+    return name == tag or ("=" not in tag and name.partition("=")[0] == tag)
 
 
 def _codes(column: Any) -> tuple[np.ndarray, list[str]]:

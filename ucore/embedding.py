@@ -8,7 +8,8 @@ an old name included (files are compared by their bytes), and takes out what is 
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from ucore.checkpoint import load_bank, load_checkpoint
 from ucore.checkpoint_files import WEIGHTS
 from ucore.config import TrainConfig
 from ucore.crop_features import UNHASHED, image_keys, segment_features
-from ucore.errors import ConfigError, DataError
+from ucore.errors import ConfigError, DataError, UserError
 from ucore.features import embed_images, embed_texts
-from ucore.files import content_hash, file_hash
+from ucore.files import content_hash, file_hash, only_writer, require_writable
 from ucore.fusion import segment_vectors
 from ucore.hubness import Bank, hub_bias
 from ucore.index import GalleryIndex
@@ -68,8 +69,28 @@ def build_index(
     config, bank = TrainConfig.from_dict(trained["train"]), load_bank(checkpoint)
     place = place_of(out)
     card = index_card(encoder, Path(checkpoint), manifest, place, config)
+    index = _opened(place, card, engine)  # before images are hashed, for minutes
     contents = Contents(manifest, segments, segment_count, config.segment_background)
-    index = _open_or_create(place, card, encoder.embed_dim, engine)
+    with _one_builder(place):
+        if index is None:
+            kind = "lance" if isinstance(place, str) else "flat"
+            index = GalleryIndex.create(place, card, encoder.embed_dim, kind if engine == "auto" else engine)
+        index.describe(card)  # checkpoint and images may have moved
+        return _fill(index, encoder, manifest, contents, bank, config, segments, segment_count, progress)
+
+
+def _fill(
+    index: GalleryIndex,
+    encoder: DualEncoder,
+    manifest: Manifest,
+    contents: "Contents",
+    bank: Bank | None,
+    config: TrainConfig,
+    segments: SegmentStore | None,
+    segment_count: int,
+    progress: bool,
+) -> GalleryIndex:
+    """Take out what is no longer so, and add what is missing."""
     known = known_items(index)
     stale = [item for item, content in known.items() if not contents.still(item, content)]
     index.delete(stale)
@@ -81,7 +102,7 @@ def build_index(
     added = len(index) - len(known) + len(stale)
     if len(index) >= FROM and REBUILT * len(index) <= len(stale) + added:
         index.compact()  # learns the cells of an approximate search
-    sure = measure_sureness(index, bank, card["temperature"])
+    sure = measure_sureness(index, bank, index.card["temperature"])
     index.keep(SURENESS, None if sure is None else sure.to_dict())
     return index
 
@@ -113,14 +134,39 @@ def index_card(
     }
 
 
-def _open_or_create(place: Place, card: dict[str, Any], dim: int, engine: str) -> GalleryIndex:
-    if GalleryIndex.exists(place):
-        index = GalleryIndex.open(place)
-        index.require(card)
-        return index
-    if engine == "auto":
-        engine = "lance" if isinstance(place, str) else "flat"
-    return GalleryIndex.create(place, card, dim, engine)
+def _opened(place: Place, card: dict[str, Any], engine: str) -> GalleryIndex | None:
+    """The index that is there; None where there is none. Raises what makes it unfit."""
+    if not GalleryIndex.exists(place):
+        return None
+    index = GalleryIndex.open(place)
+    index.require(card)
+    if engine not in ("auto", index.engine):
+        raise ConfigError(f"The index in {place} is of the engine {index.engine}; leave --engine out, or remove it")
+    return index
+
+
+@contextmanager
+def _one_builder(place: Place) -> Iterator[None]:
+    """Within, no other process builds an index in the same folder; single additions have a lock of their own."""
+    if isinstance(place, str):
+        yield
+        return
+    lock = place / ".building"
+    with ExitStack() as held:
+        while True:
+            require_writable(lock)
+            lock.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(only_writer(lock))
+                break
+            except FileNotFoundError:
+                continue  # another one was done in this moment, and removed it
+            except UserError as error:
+                raise UserError(
+                    f"Another process is building {place}. Wait for it, or choose another --out."
+                ) from error
+        held.callback(lambda: lock.rmdir() if lock.is_dir() else None)
+        yield
 
 
 def known_items(index: GalleryIndex) -> dict[str, str]:

@@ -11,7 +11,7 @@ import base64
 import html
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,16 +31,21 @@ DRAWN = 3  # segments, the best first
 
 @dataclass(frozen=True)
 class Part:
-    """A segment: its number in the tile, its cosine with the query, and the share of the tile that it covers."""
+    """A segment: its number in the tile, its cosine with the query, and the share of the tile that it covers.
+
+    found: whether it is the very hit.
+    """
 
     number: int
     score: float
     area: float
+    found: bool = False
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Words of the query with what the hit's score loses without each, in the query's order; segments, best first.
+    """Words of the query with what the hit's score loses without each, in the query's order; segments, best first,
+    but a segment that is the hit before the others of its tile.
 
     masks: of these segments, in the same order; None where the index has none of the tile. notes: what is missing.
     """
@@ -52,7 +57,7 @@ class Explanation:
     masks: Segments | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        segments = [{"number": part.number, "score": part.score, "area": part.area} for part in self.segments]
+        segments = [asdict(part) for part in self.segments]
         words = [{"word": word, "weight": weight} for word, weight in self.words]
         return {"item_id": self.hit.item_id, "words": words, "segments": segments, "notes": list(self.notes)}
 
@@ -62,9 +67,15 @@ class Explanation:
         if self.words:
             told.append("   words: " + ", ".join(f"{word} {weight:+.3f}" for word, weight in self.words))
         if self.segments:
-            best = ", ".join(f"{part.score:+.3f} ({part.area:.0%} of the tile)" for part in self.segments[:DRAWN])
-            told.append(f"   best segments: {best}")
+            told += [f"   {self._said(part)}" for part in self.segments if part.found]
+            best = ", ".join(self._said(part) for part in self.segments[:DRAWN] if not part.found)
+            told += [f"   best segments: {best}"] if best else []
         return told + [f"   {note}" for note in self.notes]
+
+    @staticmethod
+    def _said(part: Part) -> str:
+        name = f"found: #{part.number} " if part.found else ""
+        return f"{name}{part.score:+.3f} ({part.area:.0%} of the tile)"
 
 
 def explain(searcher: "Searcher", answer: Answer, hit: Hit) -> Explanation:
@@ -83,7 +94,8 @@ def explain(searcher: "Searcher", answer: Answer, hit: Hit) -> Explanation:
         notes.append(f"Only the first {MOST_WORDS} of {len(words)} words were weighed.")
     shorter = [" ".join(words[:number] + words[number + 1 :]) for number in range(len(asked))]
     features = searcher.embed([answer.query, *shorter])
-    weights = (features[:1] - features[1:]) @ feature
+    scores = searcher.late_scores.scores(features, int(places[0])) if answer.late else features @ feature
+    weights = scores[0] - scores[1:]
     weighed = tuple((word, round(float(weight), 4)) for word, weight in zip(asked, weights, strict=True))
     parts, masks = _segments(searcher, answer.query, hit)
     if masks is None:
@@ -99,10 +111,12 @@ def _segments(searcher: "Searcher", query: str, hit: Hit) -> tuple[tuple[Part, .
         return (), None
     rows = searcher.index.rows(places)
     scores = searcher.index.features(places) @ searcher.embed([query])[0]
-    order = np.argsort(-scores, kind="stable")
+    own = (rows["item_id"] == hit.item_id).to_numpy()
+    order = np.lexsort((-scores, ~own))  # stable
     size = (int(rows["mask_height"].iloc[0]), int(rows["mask_width"].iloc[0]))
     numbers = [int(name.rpartition("#")[2]) for name in rows["item_id"]]
-    parts = [Part(numbers[row], round(float(scores[row]), 4), round(float(rows["area"].iloc[row]), 4)) for row in order]
+    parts = [Part(numbers[row], round(float(scores[row]), 4), round(float(rows["area"].iloc[row]), 4), bool(own[row]))
+             for row in order]  # fmt: skip
     return tuple(parts), Segments.from_rles(size, [rows["mask"].iloc[row] for row in order])
 
 

@@ -153,6 +153,10 @@ def _checked_polygon(polygon: Any) -> Any:
         raise ConfigError(f"The polygon is a {kind}; give a Polygon or MultiPolygon, or GeoJSON of one")
     if polygon.is_empty or not np.isfinite(shapely.get_coordinates(polygon)).all():
         raise ConfigError("The polygon is empty or has coordinates that are not finite numbers")
+    west, south, east, north = polygon.bounds
+    if south < -90 or north > 90 or west < -360 or east > 360:
+        raise ConfigError(f"The polygon reaches from {west:g}, {south:g} to {east:g}, {north:g}: no longitudes and "
+                          "latitudes in degrees (WGS 84); reproject it to EPSG:4326")  # fmt: skip
     if not polygon.is_valid:
         reason = shapely.is_valid_reason(polygon)
         raise ConfigError(f"The polygon is not valid ({reason}, longitude and latitude): its border crosses itself "
@@ -209,17 +213,25 @@ def _in_polygon(lon: np.ndarray, lat: np.ndarray, polygon: Any) -> np.ndarray:
     return inside
 
 
+def _joined(shapes: list[Any]) -> Any:
+    """What lies in any of several areas; None of none."""
+    import shapely
+
+    known = [shape for shape in shapes if shape is not None]
+    return Filter(polygon=shapely.union_all(known)).polygon if known else None
+
+
 def polygon_in(path: Path) -> Any:
-    """The one polygon of a GeoJSON file, as `Filter.polygon`. Raises ConfigError for a file without one."""
+    """The area of a GeoJSON file, all its polygons, as `Filter.polygon`. Raises ConfigError for a file without one."""
     try:
         area = parse_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--polygon {path} is no GeoJSON file ({error})") from error
     features = area.get("features") if isinstance(area, dict) else None
-    if isinstance(features, list) and len(features) == 1 and area.get("type") == "FeatureCollection":
-        area = features[0]
+    parts = features if isinstance(features, list) and area.get("type") == "FeatureCollection" else [area]
     try:
-        area = Filter(polygon=area).polygon
+        shapes = [Filter(polygon=part).polygon for part in parts]
+        area = shapes[0] if len(shapes) == 1 else _joined(shapes)
     except ConfigError as error:
         raise ConfigError(f"--polygon {path}: {error}") from error
     if area is None:

@@ -93,15 +93,33 @@ def heat_map(
     simulated = any(layer.searcher.simulated for layer in layers)
     page = search_page(features, online, credit, simulated)
     page["notes"] += list(dict.fromkeys(note for layer in layers for note in layer.notes))
-    for layer in layers:
+    titles = layer_titles(layers)
+    for layer, title in zip(layers, titles, strict=True):
         own = tile_columns(layer.table)
         row_of = {name: row for row, name in enumerate(layer.table["sample_id"])}
         page["layers"].append(
-            {"tiles": own, **layer_update(layer.searcher, layer.answer, layer.table["score"].to_numpy(), row_of)}
+            {
+                "tiles": own,
+                **layer_update(layer.searcher, layer.answer, layer.table["score"].to_numpy(), row_of, title=title),
+            }
         )
     made = blank_map(f"Where is it like this? {layers[0].title}", height)
     made.add_child(page_element(page, online, SCRIPTS, "ucoreSearch"))
     return made
+
+
+def layer_titles(layers: Sequence[Layer]) -> list[str]:
+    """The queries, with the name of the index behind each where these differ."""
+    names = _index_names(layers)
+    return [f"{layer.title} ({name})" if name else layer.title for layer, name in zip(layers, names, strict=True)]
+
+
+def _index_names(layers: Sequence[Layer]) -> list[str]:
+    """The ends of the indexes' paths that tell them apart; empty where all are the same."""
+    parts = [str(layer.searcher.place).rstrip("/").split("/") for layer in layers]
+    different = len({tuple(of) for of in parts})
+    tails = (["/".join(of[-length:]) for of in parts] for length in range(1, max(map(len, parts)) + 1))
+    return [""] * len(layers) if different == 1 else next(tail for tail in tails if len(set(tail)) == different)
 
 
 def search_page(
@@ -146,7 +164,7 @@ def layer_update(
     """
     low, high, levels = quantised(scores)
     update: dict[str, Any] = {"title": title or (answer.query if answer else ""), "low": low, "high": high}
-    update |= {"scores": levels, "results": [], "truth": bool(truth)}
+    update |= {"scores": levels, "results": [], "truth": bool(truth), "asked": answer.asked if answer else ""}
     for hit in answer.hits if answer else ():
         picture = base64.b64encode(thumbnail_of(searcher, hit.image)).decode("ascii")
         update["results"].append({
@@ -185,7 +203,8 @@ def save_scores(layers: Sequence[Layer], path: str | Path) -> Path:
     import pandas as pd
 
     tables = [
-        layer.table.assign(query=layer.title, index=str(layer.searcher.place).rpartition("/")[2]) for layer in layers
+        layer.table.assign(query=layer.title, index=name or str(layer.searcher.place).rpartition("/")[2])
+        for layer, name in zip(layers, _index_names(layers), strict=True)
     ]
     table = pd.concat(tables, ignore_index=True)
     return save_places(table.drop(columns="footprint"), Path(path), list(table["footprint"]))

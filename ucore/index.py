@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+MOST_HITS = 100_000_000  # of one search: they take 12 bytes each, found or not
 IDENTITY = ("name", "fingerprint", "weights", "embed_dim")  # of a card: what makes features comparable
 
 
@@ -55,6 +56,7 @@ class Engine(Protocol):
     def create(cls, place: Place, card: dict[str, Any], dim: int) -> None: ...
     def __len__(self) -> int: ...
     def refresh(self) -> None: ...
+    def describe(self, card: dict[str, Any]) -> None: ...
     def note(self, name: str) -> Any: ...
     def keep(self, name: str, value: Any) -> None: ...
     def add(self, features: np.ndarray, table: "pa.Table", bias: bool, replace: bool) -> None: ...
@@ -154,6 +156,15 @@ class GalleryIndex:
         """Where it lies: a folder (Path), or an address in an object store (str)."""
         return self._engine.place
 
+    def describe(self, card: dict[str, Any]) -> None:
+        """Put another card in the place of the one there is, where they differ, as a new version.
+
+        Raises ConfigError as `require` does.
+        """
+        self.require(card)
+        if card != self.card:
+            self._engine.describe(dict(card))
+
     def note(self, name: str) -> Any:
         """What `keep` kept; None where there is nothing. Raises DataError for a damaged file."""
         return self._engine.note(name)
@@ -245,6 +256,8 @@ class GalleryIndex:
             raise ConfigError(f"k is {k!r}; it must be a whole number of at least 1")
         self._check_kind(kind)
         checked = checked_queries(queries, self.dim)
+        if k * max(1, len(checked)) > MOST_HITS:
+            raise ConfigError(f"k is {k:,}: with {len(checked):,} queries that is more than {MOST_HITS:,} hits at once")
         positions, scores, allowed, whole = self._engine.search(checked, int(k), where, kind, exact, bias)
         return Hits(positions, scores, self.version, allowed, whole)
 

@@ -27,6 +27,7 @@ from ucore.files import atomic_path, content_hash, explain, only_writer, parse_j
 FORMAT = 2  # 1 had no column content
 NAME = "index.json"
 CHECKED = 2**26  # files up to 64 MB are read through and compared with their checksum whenever they are opened
+ANEW = "remove the folder and build the index again."  # what helps when its files are damaged
 PIECE = 2**24  # bytes of a checksum at a time
 Manifest = dict[str, Any]
 
@@ -36,7 +37,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / NAME
     if not path.is_file():
         raise DataError(f"There is no index in {folder} (no {NAME}). Make one: ucore index build --out {folder}")
-    damaged = f"{path} is damaged. Build the index again, or restore that file."
+    damaged = f"{path} is damaged. Restore that file, or {ANEW}"
     try:
         manifest = parse_json(path.read_text("utf-8"))
         checksum = manifest.pop("checksum")
@@ -47,7 +48,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has format {manifest.get('format')!r}, this ucore reads {FORMAT}. Remove and build it again."
         )
     if checksum != content_hash(manifest):
-        raise DataError(f"{path} is damaged: its checksum differs. Build the index again, or restore that file.")
+        raise DataError(f"{path} is damaged: its checksum differs. Restore that file, or {ANEW}")
     if not _is_right(manifest):
         raise DataError(damaged)
     return manifest
@@ -192,18 +193,18 @@ def _check_size(path: Path, size: int, exact: bool) -> None:
     try:
         found = path.stat().st_size
     except OSError as error:
-        raise DataError(f"The index lacks its file {path}. Build the index again.") from error
+        raise DataError(f"The index lacks its file {path}. To go on, {ANEW}") from error
     if found < size or (exact and found != size):
-        raise DataError(f"{path} is damaged: {found:,} bytes instead of {size:,}. Build the index again.")
+        raise DataError(f"{path} is damaged: {found:,} bytes instead of {size:,}. To go on, {ANEW}")
 
 
 def _check_crc(path: Path, start: int, length: int, crc: int) -> None:
     try:
         found = crc_of(path, start, length)
     except OSError as error:
-        raise DataError(f"The index cannot read its file {path} ({error.strerror}). Build it again.") from error
+        raise DataError(f"The index cannot read its file {path} ({error.strerror}). To go on, {ANEW}") from error
     if found != crc:
-        raise DataError(f"{path} is damaged: its checksum differs. Build the index again.")
+        raise DataError(f"{path} is damaged: its checksum differs. To go on, {ANEW}")
 
 
 def map_vectors(folder: Path, manifest: Manifest) -> np.ndarray:
@@ -225,10 +226,10 @@ def map_table(folder: Path, manifest: Manifest, schema: pa.Schema) -> pa.Table:
                 raise pa.ArrowInvalid("other columns")
             table.validate(full=entry["bytes"] <= CHECKED)  # pyarrow takes offsets on trust
         except (pa.ArrowException, OSError, MemoryError) as error:
-            raise DataError(f"{path} is damaged. Build the index again.") from error
+            raise DataError(f"{path} is damaged. To go on, {ANEW}") from error
         tables.append(table)
     if sum(map(len, tables)) != manifest["rows"]:
-        raise DataError(f"{folder / NAME} counts other rows than its files hold. Build the index again.")
+        raise DataError(f"{folder / NAME} counts other rows than its files hold. To go on, {ANEW}")
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
@@ -241,7 +242,7 @@ def load_arrays(path: Path, *names: str) -> list[np.ndarray]:
         with found as stored:
             return [stored[name] for name in names]
     except Exception as error:  # numpy, zipfile and zlib each raise their own on damaged bytes
-        raise DataError(f"{path} is damaged. Build the index again.") from error
+        raise DataError(f"{path} is damaged. To go on, {ANEW}") from error
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -53,7 +53,7 @@ class Version:
 
     @cached_property
     def columns(self) -> Columns:
-        return Columns(self.table)
+        return Columns(self.table, self.alive if len(self.gone) else None)
 
     @cached_property
     def alive(self) -> np.ndarray:
@@ -88,7 +88,7 @@ class Version:
 def _checked_gone(path: Path, rows: int) -> np.ndarray:
     (gone,) = files.load_arrays(path)
     if gone.dtype != np.int64 or gone.ndim != 1 or (np.diff(gone, prepend=-1, append=rows) < 1).any():
-        raise DataError(f"{path} is damaged. Build the index again.")
+        raise DataError(f"{path} is damaged. To go on, {files.ANEW}")
     return gone
 
 
@@ -97,7 +97,7 @@ def _checked_cells(path: Path, rows: int, width: int) -> Cells:
     fit = centroids.ndim == 2 and centroids.shape[1] == width and cell.shape == (rows,)
     kinds = centroids.dtype == np.float32 and cell.dtype == np.int32 and np.isfinite(centroids).all()
     if not (fit and kinds and (cell >= 0).all() and (cell < len(centroids)).all()):
-        raise DataError(f"{path} is damaged. Build the index again.")
+        raise DataError(f"{path} is damaged. To go on, {files.ANEW}")
     return Cells(centroids, cell)
 
 
@@ -138,12 +138,17 @@ class FlatEngine:
                     raise
                 manifest = newer
 
+    def describe(self, card: dict[str, Any]) -> None:
+        with files.writing(self.place) as manifest:
+            _, new, _ = self._start(manifest)
+            self._commit({**new, "card": card})
+
     def note(self, name: str) -> Any:
         path = self.place / f"{name}.json"
         try:
             return parse_json(path.read_text("utf-8")) if path.is_file() else None
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} is damaged. Delete it, or build the index again.") from error
+            raise DataError(f"{path} is damaged. Delete it: ucore index build makes it anew.") from error
 
     def keep(self, name: str, value: Any) -> None:
         files.write_json(self.place / f"{name}.json", value)

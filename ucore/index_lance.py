@@ -95,6 +95,11 @@ class LanceEngine:
             self._about: dict[str, Any] = about
             self._items: Any = self._database.open_table(ITEMS)
 
+    def describe(self, card: dict[str, Any]) -> None:
+        with self._writing():
+            self._describe(card=card)
+            self.card = card
+
     def note(self, name: str) -> Any:
         return self._about["notes"].get(name)
 

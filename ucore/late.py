@@ -55,13 +55,22 @@ class LateScores:
         parts = np.split(segments, np.cumsum([len(of) for of in own])[:-1]) if own else []
         for number, (position, part) in enumerate(zip(positions.tolist(), parts, strict=True)):
             if len(part):
-                score = float(pool_scores(self.kind, self._weights, part, vector[None])[0])
-                fused[number] += self.share * (score - fused[number])
+                fused[number] = self._fused(fused[number : number + 1], part, vector[None])[0]
                 if correct_hubs and self.texts is not None:
                     bias[number] = self._bias(position, part)
         fused = fused + bias if correct_hubs else fused
         order = np.lexsort((positions, -fused))
         return positions[order], fused[order]
+
+    def scores(self, vectors: np.ndarray, position: int) -> np.ndarray:
+        """Scores of one image and its segments with texts float32 (M, D): float32 (M,), without any bias."""
+        at = np.array([position])
+        cosines = self.index.scores(vectors, at)[:, 0].astype(np.float32)
+        part = self._of.get(str(self.index.rows(at)["sample_id"].iloc[0]), [])
+        return self._fused(cosines, self.index.features(np.array(part)), vectors) if part else cosines
+
+    def _fused(self, cosines: np.ndarray, segments: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        return cosines + self.share * (pool_scores(self.kind, self._weights, segments, texts) - cosines)
 
     def _bias(self, position: int, segments: np.ndarray) -> float:
         """What to add to the scores of an image with segments, from the bank's captions; computed once."""

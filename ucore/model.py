@@ -230,11 +230,8 @@ class DualEncoder(nn.Module):
     def token_embedding(self) -> Any:
         """The text tower's table of word vectors."""
         text = getattr(self.clip, "text", self.clip)
-        return (
-            text.transformer.get_input_embeddings()
-            if hasattr(text.transformer, "get_input_embeddings")
-            else text.token_embedding
-        )
+        known = hasattr(text.transformer, "get_input_embeddings")
+        return text.transformer.get_input_embeddings() if known else text.token_embedding
 
 
 def _tower_widths(name: str, clip: Any) -> tuple[int, int]:
@@ -271,6 +268,8 @@ def load_encoder(
     another architecture.
     """
     config = config or ModelConfig()
+    if preprocess is not None:  # JSON knows no tuples, and `fingerprint` tells them from lists
+        preprocess = {name: tuple(of) if isinstance(of, list) else of for name, of in preprocess.items()}
     if name == bundled.NAME:
         if pretrained is not None:
             raise ConfigError(

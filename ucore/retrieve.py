@@ -188,11 +188,13 @@ class Searcher:
     ) -> Answer:  # fmt: skip
         """The k images, or captions, that are closest to a picture of your own. Raises DataError where it is none."""
         from ucore.features import embed_images
-        from ucore.images import load_image
+        from ucore.images import Unreadable, try_image
         from ucore.manifest import Manifest
 
         started, path = time.perf_counter(), Path(path)
-        load_image(path)
+        picture = try_image(path)
+        if isinstance(picture, Unreadable):
+            raise DataError(f"Cannot read the image {path}: {picture.reason}. Ask with another file.")
         row = {"sample_id": path.name, "image": path.name, "captions": [], "domain": "query", "split": "query"}
         views = int(self.index.card["views"])
         vector = embed_images(self.encoder, Manifest.from_rows([row], path.resolve().parent), views, False)[0]
@@ -267,8 +269,8 @@ class Searcher:
         )
         places = tuple(int(positions[members[0]]) for members in groups)
         seconds = time.perf_counter() - asked.started
-        return Answer(asked.told, asked.kind, found, tuple(notes), asked.by, asked.correct, self.simulated, seconds,
-                      places)  # fmt: skip
+        return Answer(asked.told, asked.kind, found, tuple(notes), asked.by, asked.correct, asked.late, self.simulated,
+                      seconds, places)  # fmt: skip
 
     def _groups(self, table: "pd.DataFrame", positions: np.ndarray, kind: Kind) -> list[list[int]]:
         """Rows of hits by likeness, each group led by its best: equal captions, or features nearer than NEAR."""

@@ -24,7 +24,7 @@ import ipywidgets as ipw
 import numpy as np
 
 from ucore.answers import Answer
-from ucore.errors import DataError, UserError
+from ucore.errors import ConfigError, DataError, UserError
 from ucore.explain import explain, explanation_html
 from ucore.files import parse_json
 from ucore.filters import Filter
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 PAUSE_SECONDS = 0.15  # after the last change of a filter, before it is searched again
 MOST_TAGS = 300
+MOST_RESULTS = 100
 
 
 class SearchBox(ipw.VBox):
@@ -96,6 +97,8 @@ class SearchBox(ipw.VBox):
 
         Raises UserError as `Searcher.text` and `Filter` do, after showing it.
         """
+        if k is not None and not 1 <= k <= MOST_RESULTS:
+            raise ConfigError(f"k is {k!r}; the box shows from 1 to {MOST_RESULTS} results")
         self._quietly(text_box=query, domain_box=domain or "", tag_box=tag, **({} if k is None else {"k_box": k}))
         self._area = {} if box is None else {"box": list(box)}
         self._area |= {} if polygon is None else {"polygon": polygon}
@@ -164,7 +167,9 @@ class SearchBox(ipw.VBox):
         self.tag_box = ipw.Combobox(options=tuple(self._tags), placeholder="building=school",
                                     description="Tag", style=wide, continuous_update=False,
                                     layout={"width": "240px"})  # fmt: skip
-        self.k_box = ipw.BoundedIntText(k, min=1, max=100, description="results", style=wide, layout={"width": "130px"})
+        self.k_box = ipw.BoundedIntText(
+            k, min=1, max=MOST_RESULTS, description="results", style=wide, layout={"width": "130px"}
+        )
         self.hubs_box = ipw.Checkbox(True, description="correct hubs", indent=False, layout={"width": "130px"})
         self.text_box.observe(lambda _: self._on_query(), "value")
         self.examples_box.observe(self._on_example, "value")

@@ -91,7 +91,7 @@ def read_sureness(index: GalleryIndex) -> Sureness | None:
     try:
         return Sureness.from_dict(index.note(SURENESS))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"What {index.place} knows of its sureness is damaged. Build the index again.") from error
+        raise DataError(f"What {index.place} knows of its sureness is damaged. Repeat ucore index build.") from error
 
 
 def ask(index: GalleryIndex, bank: Bank | None, temperature: float, split: str) -> Asked | None:

@@ -182,6 +182,7 @@ class Results {
   }
   show(update) {
     this.view.show(update);
+    this.words = update.asked === "text"; // what an image finds has no words to explain
     this.title.textContent = `${this.letter}${update.title}`;
     this.legend.replaceChildren();
     if (update.low !== null && update.low !== undefined) {
@@ -214,7 +215,7 @@ class Results {
     button.onmouseenter = button.onfocus = () => mark(result.rank);
     button.onmouseleave = button.onblur = () => mark(null);
     const item = make("li", result.right ? { className: "ucore-right" } : {}, button);
-    if (this.talk) {
+    if (this.talk && this.words) {
       const why = () => this.talk({ why: result.item });
       item.append(make("button", { type: "button", className: "ucore-why", onclick: why }, "Why?"));
     }
