@@ -76,10 +76,7 @@ def test_other_wrong_input(search_place, tmp_path):
         (("search", "a", "--index", search_place.index, "--polygon", crossed), "crosses itself"),
         (("search", "a", "--index", search_place.index, "--polygon", tmp_path / "no.json"), "no GeoJSON file"),
         (("map", "a", "--index", search_place.index, "--out", tmp_path / "map.png"), "ends in .html"),
-        (
-            ("map", "a", "--versus-checkpoint", tmp_path, "--index", search_place.index),
-            "--versus-index names; give both",
-        ),
+        (("map", "a", "--versus-checkpoint", tmp_path, "--index", search_place.index), "names; give both"),
         (("map", "", "--index", search_place.index, "--out", tmp_path / "map.html"), "query is empty"),
         (("app", "--index", search_place.index, "--checkpoint", tmp_path), "no checkpoint"),
         (("index", "build", "--checkpoint", tmp_path, "--out", tmp_path / "x"), "no checkpoint"),

@@ -91,9 +91,9 @@ def test_a_query_weighs_images_with_their_segments_as_the_encoder_does(encoder_f
     assert [hit.score for hit in plain.hits] != pytest.approx(expected[order], abs=1e-3)
     why = explain(searcher, answer, answer.hits[0])
     with torch.inference_mode():
-        row = [order[0]]
+        row, vectors = [order[0]], segment_vectors(encoder.segments, sets)
         parts = [embed_texts(encoder, [text], False) for text in ("a red house", "red house", "a house", "a red")]
-        kept = [fused(images[row] @ text.T, vector_scores(encoder.segments, segment_vectors(encoder.segments, sets), text)[row],
+        kept = [fused(images[row] @ text.T, vector_scores(encoder.segments, vectors, text)[row],
                       sets.present.numpy()[row], 0.4)[0, 0] for text in parts]  # fmt: skip
     assert [weight for _, weight in why.words] == pytest.approx([kept[0] - one for one in kept[1:]], abs=2e-4)
     typed = ucore("search", "a red house", "--late", "--index", tmp_path / "index", "--k", 3)

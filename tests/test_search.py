@@ -261,7 +261,9 @@ class TestExplaining:
         assert sum(part.found for part in found.segments) == 1 and f"found: #{number} " in found.lines()[2]
         index = searcher.index
         row = index.rows(index.find([hit.item_id])).iloc[0]
-        rows, columns = np.nonzero(Segments.from_rles((row["mask_height"], row["mask_width"]), [row["mask"]]).masks[0])
+        rows, columns = np.nonzero(
+            Segments.from_rles((row["mask_height"], row["mask_width"]), [row["mask"]]).masks()[0]
+        )
         height, width = row["mask_height"], row["mask_width"]
         box = columns.min() / width, rows.min() / height, (columns.max() + 1) / width, (rows.max() + 1) / height
         assert hit.box == pytest.approx(box, abs=1e-4)
