@@ -213,6 +213,7 @@ def draw_tile(axes: Any, searcher: "Searcher", explanation: Explanation) -> None
 
     hit = explanation.hit
     sure = "" if hit.sure is None else f", sure {hit.sure:.0%}"
+    sure += ": segment 1" if hit.kind == "segment" else ""
     axes.set_title(f"{hit.rank}. {shortened(hit.sample_id, 24)}\n{hit.score:+.3f}{sure}", fontsize=9, loc="left")
     axes.axis("off")
     try:
