@@ -147,11 +147,12 @@ def _where_in(row: "Mapping[str, Any]") -> tuple[Any, Any]:
     size = int(row["mask_height"]), int(row["mask_width"])
     left, top, right, bottom = Segments.from_rles(size, [row["mask"]]).boxes[0] / np.array([size[1], size[0]] * 2)
     box = tuple(round(float(edge), 4) for edge in (left, top, right, bottom))
-    if not row["footprint"]:
-        return box, None
     import shapely
 
-    west, south, east, north = shapely.from_wkb(row["footprint"], on_invalid="ignore").bounds
+    footprint = shapely.from_wkb(row["footprint"], on_invalid="ignore") if row["footprint"] else None
+    if footprint is None or footprint.is_empty:
+        return box, None
+    west, south, east, north = footprint.bounds
     edges = (west + left * (east - west), north - bottom * (north - south),
              west + right * (east - west), north - top * (north - south))  # fmt: skip
     return box, tuple(round(float(edge), 7) for edge in edges)

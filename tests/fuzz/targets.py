@@ -17,6 +17,9 @@ OWN = {
     "crop_features.segment_features": "rows that the segment store has checked, and their length",
     **dict.fromkeys(("endpoint._request", "sam._fetch"), _ELSEWHERE),
     **dict.fromkeys(("pretrained.describe", "pretrained.read", "pretrained.read_model"), _ELSEWHERE),
-    "heat.tile_table": "footprints in an index that is whole; a broken one counts as none",
+    **dict.fromkeys(
+        ("heat.tile_table", "answers._where_in"),
+        "footprints and masks in an index that is whole; a broken footprint counts as none",
+    ),
     "search_box._on_message": "messages of a page: test_search_box.py",
 }

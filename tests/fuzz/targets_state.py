@@ -283,16 +283,19 @@ def _use_segments(folder: Path) -> None:
 def _caches(folder: Path) -> None:
     np.save(folder / "features.npy", np.ones((2, 3), np.float32))
     np.savez_compressed(folder / "labels.npz", **{"000000": np.ones((1, 4, 4), np.uint16)})
+    np.save(folder / "checked.npy", np.arange(5, dtype=np.uint64))
 
 
 def _use_caches(folder: Path) -> None:
     """Caches are made again, whatever is wrong with them."""
+    from ucore.checked import _known
     from ucore.features import _load_array
     from ucore.micro_sam_data import _kept_labels
 
     found = _load_array(folder / "features.npy", (2, 3))
     assert found is None or np.isfinite(found.sum()) in (True, False)
     _kept_labels(folder / "labels.npz", [np.zeros((4, 4, 3), np.uint8)])
+    assert _known(folder / "checked.npy").dtype == np.uint64
 
 
 def _states(folder: Path) -> None:
@@ -469,8 +472,8 @@ TARGETS = [
     Target("segment store", ("store._read", "store._read_settings", "store._quarantine", "segment_store.__init__",
            "segment_store.feature_settings", "masks.masks", "masks._covers"), _segments, _use_segments,
            {"s/*.parquet": PARQUET, "s/*.json": JSON, "s/*.jsonl": JSON_LINES, "s-*/*.parquet": PARQUET}, 150),
-    Target("tensor caches", ("features.stored_array", "micro_sam_data._kept_labels"), _caches, _use_caches,
-           {"*.npy": NPY, "*.npz": NPZ}, 200),
+    Target("tensor caches", ("features.stored_array", "micro_sam_data._kept_labels", "checked._known"), _caches,
+           _use_caches, {"*.npy": NPY, "*.npz": NPZ}, 200),
     Target("index", ("index_files.read_manifest", "index_files.map_table", "index_files.map_vectors",
            "index_files.load_arrays", "index.engine_at", "index_files.crc_of"), _index, _use_index,
            {"i/*.arrow": BYTES, "i/*.npy": NPY, "i/*.npz": NPZ, "i/*.f32": BYTES}, 200, seal=_seal),
