@@ -302,6 +302,8 @@ def test_the_name_of_the_store_follows_what_changes_the_words(server):
 
 
 CHILD = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
 import sys
 from PIL import Image
 from ucore.endpoint import Endpoint
