@@ -75,6 +75,7 @@ def build_index(
         if index is None:
             kind = "lance" if isinstance(place, str) else "flat"
             index = GalleryIndex.create(place, card, encoder.embed_dim, kind if engine == "auto" else engine)
+        index.refresh()  # another builder may have been at work while images were hashed
         index.describe(card)  # checkpoint and images may have moved
         return _fill(index, encoder, manifest, contents, bank, config, segments, segment_count, progress)
 
