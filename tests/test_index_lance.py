@@ -123,6 +123,7 @@ def test_versions_bias_and_refusals(tmp_path):
 def test_approximate_search_finds_most_under_any_filter(tmp_path, monkeypatch):
     monkeypatch.setattr(index_lance, "FROM", 2000)
     monkeypatch.setattr(index_lance, "LEAST", 400)
+    monkeypatch.setattr(index_lance, "NARROW", 400)
     centres = make_features(40, 1, 16)
     number = np.random.default_rng(2).integers(0, 40, 3000)
     features = centres[number] + 0.05 * np.random.default_rng(3).standard_normal((3000, 16)).astype(np.float32)

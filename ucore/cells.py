@@ -7,6 +7,7 @@ lets through fewer rows than would be looked at anyway is searched exactly. With
 collapses under a narrow filter.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,17 +78,34 @@ class Cells:
 
         allowed: bool (N,), the rows that may be found; None: all. look: None means `self.look`.
         """
-        look = self.look if look is None else look
-        counts = self._sizes if allowed is None else np.bincount(self.cell[allowed], minlength=len(self._sizes))
+        enough = max(self.look if look is None else look, k)
         found, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
         for number, query in enumerate(queries):
             # Not a matrix product: BLAS wakes threads for it, which takes longer than the sum.
             order = np.argsort(-np.einsum("cd,d->c", self.centroids, query), kind="stable")
-            order = order[counts[order] > 0]
-            enough = int(np.searchsorted(np.cumsum(counts[order]), max(look, k))) + 1
-            rows = np.concatenate([self._rows[cell] for cell in order[:enough]] or [np.zeros(0, np.int64)])
-            rows = rows if allowed is None else rows[allowed[rows]]
+            rows = self._open(order[self._sizes[order] > 0], allowed, enough)
             rows.sort()
             one = slice(number, number + 1)
             found[one], scores[one] = nearest(vectors, queries[one], k, rows, scale)
         return found, scores
+
+    def _open(self, order: np.ndarray, allowed: np.ndarray | None, enough: int) -> np.ndarray:
+        """The allowed rows of cells, none of them empty, in this order until there are enough of them; int64."""
+        if allowed is None:
+            share, allowed = 1.0, np.broadcast_to(True, self.cell.shape)
+        else:
+            share = np.count_nonzero(allowed) / len(allowed)
+        usual, opened, held, parts = share * len(self.cell) / max(1, len(order)), 0, 0, [np.zeros(0, np.int64)]
+        while held < enough and opened < len(order):
+            # Filtered in steps of as many cells as are likely still needed: a filter's rows are rarely spread evenly.
+            cells = order[opened : opened + math.ceil((enough - held) / usual)] if usual else order[opened:]
+            rows = np.concatenate([self._rows[cell] for cell in cells])
+            passed = allowed[rows]
+            ends = np.cumsum(self._sizes[cells])
+            sums = held + np.cumsum(np.add.reduceat(passed, ends - self._sizes[cells], dtype=np.int64))
+            last = int(np.searchsorted(sums, enough))  # the cell that makes it enough
+            if last < len(cells):
+                rows, passed = rows[: ends[last]], passed[: ends[last]]
+            parts.append(rows[passed])
+            held, opened = int(sums[min(last, len(cells) - 1)]), opened + len(cells)
+        return np.concatenate(parts)

@@ -15,7 +15,7 @@ AZURE_STORAGE_ACCOUNT_NAME, ...). Lance must not be used in a process that was f
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,10 @@ from ucore.places import Place
 
 SMALL = 1000  # rows up to which looking at all of them needs no index of a column
 FROM = 50_000  # rows from which on `compact` makes an index of the vectors
-SHARE, LEAST = 0.04, 10_000  # of the rows, and rows, that an approximate search looks at
-REFINE = 30  # times k rows whose own vectors are read after the compressed ones
+SHARE, LEAST = 0.02, 10_000  # of the rows, and rows, that an approximate search looks at
+REFINE = 3  # times k rows whose own vectors are read after the compressed ones
+KIND = "IvfSq"  # of the index of vectors: a byte a value; product codes are smaller, but lose a tenth of the best rows
+NARROW = 5000  # rows up to which comparing all of them is faster than opening cells
 ABOUT, ITEMS = "about", "items"
 
 
@@ -51,6 +53,7 @@ class LanceEngine:
         self.place, self.uri = place, str(place)
         with told(self.uri):
             self._database = lancedb_module().connect(self.uri)
+        self._facts: tuple[int, dict[str, Any]] = -1, {}
         self.refresh()
 
     @staticmethod
@@ -161,7 +164,7 @@ class LanceEngine:
 
     def compact(self) -> None:
         """Join files; where rows are many, index the columns of filters, and from FROM rows on the vectors."""
-        from lancedb.index import Bitmap, BTree, IvfPq, LabelList
+        from lancedb.index import Bitmap, BTree, IvfSq, LabelList
 
         with self._writing():
             self._items.optimize()
@@ -172,8 +175,7 @@ class LanceEngine:
             for column, maker in makers.items():
                 self._items.create_index(column, config=maker(), replace=True)
             if len(self) >= FROM:
-                parts = self.width // 8 if self.width % 8 == 0 else 1  # bytes of a compressed vector
-                config = IvfPq(distance_type="dot", num_partitions=self._partitions, num_sub_vectors=parts)
+                config = IvfSq(distance_type="dot", num_partitions=self._partitions)
                 self._items.create_index("vector", config=config, replace=True)
 
     @property
@@ -205,16 +207,31 @@ class LanceEngine:
         wide = self.widened(queries, bias)
         with told(self.uri):
             condition = self._condition(kind, where)
-            coarse = self._items.count_rows(condition)
+            coarse = self._of_kind(kind) if where is None else self._items.count_rows(condition)
+            condition = condition if coarse < self._known("rows", self._items.count_rows) else ""
             count = len(self.select(kind, where)) if where is not None and exactly(where).geographic else coarse
-            indexed = any(index.columns == ["vector"] for index in self._items.list_indices())
-            few_cells = min(1.0, max(SHARE * len(self), LEAST) / max(coarse, 1))
-            exact = exact or not indexed or few_cells == 1
-            probes = None if exact else math.ceil(few_cells * self._partitions)
+            indices = self._known("indices", self._items.list_indices)
+            learned = any((one.columns, one.index_type) == (["vector"], KIND) for one in indices)
+            exact = exact or not learned or coarse <= NARROW
+            part = min(1.0, max(SHARE * len(self), LEAST) / max(coarse, 1))
+            probes = None if exact else math.ceil(part * self._partitions)
             for number, query in enumerate(wide):
                 rows, values = self._one(query, min(k, count), condition, where, probes)
                 found[number, : len(rows)], scores[number, : len(rows)] = rows, values
         return found, scores, count, exact
+
+    def _of_kind(self, kind: str) -> int:
+        return self._known(f"kind {kind}", lambda: self._items.count_rows(self._condition(kind, None)))
+
+    def _known(self, name: str, ask: Callable[[], Any]) -> Any:
+        """What is true of this version of the items, asked once."""
+        version = self.version
+        if self._facts[0] != version:
+            self._facts = version, {}
+        known = self._facts[1]
+        if name not in known:
+            known[name] = ask()
+        return known[name]
 
     def _one(
         self, query: np.ndarray, k: int, condition: str, where: Filter | None, probes: int | None
@@ -224,13 +241,14 @@ class LanceEngine:
         while k:
             ask = self._items.search(query).distance_type("dot").limit(want)
             ask = ask.bypass_vector_index() if probes is None else ask.nprobes(probes).refine_factor(REFINE)
-            got = self._ask(ask, condition, ["vector", "lon", "lat", "_distance"]).to_arrow().combine_chunks()
+            places = ["lon", "lat"] if where is not None and exactly(where).geographic else []
+            got = self._ask(ask, condition, ["vector", "_distance", *places]).to_arrow().combine_chunks()
             rows, whole = got["_rowid"].to_numpy().astype(np.int64), len(got) < want
             vectors = vectors_of(got, self.width)
             order = np.argsort(rows)
             exact = rescore(vectors[order], query[None], np.arange(len(rows))[None])
             last = exact.min(initial=np.inf)
-            keep = np.ones(len(rows), bool) if where is None else exactly(where).mask(got)[order]
+            keep = exactly(where).mask(got)[order] if where is not None and places else np.ones(len(rows), bool)
             rows, values = best(rows[order][keep][None], exact[:, keep], k)
             scale = float(np.linalg.norm(query)) * float(np.linalg.norm(vectors, axis=1).max(initial=1.0))
             error = 2 * self.width * 2.0**-24 * scale
@@ -244,7 +262,7 @@ class LanceEngine:
 
     @staticmethod
     def _ask(ask: Any, condition: str, columns: list[str]) -> Any:
-        return ask.where(condition).with_row_id(True).select(columns)
+        return (ask.where(condition) if condition else ask).with_row_id(True).select(columns)
 
     def _condition(self, kind: str, where: Filter | None) -> str:
         """SQL of the filter, with boxes around circles and polygons.
