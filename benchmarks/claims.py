@@ -28,7 +28,7 @@ SERIES = {
     "evaluation": (),
     "train_step": ("--quick",),
     "mask_generator": ("--images", "2", "--rounds", "2"),
-    "search": ("--rows", "200000", "--few", "20000", "--queries", "30"),
+    "search": ("--rows", "200000", "--queries", "30", "--only", "ucore exact", "ucore approximate", "faiss flat"),
 }
 
 

@@ -1,6 +1,6 @@
 """Latency, recall and memory of the gallery index beside FAISS and numpy, in one run, one query at a time.
 
-    python benchmarks/search.py [--rows 1000000] [--dim 512] [--queries 60] [--few 100000] [--only NAME ...]
+    python benchmarks/search.py [--rows 1000000] [--dim 512] [--queries 60] [--only NAME ...]
 
 The vectors are made up: a mixture of 2,400 topics of unequal size in 60 groups, on 96 directions of falling strength,
 with noise in all others; queries are other samples of it, moved off by one common vector and more noise, as texts are
@@ -8,7 +8,6 @@ from images. Half of the places are the topic's own, the others lie anywhere, so
 they do on a map. A box lies around a row's place and holds the share of rows that is told. Every latency includes the
 box (for the peers: four comparisons in numpy and the selector). Each contender runs in a process of its own; memory is
 its largest resident set, mapped files included, over the size of the vectors. The truth is brute force in float64.
-HNSW takes long to build; it and LanceDB (on disk) are measured on the first --few rows, against their own truth.
 """
 
 import argparse
@@ -105,13 +104,13 @@ def build(place: Path, rows: int, dim: int) -> dict[str, Any]:
     return {"add_s": seconds, "compact_s": time.perf_counter() - started, "disk": size / (4 * rows * dim)}
 
 
-def load(place: Path, most: int | None = None) -> tuple[Iterator[np.ndarray], np.ndarray]:
+def load(place: Path) -> tuple[Iterator[np.ndarray], np.ndarray]:
     """Blocks of vectors, read and not mapped, and places float64 (2, N), in the order of the compacted index."""
     from ucore.index import GalleryIndex
 
     engine: Any = GalleryIndex.open(place / "index")._engine
     columns, dim, path = engine.now.columns, engine.manifest["width"], next((place / "index").glob("*.f32"))
-    places = np.stack([columns.lon, columns.lat])[:, :most]
+    places = np.stack([columns.lon, columns.lat])
     starts = range(0, places.shape[1], BLOCK)
     sizes = [min(BLOCK, places.shape[1] - start) for start in starts]
     blocks = (np.fromfile(path, np.float32, size * dim, offset=4 * dim * start).reshape(size, dim)
@@ -119,8 +118,8 @@ def load(place: Path, most: int | None = None) -> tuple[Iterator[np.ndarray], np
     return blocks, places
 
 
-def make_truth(place: Path, dim: int, queries: int, most: int) -> dict[str, Any]:
-    """Brute force in float64, for all rows and for the first `most` of them; and the boxes."""
+def make_truth(place: Path, dim: int, queries: int) -> dict[str, Any]:
+    """Brute force in float64; and the boxes."""
     blocks, places = load(place)
     asked = Mixture(dim).queries(queries).astype(float)
     scores = np.hstack([asked @ block.astype(float).T for block in blocks])
@@ -128,18 +127,17 @@ def make_truth(place: Path, dim: int, queries: int, most: int) -> dict[str, Any]
     truth: dict[str, Any] = {}
     for share in SHARES:
         asks[str(share)] = boxes(places.T, queries, share)
-        for name, count in (("all", scores.shape[1]), ("few", most)):
-            found = []
-            for row, box in enumerate(asks[str(share)]):
-                allowed = np.arange(count) if box is None else np.flatnonzero(inside(places[:, :count], box))
-                found.append(np.pad(allowed[np.argsort(-scores[row, allowed])[:K]], (0, K), constant_values=-2)[:K])
-            truth[f"{name} {share}"] = np.array(found)
+        found = []
+        for row, box in enumerate(asks[str(share)]):
+            allowed = np.arange(scores.shape[1]) if box is None else np.flatnonzero(inside(places, box))
+            found.append(np.pad(allowed[np.argsort(-scores[row, allowed])[:K]], (0, K), constant_values=-2)[:K])
+        truth[str(share)] = np.array(found)
     np.savez(place / "truth.npz", **truth)
     (place / "asks.json").write_text(json.dumps(asks))
     return {}
 
 
-def measure(place: Path, queries: np.ndarray, truth: str, ask: Ask) -> dict[str, Any]:
+def measure(place: Path, queries: np.ndarray, ask: Ask) -> dict[str, Any]:
     """p50 and p95 in milliseconds and recall@10, without a box and with each."""
     asks, right = json.loads((place / "asks.json").read_text()), np.load(place / "truth.npz")
     for query in queries[:5]:  # not timed
@@ -147,7 +145,7 @@ def measure(place: Path, queries: np.ndarray, truth: str, ask: Ask) -> dict[str,
     result = {}
     for share in SHARES:
         seconds, recall = [], []
-        for query, box, wanted in zip(queries, asks[str(share)], right[f"{truth} {share}"], strict=True):
+        for query, box, wanted in zip(queries, asks[str(share)], right[str(share)], strict=True):
             started = time.perf_counter()
             found = ask(query[None], box)
             seconds.append(time.perf_counter() - started)
@@ -186,12 +184,12 @@ def brute_force(place: Path, dim: int) -> tuple[Ask, float]:
     return ask, 0.0
 
 
-def of_faiss(place: Path, dim: int, kind: str, most: int | None) -> tuple[Ask, float]:
+def of_faiss(place: Path, dim: int, kind: str) -> tuple[Ask, float]:
     """FAISS's own indexes with an id bitmap: flat, IVF (1,000 cells, 20 opened), HNSW (32 neighbours, ef 64)."""
     from ucore.nearest import faiss_module
 
     faiss = faiss_module()
-    blocks, places = load(place, most)
+    blocks, places = load(place)
     count, inner = places.shape[1], faiss.METRIC_INNER_PRODUCT
     index: Any = {
         "flat": lambda: faiss.IndexFlatIP(dim),
@@ -200,7 +198,7 @@ def of_faiss(place: Path, dim: int, kind: str, most: int | None) -> tuple[Ask, f
     }[kind]()
     started = time.perf_counter()
     if kind == "ivf":
-        index.train(np.concatenate([block[:: max(1, count // 64_000)] for block in load(place, most)[0]]))
+        index.train(np.concatenate([block[:: max(1, count // 64_000)] for block in load(place)[0]]))
     for block in blocks:
         index.add(block)
     seconds = time.perf_counter() - started
@@ -217,8 +215,8 @@ def of_faiss(place: Path, dim: int, kind: str, most: int | None) -> tuple[Ask, f
     return ask, seconds
 
 
-def of_lance(place: Path, dim: int, most: int, exact: bool) -> tuple[Ask, float]:
-    """Our LanceDB engine, on disk, of the first rows."""
+def of_lance(place: Path, dim: int, exact: bool) -> tuple[Ask, float]:
+    """Our LanceDB engine, on disk."""
     import pandas as pd
 
     from ucore.filters import Filter
@@ -226,7 +224,7 @@ def of_lance(place: Path, dim: int, most: int, exact: bool) -> tuple[Ask, float]
 
     folder, seconds = place / "lance", 0.0
     if not folder.exists():
-        blocks, places = load(place, most)
+        blocks, places = load(place)
         started = time.perf_counter()
         index = GalleryIndex.create(folder, {"name": "made-up"}, dim, engine="lance")
         for number, block in enumerate(blocks):
@@ -248,31 +246,29 @@ def of_lance(place: Path, dim: int, most: int, exact: bool) -> tuple[Ask, float]
     return ask, seconds
 
 
-FEW = ("faiss hnsw", "lance exact", "lance approximate")  # measured on the first rows
-STAGES: dict[str, Callable[[Path, int, int], tuple[Ask, float]]] = {
-    "ucore exact": lambda place, dim, most: ours(place, True),
-    "ucore approximate": lambda place, dim, most: ours(place, False),
-    "numpy": lambda place, dim, most: brute_force(place, dim),
-    "faiss flat": lambda place, dim, most: of_faiss(place, dim, "flat", None),
-    "faiss ivf": lambda place, dim, most: of_faiss(place, dim, "ivf", None),
-    "faiss hnsw": lambda place, dim, most: of_faiss(place, dim, "hnsw", most),
-    "lance exact": lambda place, dim, most: of_lance(place, dim, most, True),
-    "lance approximate": lambda place, dim, most: of_lance(place, dim, most, False),
+STAGES: dict[str, Callable[[Path, int], tuple[Ask, float]]] = {
+    "ucore exact": lambda place, dim: ours(place, True),
+    "ucore approximate": lambda place, dim: ours(place, False),
+    "numpy": brute_force,
+    "faiss flat": lambda place, dim: of_faiss(place, dim, "flat"),
+    "faiss ivf": lambda place, dim: of_faiss(place, dim, "ivf"),
+    "faiss hnsw": lambda place, dim: of_faiss(place, dim, "hnsw"),
+    "lance exact": lambda place, dim: of_lance(place, dim, True),
+    "lance approximate": lambda place, dim: of_lance(place, dim, False),
 }
 
 
-def stage(name: str, place: Path, rows: int, dim: int, queries: int, most: int) -> dict[str, Any]:
+def stage(name: str, place: Path, rows: int, dim: int, queries: int) -> dict[str, Any]:
     """What one process does; its largest resident set is in the result, in units of the vectors."""
     if name == "build":
         result = build(place, rows, dim)
     elif name == "truth":
-        result = make_truth(place, dim, queries, most)
+        result = make_truth(place, dim, queries)
     else:
-        ask, seconds = STAGES[name](place, dim, most)
+        ask, seconds = STAGES[name](place, dim)
         result = {"build_s": seconds}
-        result |= measure(place, Mixture(dim).queries(queries), "few" if name in FEW else "all", ask)
-    size = 4 * dim * (most if name in FEW else rows)
-    return {**result, "memory": peak() / size}
+        result |= measure(place, Mixture(dim).queries(queries), ask)
+    return {**result, "memory": peak() / (4 * dim * rows)}
 
 
 def peak() -> int:
@@ -286,21 +282,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--queries", type=int, default=60)
-    parser.add_argument("--few", type=int, default=100_000)
     parser.add_argument("--only", nargs="+", default=list(STAGES), choices=list(STAGES), help="contenders")
     parser.add_argument("--folder", type=Path, help="where an index is kept, and found again; by default a temporary")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    most = min(arguments.few, arguments.rows)
     if arguments.stage:
         place = arguments.folder
-        print(json.dumps(stage(arguments.stage, place, arguments.rows, arguments.dim, arguments.queries, most)))
+        print(json.dumps(stage(arguments.stage, place, arguments.rows, arguments.dim, arguments.queries)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        run(arguments, arguments.folder or Path(folder), most)
+        run(arguments, arguments.folder or Path(folder))
 
 
-def run(arguments: argparse.Namespace, place: Path, most: int) -> None:
+def run(arguments: argparse.Namespace, place: Path) -> None:
     """Every stage in a process of its own, and the table."""
     from ucore.report import machine_facts
 
@@ -311,7 +305,7 @@ def run(arguments: argparse.Namespace, place: Path, most: int) -> None:
     def ask(name: str) -> dict[str, Any]:
         values = {name: getattr(arguments, name) for name in ("rows", "dim", "queries")}
         options = [f"--{name}={value}" for name, value in values.items()]
-        command = [sys.executable, __file__, *options, f"--few={most}", f"--folder={place}", f"--stage={name}"]
+        command = [sys.executable, __file__, *options, f"--folder={place}", f"--stage={name}"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -327,8 +321,7 @@ def run(arguments: argparse.Namespace, place: Path, most: int) -> None:
     for name in arguments.only:
         found = every[name] = ask(name)
         cells = [f"{p50:.1f} {p95:.1f} {recall:.3f}" for p50, p95, recall in (found[str(share)] for share in SHARES)]
-        label = f"{name}, {most:,} rows" if name in FEW else name
-        print(f"| {label} | {found['build_s']:.0f} | {found['memory']:.2f} | {' | '.join(cells)} |", flush=True)
+        print(f"| {name} | {found['build_s']:.0f} | {found['memory']:.2f} | {' | '.join(cells)} |", flush=True)
     claims(every)
 
 
