@@ -73,9 +73,9 @@ class Candidates:
     def take(self, rows: Tensor) -> "Candidates":
         return Candidates(self.logits[rows], self.quality[rows], self.clicks[rows])
 
-    def and_(self, other: "Candidates") -> "Candidates":
-        pairs = zip((self.logits, self.quality, self.clicks), (other.logits, other.quality, other.clicks), strict=True)
-        return Candidates(*(torch.cat(pair) for pair in pairs))
+    def and_(self, others: Sequence["Candidates"]) -> "Candidates":
+        every = [(each.logits, each.quality, each.clicks) for each in (self, *others)]
+        return Candidates(*map(torch.cat, zip(*every, strict=True)))
 
 
 class MaskGenerator:
@@ -188,8 +188,7 @@ class MaskGenerator:
         for level in mask_filters.levels(self.points_per_side):
             clicks = torch.from_numpy(level).to(self.device)
             clicks = clicks[~self._explained(found, frame, state, tried)[clicks]]
-            for new in self._clicked(state, frame, clicks):
-                found = found.and_(new.take(self._promising(new, frame)))
+            found = found.and_([new.take(self._promising(new, frame)) for new in self._clicked(state, frame, clicks)])
             tried[clicks] = True
         return self._finished(self._decided(found.take(self._distinct(found, frame)), frame))
 
