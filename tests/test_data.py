@@ -107,6 +107,8 @@ def test_domain_defaults_to_the_folder_and_data_root_to_the_environment(small, m
     moved = small.parent / "data" / "rsicd"
     shutil.copytree(small, moved)
     assert read_dataset(small).frame["domain"][0] == "small"
+    (small / JSON_NAME).write_text(json.dumps({**content, "dataset": "\ud800"}))  # a name that nothing could write
+    assert read_dataset(small).frame["domain"][0] == "small"
     monkeypatch.setenv("UCORE_DATA", str(moved.parent))
     assert read_dataset().frame["domain"][0] == "rsicd"
 

@@ -162,6 +162,20 @@ def test_damage_is_told_in_one_sentence(tmp_path, pattern):
     assert "\n" not in str(told.value)
 
 
+def test_damage_that_lance_takes_on_trust_is_told_too(tmp_path):
+    index = GalleryIndex.create(tmp_path / "i", CARD, DIM, engine="lance")
+    index.add(make_features(50), make_rows(50))
+    newest = min((tmp_path / "i" / "items.lance" / "_versions").iterdir())  # Lance counts them backwards
+    whole, refused = newest.read_bytes(), []
+    for start in range(200, 240, 3):
+        newest.write_bytes(whole[:start] + whole[start + 56 :])
+        try:
+            GalleryIndex.open(tmp_path / "i").verify()
+        except DataError as error:
+            refused.append(error)
+    assert refused and all("cannot be used" in str(error) for error in refused)
+
+
 def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lancedb", None)
     with pytest.raises(UserError, match=r'pip install "ucore\[lance\]"'):

@@ -32,12 +32,17 @@ def lancedb_module() -> Any:
     return lancedb
 
 
+RAISED = (ValueError, RuntimeError, OSError, KeyError, TypeError, IndexError, pa.ArrowException)
+
+
 @contextmanager
 def told(uri: str) -> Iterator[None]:
     """Turn what LanceDB raises into one sentence."""
     try:
         yield
-    except (ValueError, RuntimeError, OSError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
+    except Exception as error:
+        if not isinstance(error, RAISED) and type(error).__name__ != "RustPanic":  # whose class cannot be imported
+            raise
         reason = _reason(str(error).strip() or type(error).__name__)
         raise DataError(
             f"The index {uri} cannot be used ({reason}). Build it again, or check that it can be reached."

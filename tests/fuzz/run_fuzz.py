@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
@@ -14,32 +15,40 @@ if __name__ in ("__main__", "__mp_main__") or multiprocessing.parent_process() i
 from judge import Tally, fuzz  # noqa: E402
 from targets import TARGETS  # noqa: E402
 
+HOURS = 3  # that a reader may take for all of its cases
+
 
 def measured(name: str, cases: int) -> Tally:
     """In a process of its own: what a reader breaks, stays there."""
     faulthandler.enable()
-    faulthandler.dump_traceback_later(3600, exit=True)
+    faulthandler.dump_traceback_later(HOURS * 3600, exit=True)
     target = next(target for target in TARGETS if target.name == name)
     with tempfile.TemporaryDirectory() as place:
         return fuzz(target, Path(place), cases)
 
 
+def judged(name: str, cases: int) -> Tally:
+    """The tally of a target, also where its reader hung or crashed."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        answer = pool.apply_async(measured, (name, cases))
+        try:
+            return answer.get(HOURS * 3600 + 100)
+        except multiprocessing.TimeoutError:
+            return Tally(name, count_wrong=1, wrong={"?": f"{name}: it hung or crashed"})
+
+
 def main() -> int:
     cases, wanted = int(os.environ.get("UCORE_FUZZ_CASES", "10000")), os.environ.get("FUZZ", "")
     print(f"{'reader':<24}{'cases':>8}{'worked':>8}{'refused':>9}{'wrong':>7}{'seconds':>9}", flush=True)
-    wrong = 0
-    for target in (target for target in TARGETS if wanted in target.name):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            answer = pool.apply_async(measured, (target.name, cases))
-            try:
-                tally = answer.get(3700)
-            except multiprocessing.TimeoutError:
-                tally = Tally(target.name, count_wrong=1, wrong={"?": f"{target.name}: it hung or crashed"})
-        print(f"{tally.name:<24}{tally.cases:>8,}{tally.worked:>8,}{tally.refused:>9,}{tally.count_wrong:>7,}"
-              f"{tally.seconds:>9.1f}", flush=True)  # fmt: skip
-        for told in tally.wrong.values():
-            print(f"\n{told}\n", flush=True)
-        wrong += tally.count_wrong
+    names, wrong = [target.name for target in TARGETS if wanted in target.name], 0
+    with ThreadPoolExecutor(os.cpu_count()) as crowd:  # of threads that each wait for a process
+        for done in as_completed([crowd.submit(judged, name, cases) for name in names]):
+            tally = done.result()
+            print(f"{tally.name:<24}{tally.cases:>8,}{tally.worked:>8,}{tally.refused:>9,}{tally.count_wrong:>7,}"
+                  f"{tally.seconds:>9.1f}", flush=True)  # fmt: skip
+            for told in tally.wrong.values():
+                print(f"\n{told}\n", flush=True)
+            wrong += tally.count_wrong
     return int(wrong > 0)
 
 
