@@ -42,7 +42,8 @@ def read_rsicd(folder: str | Path, split: Names | None = None, skip_bad: bool = 
     place = image_folder(folder, [entry["image"] for entry in entries])
     entries = usable(entries, place, skip_bad)
     name = content.get("dataset")
-    domain = (name if isinstance(name, str) and name.strip() and name.isprintable() else folder.resolve().name).strip().lower()
+    named = isinstance(name, str) and bool(name.strip()) and name.isprintable()
+    domain = (name if named else folder.resolve().name).strip().lower()
     return Manifest.from_rows([{**entry, "domain": domain, "source": index.name} for entry in entries], place)
 
 
