@@ -7,7 +7,7 @@ the last of these (many equal captions do that), it is asked for more.
 """
 
 import itertools
-import mmap
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ucore.errors import UserError
+from ucore.errors import DataError, UserError
 
 SPARE = 8  # rows more than k that FAISS proposes at first
 BATCH = 16  # from so many queries on, blocks of rows are multiplied with all of them at once
 BLOCK = 32_768  # rows of such a block: 64 MB at 512 dimensions
 AT_ONCE = 4_000_000  # values that are multiplied in float64 at a time: 32 MB
-PIECE = 4096  # rows mapped at a time: the system maps 64 KB around each
 SEVERAL = 2**23  # values, 32 MB, that are worth a second thread for one query: some milliseconds of work
 DENSE = 0.6  # share of rows from which on walking over all of them is faster than jumping from one to the next
 
@@ -68,15 +67,19 @@ def nearest(
 
 
 def blocks_of(vectors: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows, block after block; what is mapped for them is let go, so that a walk over all needs little memory."""
-    mapped = getattr(vectors.base, "_mmap", None)
+    """The rows, block after block. Of a whole mapped file they are read: mapped pages would pile up in memory."""
+    mapped: Any = vectors.base
+    whole = isinstance(mapped, np.memmap) and mapped.shape == vectors.shape and vectors.flags.c_contiguous
     for start in range(0, len(rows), BLOCK):
         some = rows[start : start + BLOCK]
-        block = np.empty((len(some), vectors.shape[1]), np.float32)
-        for first in range(0, len(some), PIECE):
-            block[first : first + PIECE] = vectors[some[first : first + PIECE]]
-            if mapped is not None:
-                mapped.madvise(mmap.MADV_DONTNEED)
+        if not whole:
+            yield vectors[some]
+            continue
+        block: Any = np.empty((len(some), vectors.shape[1]), np.float32)
+        with open(mapped.filename, "rb", buffering=0) as file:
+            for row, target in zip((some * block.strides[0] + mapped.offset).tolist(), block, strict=True):
+                if os.preadv(file.fileno(), [target], row) != target.nbytes:
+                    raise DataError(f"{mapped.filename} ends too early. Build the index again.")
         yield block
 
 
