@@ -13,6 +13,8 @@ ifdef UCORE_DATA  # notebooks and tests may run in other folders
 export UCORE_DATA := $(abspath $(UCORE_DATA))
 endif
 BIN := .venv/bin
+# JupyterLab would otherwise ask PyPI for a newer version, and Jupyter's site for news.
+QUIET := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 STAMP := .venv/.complete
 SCALE ?= tiny
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -63,7 +65,7 @@ check: $(STAMP)  ## lint, format, types, stripped notebooks
 	@$(BIN)/nbstripout --verify notebooks/*.ipynb
 
 lab: $(STAMP)    ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab $(QUIET) notebooks
 
 app: $(STAMP)    ## search in the browser, in what notebook 08 indexed (or INDEX=folder)
 	@$(BIN)/ucore app $(if $(INDEX),--index $(INDEX))

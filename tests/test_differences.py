@@ -84,3 +84,15 @@ def test_what_is_no_report_is_one_sentence_and_status_2(tmp_path, text):
 def test_control_characters_of_a_file_do_not_reach_the_terminal(tmp_path):
     one, other = make(tmp_path / "a"), make(tmp_path / "b", dataset="\x1b[2Jnepal")
     assert "\x1b" not in ucore("diff", one, other).out
+    report = Report("04_train", tmp_path / "c", dataset="rsicd val", simulated=False, seed=0, command="x",
+                    parameters={"\x1b[1m": 1})  # fmt: skip
+    report.add("\x1b[31mred\nSame: 9 numbers compared.", "mR", 1.0)
+    told = ucore("diff", one, report.write()).out
+    assert "\x1b" not in told and not any(line.startswith("Same") for line in told.splitlines())
+
+
+@pytest.mark.parametrize("tolerance", ["nan", "inf", "-1"])
+def test_a_tolerance_that_would_hide_everything_is_refused(tmp_path, tolerance):
+    one, other = make(tmp_path / "a"), make(tmp_path / "b", value=30.0)
+    outcome = ucore("diff", one, other, f"--tolerance={tolerance}")
+    assert outcome.status == 2 and "tolerance" in outcome.err

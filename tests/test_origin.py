@@ -3,8 +3,11 @@
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
+from ucore.errors import DataError
 from ucore.manifest import Manifest
 from ucore.origin import code_key, data_key
 from ucore.report import present_code
@@ -67,6 +70,18 @@ def test_the_key_of_data_is_that_of_names_and_bytes_wherever_they_lie(tiny_rsicd
     picture = next((copy / "images").iterdir())
     picture.rename(picture.with_name("renamed.jpg"))
     assert data_key(copy) != first
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    (tmp_path / "image.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"Cannot read .*image\.png"):
+        data_key(tmp_path)
+
+
+def test_a_table_with_values_that_python_does_not_know_has_a_key(tmp_path):
+    far = pa.table({"day": pa.array([2**31 - 1], pa.int32()).cast(pa.date32())})
+    pyarrow.parquet.write_table(far, tmp_path / "manifest.parquet")
+    assert len(data_key(tmp_path)) == 16
 
 
 def test_remembered_files_are_read_again_when_they_changed(tmp_path):

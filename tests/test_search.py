@@ -214,6 +214,14 @@ class TestBuilding:
         with pytest.raises(DataError, match="no index"):
             Searcher(tmp_path)
 
+    @pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "~nobody/x", 3, ["a"]])
+    def test_a_card_that_names_what_no_folder_can_be_is_told(self, search_place, tmp_path, name):
+        shutil.copytree(search_place.index, tmp_path / "index")
+        index = GalleryIndex.open(tmp_path / "index")
+        index.describe({**index.card, "checkpoint": name, "absolute_checkpoint": name})
+        with pytest.raises(CheckpointError, match=r"not in .* any more"):
+            Searcher(tmp_path / "index")
+
     def test_a_checkpoint_without_bank_searches_by_cosine_and_says_so(self, search_place, tmp_path):
         bare = tmp_path / "bare"
         shutil.copytree(search_place.checkpoint, bare)

@@ -166,8 +166,14 @@ def test_a_second_call_computes_what_is_new_or_changed(manifest, tmp_path, halve
     )
     store = run(manifest, tmp_path / "out")  # nothing to warn of any more
     assert halves.calls == 1 and len(store) == before + 1 and store.quarantined() == {}
-    more = run(read_dataset(tmp_path / "data", split="val"), tmp_path / "out")
+    val = read_dataset(tmp_path / "data", split="val")
+    more = run(val, tmp_path / "out")
     assert halves.calls == 9 and len(more) == 24 + 8
+    names = ("samples", "images", "masks")
+    assert [more.summary()[name] for name in names] == [32, 32, more.summary()["masks"]]
+    of_val = more.summary([*val.frame["sample_id"], "nobody"])  # what was done before is not counted
+    assert of_val["samples"] == of_val["images"] == 8
+    assert of_val["masks"] == sum(len(more.load(name)) for name in val.frame["sample_id"])
     assert more.sample_ids[:24] == store.sample_ids
 
 

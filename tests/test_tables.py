@@ -12,6 +12,7 @@ from ucore.tables import (
     border_tables,
     change_table,
     measure_tables,
+    provenance,
     recall_rows,
     recall_table,
     result_tables,
@@ -187,3 +188,13 @@ def test_several_tables_have_titles_and_html_escapes_names() -> None:
     assert table
     assert "<img" not in table.html() and "&lt;img" in table.html()
     assert table.html().count('<th scope="col"') == len(table.head)
+
+
+def test_a_command_is_shown_as_it_is_and_never_as_markup() -> None:
+    from nbconvert.filters import markdown2html
+
+    command = "ucore run 04 -p x`<img src=x onerror=alert(1)>``"
+    machine = {"cpu": "a", "cores": 2, "gpu": "none", "torch": "2"}
+    line = provenance([document(command=command, machine=machine, seed=0, commit="c" * 40, seconds={"train": 1.0})])
+    page = markdown2html(line)
+    assert "<img" not in page and "&lt;img src=x onerror=alert(1)&gt;" in page

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from makers import make_halves
+from makers import make_halves, make_rsicd
 
 from ucore.checkpoint import load_bank, load_checkpoint, load_state
 from ucore.config import TrainConfig
@@ -23,6 +23,7 @@ from ucore.fusion import fused
 from ucore.hubness import correct_hubs
 from ucore.manifest import subset
 from ucore.model import load_encoder
+from ucore.progress import training_folder
 from ucore.segment_store import SegmentStore
 from ucore.tasks import forget_run, score, train_checkpoint
 from ucore.tower_phase import augment
@@ -606,3 +607,21 @@ def test_segments_that_are_lacking_are_asked_for(parts, cache, encoder_factory, 
     empty = SegmentStore(tmp_path / "empty", {"generator": "none"})
     with pytest.raises(DataError, match="Run ucore segment on this data"):
         Trainer(encoder_factory(), *parts, config, cache=cache, progress=False, segments=empty).step()
+
+
+def test_a_training_of_other_code_data_or_settings_has_another_folder(tmp_path, monkeypatch):
+    make_rsicd(tmp_path / "data", 8, 4, 4)
+    manifest, config = read_dataset(tmp_path / "data"), TrainConfig.at("tiny")
+
+    def folder(config=config, start=None):
+        return training_folder(tmp_path, "rsicd", config, read_dataset(tmp_path / "data"), start=start)
+
+    first = folder()
+    assert folder() == first and first.parent == tmp_path and first.name.startswith("rsicd-")
+    others = [folder(TrainConfig.at("tiny", seed=1)), folder(start="openai")]
+    image = manifest.image_path(0)
+    image.write_bytes(manifest.image_path(1).read_bytes())  # under its old name
+    others.append(folder())
+    monkeypatch.setattr("ucore.progress.code_key", lambda sources: "other code")
+    others.append(folder())
+    assert len({first, *others}) == 5

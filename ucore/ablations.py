@@ -27,6 +27,7 @@ from ucore.fusion import heads_similarity, with_segments
 from ucore.manifest import Manifest
 from ucore.model import DualEncoder
 from ucore.notebooks import parse_parameters
+from ucore.origin import code_key
 from ucore.segment_store import SegmentStore
 from ucore.train import Trainer
 
@@ -71,7 +72,8 @@ class Study:
         self.changes = {"segments": "none" if store is None else "late", **changes, "tune_epochs": 0}
         parts = [[part.content_key(), list(part.frame["description"])] for part in (train, val)]
         weights = [encoder.name, encoder.fingerprint("image"), encoder.fingerprint("text")]
-        self._key = [VERSION, parts, weights, None if store is None else store.parts.settings]
+        code = code_key([f"import {type(self).__module__}"])  # what other code has trained is not this code's
+        self._key = [VERSION, code, parts, weights, None if store is None else store.parts.settings]
 
     def config(self, arm: str, seed: int = 0) -> TrainConfig:
         """Settings of an arm, "name=value" or several with commas between; "base" changes nothing.

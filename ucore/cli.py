@@ -299,11 +299,11 @@ def main() -> None:
     except BrokenPipeError:  # | head
         sys.stderr.close()
     except OSError as error:  # where no writer has said it: a folder that could not be made, for one
-        named: Any = error.filename if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else None
-        told = None if named is None else explain(error, Path(os.fsdecode(named)))
-        if told is None:
+        if error.filename is None:
             raise
-        _stop(str(told), 2)
+        place = Path(os.fsdecode(error.filename))
+        told = explain(error, place) if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else None
+        _stop(str(told or UserError(f"Cannot use {place} ({error.strerror}). Check that path and its rights.")), 2)
     except MemoryError:
         _stop("There is too little memory. Use fewer --workers, fewer images at once, or another machine.", 2)
     except Exception as error:

@@ -6,12 +6,13 @@ How long something took is no result: neither a report's seconds and date nor me
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ucore.errors import DataError
+from ucore.errors import ConfigError, DataError
 from ucore.files import parse_json
 from ucore.report import check_metrics, load_report, load_reports
 
@@ -44,10 +45,11 @@ class Differences:
 
     def text(self) -> str:
         """A line a difference below the report's name, or one that says that there is none."""
-        lines = [f"only in A: {name}" for name in self.only_a] + [f"only in B: {name}" for name in self.only_b]
+        lines = [f"only in A: {_shown(name)}" for name in self.only_a]
+        lines += [f"only in B: {_shown(name)}" for name in self.only_b]
         for place in dict.fromkeys(change.place for change in (*self.facts, *self.metrics)):
-            lines.append(f"{place}:")
-            lines += [f"  {c.what}: {_shown(c.a)} -> {_shown(c.b)}" for c in self.facts if c.place == place]
+            lines.append(f"{_shown(place)}:")
+            lines += [f"  {_shown(c.what)}: {_shown(c.a)} -> {_shown(c.b)}" for c in self.facts if c.place == place]
             lines += [f"  {_metric_line(c)}" for c in self.metrics if c.place == place]
         count = f"{self.compared:,} numbers compared"
         differ = f"{len(self.metrics):,} numbers and {len(self.facts):,} facts differ."
@@ -66,6 +68,8 @@ def compare_runs(a: str | Path, b: str | Path, tolerance: float = 0.0) -> Differ
     Two single reports are compared whatever they are called, several by name. tolerance: how far two numbers, or two
     bounds of intervals, may be apart and count as the same. Raises DataError for what is no report.
     """
+    if not 0 <= tolerance < math.inf:
+        raise ConfigError(f"tolerance is {tolerance}; it must be 0 or a finite number above it")
     first, second = _load(Path(a)), _load(Path(b))
     if len(first) == len(second) == 1:
         second = {next(iter(first)): next(iter(second.values()))}
@@ -134,7 +138,7 @@ def _alike(a: Mapping[str, Any], b: Mapping[str, Any], tolerance: float) -> bool
 
 
 def _metric_line(change: Change) -> str:
-    told = f"{change.what}: {_number(change.a)} -> {_number(change.b)}"
+    told = f"{_shown(change.what)}: {_number(change.a)} -> {_number(change.b)}"
     if change.a is None or change.b is None:
         return told
     bounds = [(one["low"], one["high"]) for one in (change.a, change.b)]

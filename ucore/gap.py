@@ -21,6 +21,7 @@ from ucore.files import content_hash, parse_json, write_json
 from ucore.fusion import heads_similarity
 from ucore.manifest import Manifest, few
 from ucore.model import DualEncoder
+from ucore.origin import code_key
 from ucore.train import Trainer
 
 
@@ -81,9 +82,10 @@ def domain_gap(
     fresh.new_heads()
     ranks = []
     weights = [encoder.name, encoder.fingerprint("image"), encoder.fingerprint("text")]
+    code = code_key(["from ucore.gap import domain_gap"])  # ranks of other code are not this code's
     for name, train, val in zip(domains, trains, vals, strict=True):
         keys = [part.content_key() for part in (train, val, *tests)]
-        path = Path(out) / f"{content_hash(config.to_dict(), keys, weights)}.json"
+        path = Path(out) / f"{content_hash(config.to_dict(), keys, weights, code)}.json"
         kept = _read(path, tests)
         if kept is None:
             own = copy.deepcopy(fresh)

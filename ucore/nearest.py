@@ -68,18 +68,18 @@ def nearest(
 
 def blocks_of(vectors: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
     """The rows, block after block. Of a whole mapped file they are read: mapped pages would pile up in memory."""
-    mapped: Any = vectors.base
-    whole = isinstance(mapped, np.memmap) and mapped.shape == vectors.shape and vectors.flags.c_contiguous
+    mapped: Any = vectors.base if isinstance(vectors.base, np.memmap) else None
+    path = mapped.filename if mapped is not None and mapped.shape == vectors.shape else None
     for start in range(0, len(rows), BLOCK):
         some = rows[start : start + BLOCK]
-        if not whole:
+        if path is None:
             yield vectors[some]
             continue
         block: Any = np.empty((len(some), vectors.shape[1]), np.float32)
-        with open(mapped.filename, "rb", buffering=0) as file:
-            for row, target in zip((some * block.strides[0] + mapped.offset).tolist(), block, strict=True):
+        with open(path, "rb", buffering=0) as file:
+            for row, target in zip((some * block.strides[0]).tolist(), block, strict=True):
                 if os.preadv(file.fileno(), [target], row) != target.nbytes:
-                    raise DataError(f"{mapped.filename} ends too early. Build the index again.")
+                    raise DataError(f"{path} ends too early. Build the index again.")
         yield block
 
 

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ucore.errors import DataError
 from ucore.files import content_hash, file_hash, read_json, write_json
 
 UNKNOWN = "unknown"
@@ -86,13 +87,13 @@ def code_key(sources: Iterable[str], package: str | Path | None = None) -> str:
     """Key of pieces of Python, such as a notebook's code cells, and of all the code of ours that they use.
 
     That is every module of `package` (this one, by default) that they import, and what these import, wherever in a
-    function an import stands; and the package's other files, such as the bundled weights, as a whole. A comment
-    counts as well as a statement. Where an import cannot be followed, the whole package counts.
+    function an import stands; and the package's other files, such as the bundled weights, as a whole; model cards
+    do not count. A comment counts as well as a statement. Where an import cannot be followed, the whole package counts.
     """
     package = Path(package or Path(__file__).parent)
     cells = list(sources)
     modules = _modules_of(cells, package)
-    others = [path for path in sorted((package / "assets").rglob("*")) if path.is_file()]
+    others = [path for path in sorted((package / "assets").rglob("*")) if path.is_file() and path.suffix != ".md"]
     files = [package / "__init__.py", *(package / f"{name}.py" for name in sorted(modules)), *others]
     known = {path.relative_to(package).as_posix(): file_hash(path) for path in files if path.is_file()}
     return content_hash(cells, known)
@@ -141,14 +142,18 @@ def data_key(folder: str | Path, memory: str | Path | None = None) -> str:
     """Key of all files of a dataset folder, by their names and bytes; the same wherever the folder lies.
 
     memory: a JSON file that keeps what was read of each file, so that a second call reads only files of another
-    size or time. Shards that shards.txt names elsewhere count by their names alone. Raises OSError.
+    size or time. Shards that shards.txt names elsewhere count by their names alone. Raises DataError for a file that
+    cannot be read, such as a link to nothing.
     """
     from ucore.images import map_files
 
     root = Path(folder)
     paths = sorted(_files(root))
     known = _remembered(memory)
-    states = {path.relative_to(root).as_posix(): [*_state(path)] for path in paths}
+    try:
+        states = {path.relative_to(root).as_posix(): [*_state(path)] for path in paths}
+    except OSError as error:
+        raise DataError(f"Cannot read {error.filename} ({error.strerror}). Restore it, or remove it.") from error
     unread = [path for path in paths if known.get(name := path.relative_to(root).as_posix(), [])[:2] != states[name]]
     hashes = dict(zip(unread, map_files(_hash, unread, "Hashing the dataset"), strict=True))
     names = {path: path.relative_to(root).as_posix() for path in paths}
@@ -183,7 +188,7 @@ def _hash(path: Path) -> str:
     try:
         rows = pyarrow.parquet.ParquetFile(path).iter_batches()
         return content_hash([content_hash(batch.to_pylist()) for batch in rows])
-    except (ValueError, OSError):  # no whole table: whoever reads it will say so
+    except Exception:  # no whole table, or values that Python does not know: whoever reads it will say so
         return file_hash(path)
 
 

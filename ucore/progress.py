@@ -8,8 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ucore.config import TrainConfig
 from ucore.errors import ConfigError
 from ucore.files import content_hash, explained, only_writer
+from ucore.manifest import Manifest
+from ucore.origin import code_key
 
 if TYPE_CHECKING:
     from ucore.train import Trainer
@@ -106,6 +109,16 @@ def data_key(trainer: "Trainer") -> str:
     train, val = (list(part.frame["sample_id"]) for part in (trainer.train, trainer.val))
     parts = [[train, trainer.texts], [val, trainer.val.texts[0]]]
     return content_hash(trainer.encoder.name, *trainer.start, parts)
+
+
+def training_folder(
+    place: str | Path, name: str, config: TrainConfig, *data: Manifest, start: str | None = None
+) -> Path:
+    """`place`/`name`-KEY, with a key of the settings, of images and texts, of the weights to start from, and of the
+    code that trains: what other code has trained, or on other data, is neither gone on with nor taken for its own."""
+    keys = [part.content_key() for part in data]
+    code = code_key(["from ucore.train import Trainer"])
+    return Path(place) / f"{name}-{content_hash(config.to_dict(), keys, start, code)}"
 
 
 def run_state(trainer: "Trainer", phase: dict[str, Any] | None) -> dict[str, Any]:

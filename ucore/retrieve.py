@@ -20,8 +20,8 @@ import numpy as np
 from ucore.answers import Answer, Hit, hit_of, there_are
 from ucore.checkpoint_files import WEIGHTS, load_bank, read_card
 from ucore.duplicates import normal_caption
-from ucore.errors import CheckpointError, ConfigError, DataError
-from ucore.files import file_hash, safe_join
+from ucore.errors import CheckpointError, ConfigError, DataError, printable
+from ucore.files import file_hash, safe_join, typed_path
 from ucore.filters import Filter
 from ucore.hubness import Bank, hub_bias
 from ucore.index import GalleryIndex
@@ -68,8 +68,10 @@ class Searcher:
         """A folder that the card names: seen from the index, else where it was."""
         card, near = self.index.card, None
         if isinstance(self.place, Path) and card.get(relative):
-            near = (self.place / str(card[relative])).resolve()
-        return near if near is not None and near.is_dir() else Path(str(card.get(absolute, "")))
+            near = typed_path(f"{self.place}/{card[relative]}", Path.is_dir)
+        far = str(card.get(absolute, ""))
+        found = near or typed_path(far, Path.is_dir)
+        return found.resolve() if found else Path(printable(far)[:200])  # a name that no folder can have, perhaps
 
     def _find_checkpoint(self, given: str | Path | None) -> Path:
         place = Path(given) if given else self._find("absolute_checkpoint", "checkpoint")
@@ -196,7 +198,7 @@ class Searcher:
         if isinstance(picture, Unreadable):
             raise DataError(f"Cannot read the image {path}: {picture.reason}. Ask with another file.")
         row = {"sample_id": path.name, "image": path.name, "captions": [], "domain": "query", "split": "query"}
-        views = int(self.index.card["views"])
+        views = int(read_card(self.checkpoint)["train"]["test_views"])  # as the index was built
         vector = embed_images(self.encoder, Manifest.from_rows([row], path.resolve().parent), views, False)[0]
         return self._answer(self._image(f"image {path.name}", vector, find, k, where, correct_hubs, group, started))
 

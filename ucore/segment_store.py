@@ -7,7 +7,7 @@ OUT/felzenszwalb-0123456789abcdef/
 OUT/felzenszwalb-0123456789abcdef-features-*/           features of crops, likewise
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,18 +134,23 @@ class SegmentStore:
                 found.append(settings)
         return found
 
-    def summary(self) -> dict[str, Any]:
-        """Counts over samples, JSON-able: masks an image, share of ground covered, seconds, what is quarantined."""
+    def summary(self, sample_ids: Iterable[str] | None = None) -> dict[str, Any]:
+        """Counts over samples, JSON-able: masks an image, share of ground covered, seconds, what is quarantined.
+
+        sample_ids: of which; by default of all that were ever segmented into this folder.
+        """
+        asked = self._keys if sample_ids is None else self._keys.keys() & set(sample_ids)
+        wanted = {name: key for name, key in self._keys.items() if name in asked}
         table = self.parts.table(["key", "count", "covered", "seconds"])
         columns = {name: table[name].to_numpy() for name in ("count", "covered", "seconds")}
         number = {key: row for row, key in enumerate(table["key"].to_pylist())}
-        rows = np.array([number[key] for key in self._keys.values() if key in number], np.int64)
+        rows = np.array([number[key] for key in wanted.values() if key in number], np.int64)
         masks, covered, seconds = (columns[name][rows] for name in ("count", "covered", "seconds"))
         some = len(rows) > 0
         return {
             "generator": self.parts.settings.get("generator"),
             "settings": self.parts.settings,
-            "samples": len(self._keys),
+            "samples": len(wanted),
             "images": len(rows),
             "distinct_images": len(set(rows.tolist())),
             "masks": int(masks.sum()),
@@ -154,7 +159,7 @@ class SegmentStore:
             "images_without_masks": int((masks == 0).sum()),
             "covered": round(float(covered.mean()), 4) if some else 0.0,
             "seconds_per_image": round(float(seconds.mean()), 4) if some else 0.0,
-            "quarantined": self.quarantined(),
+            "quarantined": {name: why for name, why in self.quarantined().items() if name in wanted},
         }
 
     def write_summary(self) -> None:

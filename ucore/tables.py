@@ -217,9 +217,16 @@ def provenance(reports: Reports) -> str:
         lines.append(
             f"- {escape_markdown(report['name'])}: {escape_markdown(report['dataset'])} ({kind} data), "
             f"seed {report['seed']}, commit {short_commit(report)}, {escape_markdown(where)}, "
-            f"{sum(report['seconds'].values()) / 60:.1f} min; `{report['command']}`"
+            f"{sum(report['seconds'].values()) / 60:.1f} min; {_code(report['command'])}"
         )
     return "\n".join(lines) + "\n"
+
+
+def _code(text: str) -> str:
+    """Markdown's code span, behind more backticks than the text holds in a row: within, nothing is markup."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    edge = " " if "`" in text else ""
+    return f"{fence}{edge}{' '.join(text.split())}{edge}{fence}"
 
 
 def short_commit(report: Mapping[str, Any]) -> str:
