@@ -1,5 +1,6 @@
 """The examples of CONTRIBUTING run as they stand, and do what they say; the public API is what is written down."""
 
+import ast
 import inspect
 import re
 from importlib import import_module
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import ucore
 
 ROOT = Path(__file__).parents[1]
 API = (ROOT / "tests" / "public_api.txt").read_text("utf-8").splitlines()
@@ -113,3 +116,20 @@ def test_the_list_is_sorted_and_names_nothing_private():
     names = [line.partition("(")[0] for line in API]
     assert names == sorted(set(names)) and len(names) > 40
     assert not any(part.startswith("_") for name in names for part in name.split("."))
+
+
+def test_every_public_function_is_annotated():
+    bare = []
+    for path in sorted(Path(ucore.__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+                given = [
+                    *node.args.posonlyargs,
+                    *node.args.args,
+                    *node.args.kwonlyargs,
+                    node.args.vararg,
+                    node.args.kwarg,
+                ]
+                lacking = [one.arg for one in given if one and not one.annotation and one.arg not in ("self", "cls")]
+                bare += [f"{path.stem}.{node.name}"] * (bool(lacking) or node.returns is None)
+    assert bare == []

@@ -51,8 +51,8 @@ def series_for(dataset: str | Path, memory: str | Path | None = None) -> list[Ch
     allowed = [chapter for chapter in SERIES if chapter.domains <= max(1, whole)]
     for chapter in SERIES:
         if chapter not in allowed:
-            needs = f"{chapter.domains} domains, each with the splits train, val and test"
-            print(f"{chapter.name} is left out: it needs {needs}; this dataset has {whole} such.")
+            needs = f"{chapter.domains} domains or more, all of them with the splits train, val and test"
+            print(f"{chapter.name} is left out: it needs {needs}.")
     return allowed
 
 
