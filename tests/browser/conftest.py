@@ -22,6 +22,33 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
+def watched(browser, request) -> Iterator[Callable[..., Any]]:
+    """Makes pages of servers on this machine; afterwards, that nothing else was asked and that no script failed.
+
+    What they looked like at the end is kept in runs/screenshots, to be looked at.
+    """
+    asked: list[str] = []
+    failed: list[str] = []
+    pages: list[Any] = []
+
+    def new_page(**settings: Any) -> Any:
+        page = browser.new_page(**settings)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: failed.append(str(error)))
+        pages.append(page)
+        return page
+
+    yield new_page
+    for number, page in enumerate(pages):
+        folder = Path(__file__).parents[2] / "runs" / "screenshots"
+        page.screenshot(path=folder / f"{request.node.name}{number or ''}.png")
+        page.close()
+    ours = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "about:")
+    assert [url for url in asked if not url.startswith(ours)] == []
+    assert failed == []
+
+
+@pytest.fixture
 def open_page(browser) -> Iterator[Callable[[Path], Any]]:
     """Opens an HTML file; afterwards, that nothing was asked of another host and no script failed."""
     page = browser.new_page(viewport={"width": 1000, "height": 640})

@@ -1,4 +1,4 @@
-"""The widgets of notebooks 01 to 06 in a real JupyterLab: what a click does reaches the page."""
+"""The widgets of notebooks 01 to 08 in a real JupyterLab: what a click does reaches the page."""
 
 import json
 import os
@@ -30,7 +30,8 @@ def lab(browser, tmp_path_factory) -> Iterator[tuple[Path, str]]:
     environment = {**os.environ, **places, "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}"]
     command += ["--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}"]
-    command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text("utf-8")
+    command += re.findall(r"(?m)^QUIET := (.*)$", makefile)[0].split()  # as `make lab` does
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
@@ -64,8 +65,8 @@ def excerpt(name: str, folder: Path, cells: list[str], **parameters: str) -> str
     return f"{name}.ipynb"
 
 
-def run_all(browser, address: str, name: str):
-    page = browser.new_page(viewport={"width": 1200, "height": 1000})
+def run_all(watched, address: str, name: str):
+    page = watched(viewport={"width": 1200, "height": 1000})
     page.goto(f"{address}/lab/workspaces/{name.split('.')[0]}/tree/{name}?reset", timeout=PATIENCE)
     page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=PATIENCE)
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=PATIENCE)  # earlier, Lab asks for a kernel
@@ -78,14 +79,14 @@ def said(page, pattern: str) -> None:
     page.get_by_role("status").filter(has_text=re.compile(pattern)).first.wait_for(timeout=PATIENCE)
 
 
-def test_the_explorer_filters_map_numbers_and_images(lab, browser):
+def test_the_explorer_filters_map_numbers_and_images(lab, watched):
     folder, address = lab
     make_places(folder / "places")
     name = excerpt("01_explore_map", folder, ["read_dataset(", "SampleExplorer("], dataset=str(folder / "places"))
     source = json.loads((folder / name).read_text())
     source["cells"][-1]["source"] = ["features, credit = None, ''\n", *source["cells"][-1]["source"]]
     (folder / name).write_text(json.dumps(source))
-    page = run_all(browser, address, name)
+    page = run_all(watched, address, name)
     said(page, "36 of 36 samples")
     inside = page.frame_locator("iframe[title='Map of the samples']")
     count = inside.locator(".ucore-count")
@@ -98,10 +99,9 @@ def test_the_explorer_filters_map_numbers_and_images(lab, browser):
     assert page.locator(".jp-OutputArea figcaption").count() == 8
     page.get_by_role("button", name="Show all").click()
     count.filter(has_text="36 of 36").wait_for(timeout=PATIENCE)
-    page.close()
 
 
-def test_step_run_and_reset_move_the_training_on_and_back(lab, browser, tiny_rsicd):
+def test_step_run_and_reset_move_the_training_on_and_back(lab, watched, tiny_rsicd):
     folder, address = lab
     cells = ["read_dataset(", "load_encoder(", "Trainer(model", "TrainingStepper("]
     given = {
@@ -110,7 +110,7 @@ def test_step_run_and_reset_move_the_training_on_and_back(lab, browser, tiny_rsi
         "out": str(folder / "runs"),
         "reports": str(folder / "reports"),
     }
-    page = run_all(browser, address, excerpt("04_train", folder, cells, **given))
+    page = run_all(watched, address, excerpt("04_train", folder, cells, **given))
     said(page, "Step 0 of")
     button = page.locator("button.jupyter-button")
     button.filter(has_text=re.compile("^Step$")).click()
@@ -136,16 +136,15 @@ def test_step_run_and_reset_move_the_training_on_and_back(lab, browser, tiny_rsi
     page.get_by_text("No step yet").wait_for(timeout=PATIENCE)
     button.filter(has_text=re.compile("^Step$")).click()
     said(page, "Step 1 of")
-    page.close()
 
 
-def test_sliders_of_the_segments_act_at_once(lab, browser, tiny_rsicd):
+def test_sliders_of_the_segments_act_at_once(lab, watched, tiny_rsicd):
     folder, address = lab
     name = excerpt("02_segments", folder, ["read_dataset(", "SegmentExplorer("], dataset=str(tiny_rsicd))
     source = json.loads((folder / name).read_text())
     source["cells"][-1]["source"] = ["model = None  # no words to compare with\n", *source["cells"][-1]["source"]]
     (folder / name).write_text(json.dumps(source))
-    page = run_all(browser, address, name)
+    page = run_all(watched, address, name)
     said(page, r"\d+ masks → .* kept; the click means")
     picture = page.locator(".jupyter-widgets img")
     before = picture.get_attribute("src")
@@ -156,14 +155,13 @@ def test_sliders_of_the_segments_act_at_once(lab, browser, tiny_rsicd):
     page.keyboard.press("Enter")
     said(page, "→ 1 kept")
     assert picture.get_attribute("src") != before
-    page.close()
 
 
-def test_the_captions_of_another_image_are_shown(lab, browser, tiny_rsicd):
+def test_the_captions_of_another_image_are_shown(lab, watched, tiny_rsicd):
     folder, address = lab
     cells = ["read_dataset(", "caption_dataset(", "CaptionExplorer("]
     name = excerpt("03_captions", folder, cells, dataset=str(tiny_rsicd), captioner="tags", out=str(folder / "runs"))
-    page = run_all(browser, address, name)
+    page = run_all(watched, address, name)
     said(page, "32 tiles")
     tiles = page.locator(".jp-OutputArea select").nth(2)
     first, second = (tiles.locator("option").nth(number).inner_text() for number in (0, 1))
@@ -171,10 +169,9 @@ def test_the_captions_of_another_image_are_shown(lab, browser, tiny_rsicd):
     tiles.select_option(label=second)
     page.locator(f"img[alt='Image of {second}']").wait_for(timeout=PATIENCE)
     assert page.locator(f"img[alt='Image of {first}']").count() == 0
-    page.close()
 
 
-def test_a_step_of_adaptation_moves_the_curriculum_and_the_curves(lab, browser, tiny_rsicd):
+def test_a_step_of_adaptation_moves_the_curriculum_and_the_curves(lab, watched, tiny_rsicd):
     folder, address = lab
     target = make_rsicd(folder / "target", 20, 10, 10, seed=7)
     cells = ["two_sides(", "source_only(", 'AdaptConfig.of("paper"', "AdaptationStepper(paper)"]
@@ -183,7 +180,7 @@ def test_a_step_of_adaptation_moves_the_curriculum_and_the_curves(lab, browser, 
     source = json.loads((folder / name).read_text())
     source["cells"][0]["source"] += "\nepochs = 4"
     (folder / name).write_text(json.dumps(source))
-    page = run_all(browser, address, name)
+    page = run_all(watched, address, name)
     failed: list[str] = []
     page.on("pageerror", lambda error: failed.append(str(error)))
     said(page, "Step 0 of")
@@ -204,4 +201,27 @@ def test_a_step_of_adaptation_moves_the_curriculum_and_the_curves(lab, browser, 
     button.filter(has_text=re.compile("^Reset$")).click()
     page.get_by_text("of the source: no step yet").wait_for(timeout=PATIENCE)
     assert failed == []
-    page.close()
+
+
+def test_a_query_and_a_click_find_tiles_on_the_map(lab, watched, search_place):
+    folder, address = lab
+    name = excerpt("08_retrieve", folder, ["SearchBox("], query="a red house", other="a green field")
+    source = json.loads((folder / name).read_text())
+    given = "from ucore.retrieve import Searcher\nfrom ucore.data import read_dataset\n"
+    given += f"source, searcher = {str(search_place.data)!r}, Searcher({str(search_place.index)!r})\n"
+    given += "gallery = read_dataset(source)\n"
+    source["cells"][-1]["source"] = [given, *source["cells"][-1]["source"]]
+    (folder / name).write_text(json.dumps(source))
+    page = run_all(watched, address, name)
+    said(page, "36 images")
+    inside = page.frame_locator("iframe[title='Search results on the map']")
+    words = page.get_by_placeholder("tennis courts beside a school")
+    words.fill("a red house")
+    words.press("Enter")
+    said(page, "12 results for “a red house”")
+    inside.locator(".ucore-card").nth(11).wait_for(timeout=PATIENCE)
+    inside.locator(".ucore-why").first.click()
+    page.get_by_text(re.compile("^Why ")).first.wait_for(timeout=PATIENCE)
+    inside.locator(".ucore-card").first.click()
+    inside.get_by_role("button", name="Find more like this").click()
+    said(page, "12 results for “image ")
