@@ -1,9 +1,12 @@
 """The search box as a small application in the browser: a notebook of one cell, served by Voila.
 
-Voila serves it on this machine alone unless told otherwise. Its page names other hosts for the fonts of formulas only,
-which the search does not need.
+Voila serves it on this machine alone unless told otherwise. Its own page would fetch icons from another host: ours is
+the same without them, and asks nobody.
 """
 
+import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -45,6 +48,23 @@ def write_app(
     return path
 
 
+def voila_command(notebook: Path, port: int) -> tuple[list[str], dict[str, str]]:
+    """The command that serves a notebook, and the environment it needs; a template is written beside the notebook."""
+    from jupyter_core.paths import jupyter_path
+
+    pages = [Path(place) / "lab" / "index.html.j2" for place in jupyter_path("voila", "templates")]
+    page = next((path for path in pages if path.is_file()), None)
+    if page is None:
+        raise DataError('Voila\'s template "lab" is not installed. Install voila again: pip install voila')
+    own = notebook.parent / "voila" / "templates" / "ucore"
+    own.mkdir(parents=True)
+    (own / "conf.json").write_text(json.dumps({"base_template": "lab"}))
+    (own / page.name).write_text(re.sub(r'<link[^>]*"https?://[^>]*>', "", page.read_text("utf-8")), "utf-8")
+    places = os.pathsep.join(filter(None, [str(notebook.parent), os.environ.get("JUPYTER_PATH")]))
+    command = [sys.executable, "-m", "voila", str(notebook), f"--port={port}", "--theme=light", "--template=ucore"]
+    return command, {**os.environ, "JUPYTER_PATH": places}
+
+
 def serve(
     index: str | Path, port: int = 8866, browser: bool = True, examples: tuple[str, ...] = (),
     checkpoint: str | Path | None = None,
@@ -60,15 +80,8 @@ def serve(
         raise ConfigError(f"--port is {port}; choose a number from 1 to 65535")
     Searcher(index, checkpoint)  # what is wrong is told here, not in the browser
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "voila",
-            str(write_app(index, Path(folder), examples, checkpoint)),
-            f"--port={port}",
-        ]
-        command += ["--theme=light"] + ([] if browser else ["--no-browser"])
-        with subprocess.Popen(command) as served:
+        command, environment = voila_command(write_app(index, Path(folder), examples, checkpoint), port)
+        with subprocess.Popen([*command, *([] if browser else ["--no-browser"])], env=environment) as served:
             try:
                 return served.wait()
             finally:  # SIGTERM reaches this process alone; the server ends its kernels when it is asked to

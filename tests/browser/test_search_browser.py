@@ -1,17 +1,15 @@
 """Search as a person does it: a map in a file, and the application by Voila."""
 
-import os
 import re
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 
 import pytest
 
-from ucore.app import write_app
+from ucore.app import voila_command, write_app
 from ucore.filters import Filter
 from ucore.heat import heat_layer, heat_map
 from ucore.maps import save_map
@@ -84,10 +82,10 @@ def voila(search_place, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     path = write_app(search_place.index, tmp_path, ("a red house",))
-    command = [sys.executable, "-m", "voila", str(path), f"--port={port}", "--no-browser"]
+    command, environment = voila_command(path, port)
     places = {name: str(tmp_path / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR")}
     with (tmp_path / "voila.log").open("w") as log:
-        server = subprocess.Popen(command, env={**os.environ, **places}, stdout=log, stderr=log)
+        server = subprocess.Popen([*command, "--no-browser"], env={**environment, **places}, stdout=log, stderr=log)
         try:
             for _ in range(300):
                 try:
