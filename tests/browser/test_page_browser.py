@@ -50,6 +50,16 @@ def test_names_run_nothing_and_the_map_shows_its_samples(page):
     assert page.locator("table img").count() == 0
 
 
+def test_a_map_that_starts_without_a_size_opens_once_it_has_one(page):
+    page.evaluate("""() => { const frame = document.querySelector('iframe'), hidden = frame.cloneNode();
+        hidden.style.display = 'none'; frame.replaceWith(hidden); }""")
+    frame = page.frame_locator("iframe")
+    frame.locator(".ucore-count", has_text="12 of 12").wait_for(state="attached")
+    page.evaluate("document.querySelector('iframe').style.display = ''")
+    frame.locator(".ucore-count").wait_for(timeout=10_000)
+    frame.locator(".ucore-list button").nth(11).wait_for(timeout=10_000)  # the view holds every sample
+
+
 def test_the_keyboard_reaches_the_results_and_opens_what_is_folded(page):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "To the results"

@@ -64,6 +64,28 @@ def test_a_box_drawn_across_the_antimeridian_is_one_that_a_filter_takes(search_p
         assert box == told and Filter(box=box).box is not None
 
 
+def test_a_frame_of_two_maps_that_gets_its_size_late(search_place, browser, tmp_path):
+    searcher = Searcher(search_place.index)
+    layers = [heat_layer(searcher, text, k=4) for text in ("a red house", "a green field")]
+    save_map(heat_map(layers), tmp_path / "map.html")
+    page, failed = browser.new_page(viewport={"width": 900, "height": 600}), []
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    view = """() => [...document.querySelectorAll('.leaflet-control-scale-line')].map(line => line.innerText).concat(
+        [map_samples.getSize().x, map_samples.getZoom(), map_samples.getCenter().lat.toFixed(2)])"""
+    page.goto((tmp_path / "map.html").as_uri())
+    page.locator(".ucore-card").first.wait_for()
+    at_once = page.evaluate(view)
+    frame = '<iframe src="map.html" style="display: none; width: 900px; height: 600px; border: 0"></iframe>'
+    (tmp_path / "page.html").write_text(frame)
+    page.goto((tmp_path / "page.html").as_uri())
+    inside = page.frame_locator("iframe")
+    inside.locator(".ucore-card").nth(7).wait_for(state="attached")
+    page.evaluate("document.querySelector('iframe').style.display = ''")
+    inside.locator(".ucore-card").first.wait_for(timeout=10_000)
+    assert page.frames[1].evaluate(view) == at_once and failed == []
+    page.close()
+
+
 def test_two_layers_count_the_places_of_both(search_place, open_page, tmp_path):
     searcher = Searcher(search_place.index)
     layers = [heat_layer(searcher, "a red house", k=5), heat_layer(searcher, "a green field", k=7)]

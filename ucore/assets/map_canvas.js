@@ -7,6 +7,13 @@ function mercator(lon, lat) {
   return [(lon + 180) / 360, 0.5 - Math.log((1 + s) / (1 - s)) / (4 * Math.PI)];
 }
 
+// A frame may run before the page around it is laid out, and is then 0 pixels wide: what depends on room waits for some.
+function onceSized(settle) {
+  if (window.innerWidth) settle();
+  else window.addEventListener("resize", () => onceSized(settle), { once: true });
+}
+const hasRoom = () => window.innerWidth > 560; // for a panel beside the map, as map.css has it
+
 // A layer that draws into one canvas, a little larger than the view, whenever the view has moved.
 const CanvasLayer = L.Layer.extend({
   onAdd() {

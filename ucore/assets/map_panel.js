@@ -78,7 +78,7 @@ class Panel {
     const notes = this.data.notes.map((note) => make("p", { className: "ucore-none" }, note));
     return make(
       "details",
-      { className: "ucore-panel", open: this.map.getSize().x > 560 },
+      { className: "ucore-panel" },
       make("summary", {}, "Samples"),
       this.count,
       ...filters,
@@ -194,9 +194,12 @@ function ucoreMap(map, data) {
   if (data.features.length) new Features(data.features).addTo(map);
   const samples = new Samples(data).addTo(map);
   const panel = new Panel(map, data, samples);
-  map.invalidateSize(); // the panel takes a part of the width
-  panel.element.ontoggle = () => map.invalidateSize();
-  panel.fit();
+  onceSized(() => {
+    panel.element.open = hasRoom();
+    map.invalidateSize(); // the panel takes a part of the width
+    panel.element.ontoggle = () => map.invalidateSize();
+    panel.fit();
+  });
   map.on("click", (event) => {
     const cluster = samples.hit(event.containerPoint);
     if (cluster) samples.open(cluster);

@@ -266,7 +266,7 @@ function ucoreSearch(map, page) {
   const fade = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: 0.75 });
   fade.oninput = () => views.forEach(({ heat }) => ((heat.opacity = Number(fade.value)), heat.redraw()));
   const notes = make("div", {}, ...page.notes.map((note) => make("p", { className: "ucore-none" }, note)));
-  const panel = make("details", { className: "ucore-panel ucore-wide", open: map.getSize().x > 560 },
+  const panel = make("details", { className: "ucore-panel ucore-wide" },
     make("summary", {}, "Where is it like this?"), make("label", {}, "Colour", fade), domains.element, ...lists.map(({ element }) => element),
     notes); // prettier-ignore
   L.DomEvent.disableClickPropagation(panel);
@@ -274,12 +274,7 @@ function ucoreSearch(map, page) {
   views[views.length - 1].map.getContainer().after(panel);
   if (two) document.body.classList.add("ucore-pair");
   const settle = () => views.forEach(({ map: each }) => each.invalidateSize());
-  panel.ontoggle = settle;
-  settle();
-  views.forEach((view, number) => {
-    view.fit();
-    if (two) view.map.getContainer().append(make("div", { className: "ucore-letter" }, "AB"[number]));
-  });
+  if (two) views.forEach(({ map: each }, number) => each.getContainer().append(make("div", { className: "ucore-letter" }, "AB"[number])));
   if (two) {
     let moving = false; // one follows the other, not both each other
     const follow = (from, other) =>
@@ -293,7 +288,13 @@ function ucoreSearch(map, page) {
     follow(views[1].map, views[0].map);
   }
   lists.forEach((list, number) => list.show(page.layers[number]));
-  domains.show(page.layers.map(({ results }) => results), true);
+  onceSized(() => {
+    panel.open = hasRoom();
+    settle();
+    panel.ontoggle = settle;
+    views.forEach((view) => view.fit());
+    domains.show(page.layers.map(({ results }) => results), true);
+  });
   if (page.simulated) map.getContainer().after(make("div", { className: "ucore-simulated" }, "Simulated data"));
   if (talk) {
     new Drawing(map, talk);
