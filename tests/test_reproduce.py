@@ -13,12 +13,16 @@ from typing import Any
 
 import nbformat
 import pytest
+from makers_maps import make_places
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ucore import reproduce as module
 from ucore import series
+from ucore.cli_adapt import target_parts
+from ucore.crossing import two_sides
 from ucore.errors import ConfigError, UserError
 from ucore.files import only_writer
+from ucore.manifest import Manifest
 from ucore.reproduce import Task, finished, reproduce, run_key
 from ucore.runner import NotebookError, RunResult
 from ucore.series import SERIES, Chapter, dataset_for, series_for
@@ -170,6 +174,19 @@ def test_a_finished_notebook_is_run_again_only_when_something_it_depends_on_chan
     assert started(recorded) == ["02_cut", "04_train"]
 
 
+def test_what_a_killed_notebook_left_half_written_is_swept_before_it_runs_again(notebooks, recorded, tmp_path):
+    notebooks["04_train"] = write_notebook(tmp_path / "n" / "04_train.ipynb", parameters="out = 'o'\nreports = 'r'")
+    theirs = [Path("o/04_train/deep"), Path("r/04_train-a"), Path("nb/04_train")]
+    others = [Path("o/features"), Path("o/02_cut"), Path("r/04_trainer-a")]
+    for folder in (*theirs, *others):
+        folder.mkdir(parents=True)
+        (folder / ".x.json.12345678.tmp").write_text("{")
+        (folder / "x.json").write_text("{}")
+    reproduce({}, [notebooks["04_train"]], "nb", progress=False)
+    assert [sorted(path.name for path in folder.glob("*x.json*")) for folder in theirs] == [["x.json"]] * 3
+    assert all((folder / ".x.json.12345678.tmp").is_file() for folder in others), "another may be writing there"
+
+
 @pytest.mark.parametrize("record", ["", "{", "[]", '{"key": 3}', '{"key": "KEY", "files": 3}'])
 def test_a_damaged_record_means_run_again(tmp_path, record):
     (tmp_path / "run.json").write_text(record.replace("KEY", "k"))
@@ -240,6 +257,30 @@ def test_one_domain_has_no_border(tiny_rsicd, tmp_path, capsys):
         names = [chapter.name for chapter in series_for(tiny_rsicd, tmp_path)]
         assert "05_domain_gap" not in names and {"04_train", "09_results"} <= set(names)
         assert "05_domain_gap is left out: it needs 2 domains" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("splits", "left_out"),
+    [
+        ({"germany": "train", "finland": "finetune"}, {"05_domain_gap"}),  # the target is the first by name
+        ({"germany": "train", "finland": "train"}, set()),
+        ({"germany": "finetune", "finland": "finetune"}, {"05_domain_gap", "06_adapt"}),
+        ({"germany": "train", "finland": "other"}, {"05_domain_gap", "06_adapt"}),
+    ],
+)
+def test_a_target_with_splits_of_its_own_is_adapted_to(tmp_path, splits, left_out):
+    places = make_places(tmp_path).domain(list(splits))
+    frame = places.frame.copy()
+    for domain, name in splits.items():
+        frame.loc[(frame["domain"] == domain) & (frame["split"] == "train"), "split"] = name
+    Manifest(frame, tmp_path).save(tmp_path / "manifest.parquet")
+    names = {chapter.name for chapter in series_for(tmp_path)}
+    assert {chapter.name for chapter in SERIES} - names == left_out
+    if "06_adapt" in names:
+        home, away = two_sides(tmp_path)
+        assert "train" in set(home.frame["split"]) and home.name != away.name
+        finetune, val = target_parts(away, None, 0)
+        assert len(finetune) and len(val)
 
 
 def test_a_named_dataset_is_found_and_another_refused(tiny_rsicd, tmp_path, monkeypatch):

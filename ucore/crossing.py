@@ -33,10 +33,12 @@ def two_sides(
     """The source's parts train and val, and all of the target.
 
     folder, target: dataset folders; without a target, another domain of the same. Domains that are not named are the
-    first ones, in alphabetical order. Raises DataError where nothing is left for the target.
+    first ones, in alphabetical order; a source has the split train. Raises DataError where nothing is left for the
+    target.
     """
     home = read_dataset(folder, split=("train", "val"), skip_bad=skip_bad)
-    home = home.domain(source_domain or min(home.frame["domain"]))
+    able = home.frame[home.frame["split"] == "train"]
+    home = home.domain(source_domain or min(home.frame["domain"] if able.empty else able["domain"]))
     away = read_dataset(target or folder, skip_bad=skip_bad)
     known = sorted(set(away.frame["domain"]))
     others = known if target else [name for name in known if name not in set(home.frame["domain"])]

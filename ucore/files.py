@@ -102,11 +102,16 @@ def only_writer(folder: str | Path, wait: bool = False) -> Iterator[None]:
             raise UserError(
                 f"Another process is writing into {folder}. Wait for it, or choose another --out."
             ) from error
-        for left in sorted(Path(folder).rglob(".*.tmp")):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        sweep(folder)
         yield
     finally:
         os.close(handle)
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what a killed process left half written in a folder that nobody else writes into now."""
+    for left in sorted(Path(folder).rglob(".*.tmp")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import ucore
 from ucore.config import did_you_mean
 from ucore.errors import ConfigError
-from ucore.files import content_hash, file_hash, only_writer, read_json, require_writable, write_json
+from ucore.files import content_hash, file_hash, only_writer, read_json, require_writable, sweep, write_json
 from ucore.notebooks import checked_parameters, code_cells, find_notebook, notebook_parameters
 from ucore.origin import code_key, data_key
 from ucore.processes import cores
@@ -145,6 +145,8 @@ class _Run:
                 outcome = "as before"
                 return RunResult(folder / task.path.name, folder / f"{task.path.stem}.html", kept)
             (folder / RECORD).unlink(missing_ok=True)
+            for place in _own_folders(task):
+                sweep(place)
             before = {path: _stamp(path) for path in _reports(task)}
             result = run_notebook(
                 task.path, task.parameters, self.out, progress=self.progress, timeout=self.timeout,
@@ -194,6 +196,13 @@ def _reports(task: Task) -> list[Path]:
     reports = Path(place)
     own = [*reports.glob(f"{task.path.stem}*/*"), *([*reports.glob("*.*")] if task.chapter.name == RESULTS else [])]
     return [path for path in sorted(own) if path.is_file()]
+
+
+def _own_folders(task: Task) -> list[Path]:
+    """Folders that the notebook alone writes into: of its name in the folder `out`, and those of its reports."""
+    out, reports = _value(task, "out"), _value(task, "reports")
+    own = [] if out is None else [Path(out) / task.path.stem]
+    return own + ([] if reports is None else sorted(Path(reports).glob(f"{task.path.stem}-*/")))
 
 
 def _value(task: Task, name: str) -> Any:

@@ -9,6 +9,7 @@ from ucore.files import content_hash, read_json, write_json
 from ucore.origin import data_key
 
 SPLITS = {"train", "val", "test"}
+OF_TARGET = {"finetune", "val", "test"}
 
 
 class Chapter(NamedTuple):
@@ -16,13 +17,15 @@ class Chapter(NamedTuple):
 
     after: those that must have finished, because it reads their files or would compute the same ones at the same
         time. seconds: about how long it takes at tiny on one core; the longest of those that could start does.
-    domains: how many domains with the splits train, val and test it needs. alone: nothing else may run beside it.
+    domains: how many domains with the splits train, val and test it needs. border: whether one such domain will do,
+        where another has the splits of a target. alone: nothing else may run beside it.
     """
 
     name: str
     after: tuple[str, ...] = ()
     seconds: float = 30
     domains: int = 1
+    border: bool = False
     alone: bool = False
 
 
@@ -34,7 +37,7 @@ SERIES = (
     Chapter("03_captions", ("02_segments",), 30),  # the same heads
     Chapter("04_train", ("02_segments",), 55),  # the same features of the towers
     Chapter("05_domain_gap", seconds=140, domains=2),
-    Chapter("06_adapt", seconds=75, domains=2),
+    Chapter("06_adapt", seconds=75, domains=2, border=True),
     Chapter("07_ablations", seconds=300),  # the same features, too; but it would be the last if it waited for them
     Chapter("08_retrieve", ("04_train",), 60),
     Chapter("09_results", seconds=15),
@@ -47,12 +50,15 @@ def series_for(dataset: str | Path, memory: str | Path | None = None) -> list[Ch
 
     memory: a folder that keeps what was learned of the dataset under its `data_key`.
     """
-    whole = _domains(dataset, memory)
-    allowed = [chapter for chapter in SERIES if chapter.domains <= max(1, whole)]
+    whole, targets = _domains(dataset, memory)
+    allowed = []
     for chapter in SERIES:
-        if chapter not in allowed:
-            needs = f"{chapter.domains} domains or more, all of them with the splits train, val and test"
-            print(f"{chapter.name} is left out: it needs {needs}.")
+        if chapter.domains <= max(1, whole) or (chapter.border and targets):
+            allowed.append(chapter)
+            continue
+        needs = f"{chapter.domains} domains or more, all of them with the splits train, val and test"
+        also = ", or a second one with finetune, val and test" if chapter.border else ""
+        print(f"{chapter.name} is left out: it needs {needs}{also}.")
     return allowed
 
 
@@ -61,19 +67,23 @@ def known_key(dataset: str | Path, memory: str | Path) -> str:
     return data_key(dataset, Path(memory) / f"files-{content_hash(str(Path(dataset).resolve()))}.json")
 
 
-def _domains(dataset: str | Path, memory: str | Path | None) -> int:
-    """How many domains have all three splits; 0 where one of several lacks any."""
+def _domains(dataset: str | Path, memory: str | Path | None) -> tuple[int, int]:
+    """How many domains have train, val and test, 0 where one of several lacks any; how many can be the target of one
+    that has train and val."""
     kept = None if memory is None else Path(memory) / f"{known_key(dataset, memory)}.json"
     known = read_json(kept) if kept is not None else None
-    if not (isinstance(known, dict) and isinstance(known.get("whole_domains"), int)):
+    names = ("whole_domains", "targets")
+    if not (isinstance(known, dict) and all(type(known.get(name)) is int for name in names)):
         from ucore.data import read_dataset
 
-        splits = read_dataset(dataset).frame.groupby("domain")["split"].agg(set)
-        whole = len(splits) if all(set(of_domain) >= SPLITS for of_domain in splits) else 0
-        known = {"whole_domains": whole}
+        splits = [set(own) for _, own in read_dataset(dataset).frame.groupby("domain")["split"]]
+        whole = len(splits) if all(own >= SPLITS for own in splits) else 0
+        sources = [own for own in splits if own >= {"train", "val"}]
+        targets = [own for own in splits if own >= OF_TARGET and any(own is not other for other in sources)]
+        known = dict(zip(names, (whole, len(targets)), strict=True))
         if kept is not None:
             write_json(kept, known)
-    return int(known["whole_domains"])
+    return int(known["whole_domains"]), int(known["targets"])
 
 
 def chapter_of(path: Path) -> Chapter:
