@@ -25,6 +25,13 @@ def test_a_missing_report_is_named_with_its_command():
         check_reports([report("04_train-a")], expected=["04_train-a", "05_domain_gap-a"])
 
 
+def test_a_notebook_that_is_expected_needs_a_new_report():
+    check_reports([report("04_train-a"), report("04_train")], expected=["04_train"])
+    kept = [report("04_train-a"), report("04_trainer-a")]
+    with pytest.raises(DataError, match=r"Missing: there is no report 04_train. Run first: ucore run 04$"):
+        check_reports(kept, expected=["04_train"], keep=["04_train-a"])
+
+
 @pytest.mark.parametrize("code", ["unknown", "0123456789abcdef"])
 def test_a_stale_report_is_refused_unless_it_is_kept(code):
     old = report("04_train-a", code=code)

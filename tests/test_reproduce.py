@@ -174,6 +174,18 @@ def test_a_finished_notebook_is_run_again_only_when_something_it_depends_on_chan
     assert started(recorded) == ["02_cut", "04_train"]
 
 
+def test_the_results_expect_a_report_of_every_notebook_that_has_a_place_for_them(notebooks, recorded, tmp_path):
+    for stem, names in (("04_train", "reports = 'r'"), ("02_cut", "reports = 'r'"), ("00_setup", "seed = 0")):
+        write_notebook(notebooks[stem], parameters=names)
+    write_notebook(notebooks["09_results"], parameters="reports = 'r'\nexpected = []\nkeep = []")
+    old = Path("r/02_cut-old/metrics.json")
+    old.parent.mkdir(parents=True)
+    old.write_text("{}")
+    reproduce({}, list(notebooks.values()), "there", progress=False)
+    given = next(parameters for what, stem, parameters in recorded if (what, stem) == ("start", "09_results"))
+    assert given["expected"] == ["02_cut", "04_train"] and given["keep"] == ["02_cut-old"]
+
+
 def test_what_a_killed_notebook_left_half_written_is_swept_before_it_runs_again(notebooks, recorded, tmp_path):
     notebooks["04_train"] = write_notebook(tmp_path / "n" / "04_train.ipynb", parameters="out = 'o'\nreports = 'r'")
     theirs = [Path("o/04_train/deep"), Path("r/04_train-a"), Path("nb/04_train")]

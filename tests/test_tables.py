@@ -12,6 +12,7 @@ from ucore.tables import (
     border_tables,
     change_table,
     measure_tables,
+    of_other_commits,
     provenance,
     recall_rows,
     recall_table,
@@ -26,7 +27,7 @@ def entry(label: str, metric: str, value: float, low: float | None = None, high:
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    return {"name": "04_train", "dataset": "RSICD", "simulated": False, "metrics": [], **changes}
+    return {"name": "04_train", "dataset": "RSICD", "simulated": False, "metrics": [], "commit": "c" * 40, **changes}
 
 
 def recall_text(reports: list[dict[str, Any]], **settings: Any) -> str:
@@ -188,6 +189,14 @@ def test_several_tables_have_titles_and_html_escapes_names() -> None:
     assert table
     assert "<img" not in table.html() and "&lt;img" in table.html()
     assert table.html().count('<th scope="col"') == len(table.head)
+
+
+def test_what_is_of_another_commit_than_most_is_named_above_the_tables():
+    three = [{**document(metrics=[entry("m", "mR", 1.0)]), "name": name, "commit": commit * 40}
+             for name, commit in (("04_a", "a"), ("04_b", "b"), ("05_c", "b"))]  # fmt: skip
+    assert of_other_commits(three) == {"04_a": "a" * 12} and of_other_commits(three[1:]) == {}
+    assert results_text(three).startswith(f"Of another commit than most: 04\\_a ({'a' * 12}).\n\n| dataset")
+    assert results_text(three[1:]).startswith("| dataset")
 
 
 def test_a_command_is_shown_as_it_is_and_never_as_markup() -> None:

@@ -167,12 +167,15 @@ class _Run:
         if not {"expected", "keep"} <= set(declared) or "expected" in task.parameters:
             return task.parameters
         reports = Path(task.parameters.get("reports", declared["reports"].default))
-        made = set()
+        made, expected = set(), set()
         for other in self.tasks:
             record = _record(self.out / other.path.stem)
-            made |= {Path(path).parent.name for path in record["files"] if Path(path).name == "metrics.json"}
+            own = {Path(path).parent.name for path in record["files"] if Path(path).name == "metrics.json"}
+            reporting = other is not task and "reports" in notebook_parameters(other.path)
+            expected |= own or ({other.path.stem} if reporting else set())  # it ran and told nothing: that is missing
+            made |= own
         present = {path.parent.name for path in reports.glob("*/metrics.json")}
-        return {**task.parameters, "expected": sorted(made), "keep": sorted(present - made)}
+        return {**task.parameters, "expected": sorted(expected), "keep": sorted(present - made)}
 
 
 def _written(task: Task, folder: Path, before: Mapping[Path, Any]) -> list[Path]:

@@ -6,6 +6,7 @@ for table in result_tables(load_reports("reports")):
 
 import html
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -205,7 +206,17 @@ def results_text(reports: Sequence[Mapping[str, Any]]) -> str:
     tables = result_tables(reports)
     if not tables:
         raise DataError(f"No report holds any of {', '.join((*RECALLS, 'mR'))}; run the notebooks that measure them.")
-    return "\n".join(table.markdown(title=len(tables) > 1) for table in tables)
+    others = [f"{name} ({commit})" for name, commit in of_other_commits(reports).items()]
+    told = f"Of another commit than most: {escape_markdown(', '.join(others))}.\n\n" if others else ""
+    return told + "\n".join(table.markdown(title=len(tables) > 1) for table in tables)
+
+
+def of_other_commits(reports: Reports) -> dict[str, str]:
+    """Names and commits of the reports that are not of the commit that most are of, the first of those as frequent."""
+    commits = {report["name"]: short_commit(report) for report in reports}
+    counts = Counter(commits.values())
+    most = max(counts, key=lambda commit: counts[commit], default="")
+    return {name: commit for name, commit in commits.items() if commit != most}
 
 
 def provenance(reports: Reports) -> str:
