@@ -79,3 +79,22 @@ def test_many_texts_are_scored_in_parts(monkeypatch):
 def test_an_unknown_pooling_is_refused():
     with pytest.raises(ConfigError, match="mean, attention, late"):
         SegmentPool("max")  # type: ignore[arg-type]
+
+
+def test_attention_learns_within_an_epoch_which_segments_tell():
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    texts = F.normalize(torch.randn(64, 128, generator=generator), dim=1)
+    mark = F.normalize(torch.randn(128, generator=generator), dim=0)
+    told = F.normalize(texts + mark, dim=1)  # the one segment of five that shows what the text says, and how such look
+    others = F.normalize(torch.randn(64, 4, 128, generator=generator), dim=2)
+    segments, present = torch.cat([told[:, None], others], dim=1), torch.ones(64, 5, dtype=torch.bool)
+    pool = SegmentPool("attention", 128)
+    assert torch.allclose(pool.attention(segments, present, texts), torch.tensor(0.2))
+    optimizer = torch.optim.AdamW(pool.parameters(), 1e-3)
+    for _ in range(30):
+        loss = F.cross_entropy(10 * pool(segments, present, texts), torch.arange(64))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert pool.attention(segments, present, texts)[:, 0].mean() > 0.35

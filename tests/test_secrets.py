@@ -107,9 +107,13 @@ def test_reports_and_notebooks_do_not_hold_it(tmp_path):
     report.add("a", "mR", 1.0)
     assert "host/" in report.write().read_text("utf-8")
     assert holding(tmp_path) == []
-    with pytest.raises(ConfigError, match="written into the executed notebook") as caught:
-        checked_parameters(find_notebook("02"), {"out": address})
-    assert SECRET not in str(caught.value)
+    for notebook, given in (
+        ("02", {"out": address}), ("07", {"arms": ["ema=0", address]}), ("07", {"arms": [{"deep": [address]}]}),
+        ("07", {"arms": [{address: 1}]}),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match="written into the executed notebook") as caught:
+            checked_parameters(find_notebook(notebook), given)
+        assert SECRET not in str(caught.value)
 
 
 def test_what_counts_as_a_secret():

@@ -61,9 +61,10 @@ class SegmentPool(nn.Module):
             raise ConfigError(f"segment_pooling is {kind!r}; choose one of {', '.join(get_args(Pooling))}")
         self.kind: Pooling = kind
         if kind == "attention":
-            last = nn.Linear(64, 1)
+            first, last = nn.Linear(width, 64), nn.Linear(64, 1)
+            nn.init.normal_(first.weight)  # of features of length 1, else what tanh gives is near 0 and hardly learned from
             nn.init.zeros_(last.weight)  # it starts as the mean
-            self.attend = nn.Sequential(nn.Linear(width, 64), nn.Tanh(), last)
+            self.attend = nn.Sequential(first, nn.Tanh(), last)
         if kind == "late":
             self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ucore.errors import DataError, UserError
 
-EXTRA = 8  # coordinates behind the features: eight, so that vectors still part evenly when they are compressed
+EXTRA = 8  # coordinates behind the features, of which one is used; a table that is there keeps its width
 
 CAUSES = {  # signs in the error of an object store -> what a person can do something about
     "NoSuchBucket|ContainerNotFound": "there is no such bucket",

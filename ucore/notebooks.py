@@ -5,7 +5,7 @@ import io
 import os
 import re
 import tokenize
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,12 +172,23 @@ def _value(text: str) -> Any:
     return text
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a plain value, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
+
+
 def checked_parameters(path: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """`parameters` with paths as text, or ConfigError when the notebook has no such parameter or type."""
     declared = notebook_parameters(path)
     checked = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in parameters.items()}
     for name, value in checked.items():
-        if isinstance(value, str) and without_secrets(value) != value:  # an executed notebook shows its parameters
+        if any(without_secrets(text) != text for text in _texts(value)):  # an executed notebook shows its parameters
             raise ConfigError(
                 f"The parameter {name!r} of {path.stem} holds an address with a password or a key, which would be "
                 "written into the executed notebook. Fetch the file first and give its path, or use an address without."
