@@ -62,7 +62,9 @@ class SegmentPool(nn.Module):
         self.kind: Pooling = kind
         if kind == "attention":
             first, last = nn.Linear(width, 64), nn.Linear(64, 1)
-            nn.init.normal_(first.weight)  # of features of length 1, else what tanh gives is near 0 and hardly learned from
+            nn.init.normal_(
+                first.weight
+            )  # of features of length 1: else tanh gives nearly 0, and little is learned from it
             nn.init.zeros_(last.weight)  # it starts as the mean
             self.attend = nn.Sequential(first, nn.Tanh(), last)
         if kind == "late":
