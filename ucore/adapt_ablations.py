@@ -62,6 +62,7 @@ class AdaptStudy(Study):
         self._key += [finetune.content_key(), content_hash(*own)]
 
     def config(self, arm: str, seed: int = 0) -> AdaptConfig:
+        """Settings of an arm on top of the method's; "method=..." among its settings names another method."""
         own = {} if arm == BASE else parse_parameters(arm.split(","))
         method = str(own.pop("method", self.method))
         return AdaptConfig.of(method, self.scale, **{**self.changes, **own, "seed": seed})

@@ -83,11 +83,13 @@ class AdaptConfig(TrainConfig):
         return cls.from_dict({**base, **views, **METHODS[method], "method": method, **overrides})
 
     def card(self) -> dict[str, Any]:
+        """What encoder.json keeps: as `adapt` all settings, as `train` those of training, which reading it needs."""
         values = self.to_dict()
         plain = {field.name: values[field.name] for field in dataclasses.fields(TrainConfig)}
         return {"train": {**plain, "method": "ucore"}, "adapt": values}
 
     def check(self) -> None:
+        """Raise ConfigError for a value out of its range, or for settings that contradict each other."""
         super().check()
         self._check_choices("method", "regime", "curriculum", "adversary", "choose_by")
         weights = ("source_weight", "adversarial_weight", "coral_weight", "mmd_weight", "triplet_weight")

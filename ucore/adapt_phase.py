@@ -79,6 +79,10 @@ class AdaptPhase(HeadPhase):
         return self.step_count // (len(self.trainer.finetune) // self.target_batch)
 
     def next_batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the source images that the curriculum keeps and of their texts: int64 (B,), (B,).
+
+        Draws the target's samples, and weighs both sides, for the losses of the same step.
+        """
         rows, texts = super().next_batch()
         config, sampler, device = self.trainer.config, self.trainer.sampler, self.encoder.device
         self._drawn = self._draw_target()
@@ -272,9 +276,11 @@ class AdaptPhase(HeadPhase):
         return result
 
     def state(self) -> dict[str, Any]:
+        """What a run resumes from: also the discriminators, and the pairs that were matched."""
         return {**super().state(), "discriminators": self.discriminators.state_dict(), "matching": self._matching}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
         super().restore(state)
         self.discriminators.load_state_dict(state["discriminators"])
         self._matching = state["matching"]

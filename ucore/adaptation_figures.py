@@ -11,20 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ucore.live import PAGE, Line, panel
-from ucore.visualize import (
-    BLUE,
-    FAINT,
-    GALLERY,
-    GREEN,
-    INK,
-    ORANGE,
-    PURPLE,
-    VERMILLION,
-    WIDTH,
-    Picture,
-    draw_curves,
-    styled,
-)
+from ucore.picture import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, VERMILLION, WIDTH, Picture, styled
+from ucore.visualize import GALLERY, draw_curves
 
 if TYPE_CHECKING:
     from ucore.adapt_probes import Clouds

@@ -13,7 +13,7 @@ import ipywidgets as ipw
 
 from ucore.adaptation_figures import clouds_html, plot_adaptation, plot_clouds, told_html
 from ucore.curriculum_figures import curriculum_html, plot_curriculum
-from ucore.visualize import Picture
+from ucore.picture import Picture
 from ucore.widgets import TrainingStepper
 
 if TYPE_CHECKING:
@@ -72,13 +72,16 @@ class DomainsView:
         self.widget = ipw.VBox([self.told, self.curriculum, self.clouds])
 
     def observe(self) -> None:
+        """Give the probe the step that was just made."""
         self.probe.observe()
 
     def draw(self) -> None:
+        """Draw all three anew from what the probe has seen."""
         adapter, probe = self.adapter, self.probe
         self.told.value = told_html(probe.told, adapter.history)
         self.curriculum.value = curriculum_html(adapter.train, probe.likeness, probe.cycles, adapter.config.curriculum)
         self.clouds.value = clouds_html(probe.clouds())
 
     def restart(self) -> None:
+        """Let the probe forget what it has seen."""
         self.probe.restart()

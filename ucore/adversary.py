@@ -39,6 +39,7 @@ class DomainDiscriminator(nn.Module):
         )  # fmt: skip
 
     def forward(self, features: Tensor) -> Tensor:
+        """Features float (N, width) to logits (N,), above 0 for the source."""
         return self.layers(features)[:, 0]
 
 

@@ -27,6 +27,7 @@ def present_of(counts: Tensor, most: int) -> Tensor:
 
 
 def has_segments(present: Tensor) -> Tensor:
+    """Which images have any, bool (N,), of `present` bool (N, K)."""
     return present.any(dim=1)
 
 
@@ -118,6 +119,7 @@ class SegmentBranch(nn.Module):
         self.pool: SegmentPool = pool
 
     def train(self, mode: bool = True) -> "SegmentBranch":
+        """Head and pool in the mode asked for; the tower stays in evaluation mode."""
         super().train(mode)
         self.tower.eval()
         return self

@@ -3,13 +3,14 @@
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ucore.duplicates import normal_caption
 from ucore.errors import ConfigError
 from ucore.files import atomic_path, write_json
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = (".json", ".geojson", ".parquet", ".csv")
+NEAR = 0.9995  # cosine from which two images or segments are one: the same picture, stored twice
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,32 @@ def _where_in(row: "Mapping[str, Any]") -> tuple[Any, Any]:
     edges = (west + left * (east - west), north - bottom * (north - south),
              west + right * (east - west), north - top * (north - south))  # fmt: skip
     return box, tuple(round(float(edge), 7) for edge in edges)
+
+
+def same_words(texts: Iterable[str]) -> list[list[int]]:
+    """Numbers of equal captions (`normal_caption`) in groups, each led by its first, in the order of these."""
+    groups: list[list[int]] = []
+    places: dict[str, int] = {}
+    for number, text in enumerate(texts):
+        place = places.setdefault(normal_caption(text), len(groups))
+        if place == len(groups):
+            groups.append([])
+        groups[place].append(number)
+    return groups
+
+
+def near_features(features: np.ndarray) -> list[list[int]]:
+    """Rows of features float32 (N, D), L2-normalised, in groups nearer than NEAR to their first, which leads them."""
+    groups: list[list[int]] = []
+    leaders = np.empty_like(features)
+    for number, feature in enumerate(features):
+        alike = leaders[: len(groups)] @ feature >= NEAR
+        if alike.any():
+            groups[int(alike.argmax())].append(number)
+        else:
+            leaders[len(groups)] = feature
+            groups.append([number])
+    return groups
 
 
 def there_are(count: int, kind: str) -> str:

@@ -48,10 +48,12 @@ class MakeWorker:
         return {**self.__dict__, "device": self.device.partition(":")[0], "loaded": None}
 
     def load(self, device: str) -> Captioner:
+        """The captioner on `device`, kept for a call in this process. Raises as `load_captioner`."""
         self.loaded = load_captioner(self.spec, device, self.prompt, self.max_new_tokens, self.batch_size)
         return self.loaded
 
     def __call__(self) -> Callable[[list[Item]], list[Any]]:
+        """The worker, its model in memory. Raises ConfigError where `spec` is another model on this machine."""
         writer = self.loaded or self.load(self.device)
         if self.key and writer.key() != self.key:
             raise ConfigError(
@@ -86,6 +88,7 @@ def _image(path: str) -> Image.Image | Unreadable | None:
 
 
 def items_of(manifest: Manifest, writer: Captioner) -> list[Item]:
+    """What to ask of every image, in the manifest's order."""
     columns = (manifest.frame[name] for name in ("tags", "surrounding_tags", "sample_id"))
     prompts = [writer.prompt_for(tags, around, sample) for tags, around, sample in zip(*columns, strict=True)]
     paths = [str(path) for path in manifest.image_paths] if writer.needs_images else [""] * len(prompts)

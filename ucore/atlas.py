@@ -18,7 +18,7 @@ from ucore.errors import DataError
 from ucore.gallery import printable, shortened, simulated_note
 from ucore.manifest import Manifest
 from ucore.maps import SHAPES, Mark, domain_marks, in_order, located
-from ucore.visualize import BLUE, FAINT, INK, ORANGE, PURPLE, WIDTH, Picture, styled
+from ucore.picture import BLUE, FAINT, INK, ORANGE, PURPLE, WIDTH, Picture, styled
 
 if TYPE_CHECKING:
     import geopandas

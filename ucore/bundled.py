@@ -82,6 +82,7 @@ class MultiLevelTower(nn.Module):
         self.trunk = trunk
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images float (B, 3, H, W), normalised, to features float (B, IMAGE_WIDTH)."""
         trunk = self.trunk
         features = trunk.bn1(trunk.conv_stem(images))
         levels = []
@@ -104,6 +105,7 @@ class MultiLevelText(nn.Module):
         self.transformer = transformer
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids int64 (B, L) to features float32 (B, TEXT_WIDTH)."""
         mask = (tokens != 0).long()
         output = self.transformer(input_ids=tokens, attention_mask=mask, output_hidden_states=True)
         weights = mask[..., None] / mask.sum(1).clamp(min=1)[:, None, None]

@@ -50,6 +50,7 @@ class Canvas:
 
     @property
     def colours(self) -> dict[str, tuple[int, int, int]]:
+        """Colours of the country's ground by name, red, green and blue in 0..255."""
         return self.city.style.colours
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
@@ -69,6 +70,7 @@ class Canvas:
             cv2.fillPoly(self.height, shapes, height or 0.0, cv2.LINE_8, 4)
 
     def line(self, points: np.ndarray, colour: tuple | np.ndarray, metres: float, closed: bool = False) -> None:
+        """A line along points (n, 2), `metres` wide and at least a pixel, into the picture alone."""
         wide = max(1, round(metres * self.scale))
         cv2.polylines(self.image, [self.pixels(points)], closed, [float(c) for c in colour], wide, cv2.LINE_AA, 4)
 

@@ -18,8 +18,8 @@ from ucore.errors import DataError
 from ucore.gallery import printable, simulated_note
 from ucore.manifest import Manifest, few
 from ucore.maps import jpeg_thumbnail
+from ucore.picture import Picture
 from ucore.refining import text_state
-from ucore.visualize import Picture
 
 if TYPE_CHECKING:
     from ucore.captions import CaptionRun

@@ -14,8 +14,8 @@ from ucore.gallery import printable, simulated_note
 from ucore.grounding import grounding
 from ucore.images import load_image
 from ucore.manifest import Manifest
+from ucore.picture import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, Picture, styled
 from ucore.refining import Refined, refine
-from ucore.visualize import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, Picture, styled
 
 if TYPE_CHECKING:
     from ucore.captions import CaptionRun

@@ -88,15 +88,19 @@ class TagCaptioner:
         self.composer = composer or TagComposer()
 
     def key(self) -> str:
+        """The composer's: 16 hex digits that change with its settings and wording."""
         return self.composer.key()
 
     def load(self) -> None:
+        """Nothing: there is no model."""
         return None
 
     def prompt_for(self, tags: Sequence[str], surrounding_tags: Sequence[str] = (), sample_id: str = "") -> str:
+        """The caption itself, a sentence from the tags."""
         return self.composer.compose(tags, surrounding_tags, sample_id)
 
     def caption(self, images: Sequence[Any], prompts: Sequence[str]) -> list[str | Failed]:
+        """The prompts as they are."""
         return list(prompts)
 
 
@@ -124,9 +128,11 @@ class ModelCaptioner:
         self._told = False  # that memory is short
 
     def key(self) -> str:
+        """16 hex digits that change with the model's files, the prompt and the longest answer; reads no weights."""
         return content_hash("model", VERSION, fingerprint(self.source), self.prompt.key(), self.max_new_tokens)
 
     def prompt_for(self, tags: Sequence[str], surrounding_tags: Sequence[str] = (), sample_id: str = "") -> str:
+        """The prompt with the tags filled in; the same for every `sample_id`."""
         return self.prompt.fill(tags, surrounding_tags)
 
     def load(self) -> Any:
@@ -150,6 +156,10 @@ class ModelCaptioner:
         return self._model
 
     def caption(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str | Failed]:
+        """One text for each RGB image and its prompt, in their order; no item is `Failed`.
+
+        Raises as `load`, and UserError where not even one image fits into memory.
+        """
         self.load()
         lengths = [len(self.processor.tokenizer(prompt)["input_ids"]) for prompt in prompts]
         waiting = sorted(range(len(prompts)), key=lambda place: lengths[place])  # little padding

@@ -108,6 +108,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Keep what training resumes from in `folder`, whole or not at all."""
     with atomic_path(folder / STATE) as temporary:
         torch.save({**state, "format": FORMAT}, temporary)
 

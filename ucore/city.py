@@ -49,6 +49,7 @@ class City:
 
     @cached_property
     def tree(self) -> shapely.STRtree:
+        """Finds features by place: numbers into `features`, boxes in local metres."""
         return shapely.STRtree([feature.geometry for feature in self.features])
 
     def within(self, west: float, south: float, east: float, north: float) -> list[Feature]:

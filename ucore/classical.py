@@ -32,6 +32,7 @@ class Classical(ABC):
 
     @property
     def name(self) -> str:
+        """The algorithm's, in small letters; the folder of its segments begins with it."""
         return type(self).__name__.lower()
 
     def key(self) -> str:

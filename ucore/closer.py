@@ -43,6 +43,7 @@ class CloserLook:
 
     @torch.inference_mode()
     def prepare(self, image: np.ndarray) -> Prepared:
+        """Encode a picture, uint8 (H, W, 3), in four mirror images: once, for all clicks on it."""
         return Prepared(image, [self._state(np.flip(image, axes)) for axes in MIRRORS])
 
     @torch.inference_mode()

@@ -44,10 +44,12 @@ class Columns:
 
     @cached_property
     def lon(self) -> np.ndarray:
+        """Degrees east, float64 (N,), NaN where unknown. Raises ConfigError where the rows have no such column."""
         return self._degrees("lon")
 
     @cached_property
     def lat(self) -> np.ndarray:
+        """Degrees north, float64 (N,), NaN where unknown. Raises ConfigError where the rows have no such column."""
         return self._degrees("lat")
 
     @property

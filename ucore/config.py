@@ -134,6 +134,7 @@ class TrainConfig:
         return config
 
     def to_dict(self) -> dict[str, Any]:
+        """All settings by name, JSON-able; `from_dict` reads them."""
         return dataclasses.asdict(self)
 
     def card(self) -> dict[str, Any]:

@@ -31,6 +31,8 @@ Cut = tuple[np.ndarray, np.ndarray]  # rows int64 (n,) of an image's segments, a
 
 
 class ImageFile(NamedTuple):
+    """An image whose segments are wanted: key of its bytes, the first sample that has it, and where it lies."""
+
     key: str
     sample_id: str
     path: Path

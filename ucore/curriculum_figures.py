@@ -17,8 +17,8 @@ from ucore.geo import local_frame
 from ucore.live import PAGE
 from ucore.manifest import Manifest
 from ucore.maps import has_place
+from ucore.picture import FAINT, INK, VERMILLION, WIDTH, Picture, styled
 from ucore.query_figures import picture_address
-from ucore.visualize import FAINT, INK, VERMILLION, WIDTH, Picture, styled
 
 if TYPE_CHECKING:
     from ucore.adapt_probes import Cycle

@@ -50,6 +50,7 @@ class DepthwiseConv(nn.Conv2d):
         self.same = isinstance(original, Conv2dSame)
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Float (B, C, H, W) to float (B, C, H', W'), as nn.Conv2d and timm's Conv2dSame give it."""
         if self.same:
             x = pad_same(x, list(self.kernel_size), list(self.stride))
         autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16

@@ -51,6 +51,7 @@ class Group:
 
     @property
     def plural(self) -> bool:
+        """Whether its verb is plural: several things, of a kind that can be counted."""
         return self.count > 1 and self.kind not in MASS
 
 

@@ -41,6 +41,7 @@ class Differences:
 
     @property
     def same(self) -> bool:
+        """Whether nothing differs: no report, no fact and no number."""
         return not (self.only_a or self.only_b or self.facts or self.metrics)
 
     def text(self) -> str:

@@ -120,6 +120,7 @@ class Endpoint:
         return content_hash("endpoint", VERSION, self.base, self.model, self.prompt.key(), *settings)
 
     def prompt_for(self, tags: Sequence[str], surrounding_tags: Sequence[str] = (), sample_id: str = "") -> str:
+        """The prompt with the tags filled in; the same for every `sample_id`."""
         return self.prompt.fill(tags, surrounding_tags)
 
     def load(self) -> None:

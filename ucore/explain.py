@@ -21,8 +21,8 @@ from ucore.errors import ConfigError, DataError
 from ucore.masks import Segments
 
 if TYPE_CHECKING:
+    from ucore.picture import Picture
     from ucore.retrieve import Searcher
-    from ucore.visualize import Picture
 
 MOST_WORDS = 40  # words whose weight is asked for: each costs a pass through the text tower
 MOST_SEGMENTS = 1000  # of a tile that are looked up
@@ -57,6 +57,7 @@ class Explanation:
     masks: Segments | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-able, without the masks."""
         segments = [asdict(part) for part in self.segments]
         words = [{"word": word, "weight": weight} for word, weight in self.words]
         return {"item_id": self.hit.item_id, "words": words, "segments": segments, "notes": list(self.notes)}
@@ -123,8 +124,8 @@ def _segments(searcher: "Searcher", query: str, hit: Hit) -> tuple[tuple[Part, .
 def explanation_html(searcher: "Searcher", explanation: Explanation) -> str:
     """The tile with its best segments outlined and numbered, and the words shaded by weight; everything escaped."""
     from ucore.live import PAGE
+    from ucore.picture import BLUE, VERMILLION
     from ucore.query_figures import segment_outlines
-    from ucore.visualize import BLUE, VERMILLION
 
     most = max([abs(weight) for _, weight in explanation.words], default=0) or 1.0
     shades = []
@@ -174,7 +175,7 @@ def picture_address(searcher: "Searcher", name: str, size: int) -> str:
 def plot_explanations(searcher: "Searcher", answer: Answer, explanations: Sequence[Explanation]) -> "Picture":
     """One row a hit: its tile with the best segments, and the words' weights as bars."""
     from ucore.gallery import shortened
-    from ucore.visualize import BLUE, VERMILLION, WIDTH, Picture
+    from ucore.picture import BLUE, VERMILLION, WIDTH, Picture
 
     figure = Picture(figsize=(WIDTH, 0.5 + 2.6 * max(1, len(explanations))), layout="constrained")
     axes = figure.subplots(max(1, len(explanations)), 2, squeeze=False, width_ratios=(1, 1.6))
@@ -208,8 +209,8 @@ def draw_tile(axes: Any, searcher: "Searcher", explanation: Explanation) -> None
 
     from ucore.gallery import printable, shortened
     from ucore.images import load_image
+    from ucore.picture import VERMILLION
     from ucore.query_figures import SIDE, segment_outlines
-    from ucore.visualize import VERMILLION
 
     hit = explanation.hit
     sure = "" if hit.sure is None else f", sure {hit.sure:.0%}"

@@ -22,7 +22,7 @@ from ucore.errors import DataError
 from ucore.gallery import printable, simulated_note
 from ucore.manifest import Manifest, Names, known_names
 from ucore.maps import domain_marks, has_place, in_order, jpeg_thumbnail, located, sample_map
-from ucore.visualize import Picture
+from ucore.picture import Picture
 
 if TYPE_CHECKING:
     import geopandas

@@ -16,6 +16,7 @@ SMALLEST_PUBLIC = 250.0  # square metres of a school or hospital; a piece of a b
 
 
 def offices(site: Site) -> None:
+    """Office towers in two rows on a paved square, a few trees between."""
     site.add("square", site.ground)
     for u in np.arange(-site.length / 2 + 25, site.length / 2 - 15, 44):
         for v in (-site.depth / 4, site.depth / 4):
@@ -25,6 +26,7 @@ def offices(site: Site) -> None:
 
 
 def retail(site: Site) -> None:
+    """A large store along one side, its car park before it."""
     site.add("commercial", site.ground)
     long, deep = min(site.length - 12, 95), min(site.depth * 0.42, 52)
     shop = site.rect(0, site.depth / 2 - deep / 2 - 5, long, deep)
@@ -33,6 +35,7 @@ def retail(site: Site) -> None:
 
 
 def warehouses(site: Site) -> None:
+    """Halls of various lengths in one or two rows."""
     site.add("industrial", site.ground)
     deep, rows = min(site.depth / 2 - 12, 44), [-site.depth / 4 - 1, site.depth / 4 + 1]
     if deep < 14:
@@ -46,6 +49,7 @@ def warehouses(site: Site) -> None:
 
 
 def tanks(site: Site) -> None:
+    """Storage tanks in one to three rows, all of one colour, sometimes with a chimney."""
     site.add("industrial", site.ground)
     radius, across = site.rng.uniform(8, 15), int(site.rng.integers(1, 4))
     reach = min(site.length, 130) / 2
@@ -60,11 +64,13 @@ def tanks(site: Site) -> None:
 
 
 def solar(site: Site) -> None:
+    """Solar panels on a meadow."""
     site.add("meadow", site.ground)
     site.add("solar_plant", site.ground.buffer(-7), turn=-site.angle)  # rows from west to east: panels face south
 
 
 def greenhouses(site: Site) -> None:
+    """Greenhouses side by side on bare soil."""
     site.add("farmland", site.ground, colour=site.style.colours["soil"])
     for v in np.arange(-site.depth / 2 + 14, site.depth / 2 - 10, 24):
         for u in np.arange(-site.length / 2 + 32, site.length / 2 - 20, 62):
@@ -72,6 +78,7 @@ def greenhouses(site: Site) -> None:
 
 
 def sewage(site: Site) -> None:
+    """A sewage plant: round basins in two rows, a building in the middle."""
     site.add("wastewater_plant", site.ground)
     for u in np.arange(-site.length / 2 + 24, site.length / 2 - 18, 42):
         for v in (-site.depth / 4, site.depth / 4):
@@ -80,11 +87,13 @@ def sewage(site: Site) -> None:
 
 
 def quarry(site: Site) -> None:
+    """A quarry within scrub."""
     site.add("scrub", site.ground)
     site.add("quarry", site.blob(0.48))
 
 
 def farm(site: Site) -> None:
+    """Fields around a farmyard with barns, a house and sometimes a silo."""
     site.fields()
     site.add("farmyard", site.rect(0, 0, 70, 56), inside=0.9)
     for kind, u, v, long, deep in (("barn", -18, 12, 34, 16), ("barn", 14, -14, 42, 15), ("house", 20, 16, 16, 12)):
@@ -95,6 +104,7 @@ def farm(site: Site) -> None:
 
 
 def turbines(site: Site) -> None:
+    """Two wind turbines in fields."""
     site.fields()
     for u in (-site.length / 4, site.length / 4):
         mast = Point(site.at(u, site.rng.uniform(-10, 10))).buffer(2)
@@ -105,6 +115,7 @@ def turbines(site: Site) -> None:
 
 
 def school(site: Site) -> None:
+    """A school with two wings and its sports ground; a park where the building does not fit."""
     wing = min(62.0, site.length * 0.5)
     main = site.rect(-site.length / 2 + wing / 2 + 8, site.depth / 2 - 15, wing, 15)
     side = site.rect(-site.length / 2 + 16, site.depth / 2 - 32, 15, 40)
@@ -123,6 +134,7 @@ def school(site: Site) -> None:
 
 
 def church(site: Site) -> None:
+    """A church, cross-shaped, and its tower among trees."""
     site.add("park" if site.rng.random() < 0.5 else "square", site.ground)
     nave, arms = site.rect(0, 0, 42, 14), site.rect(6, 0, 13, 32)
     roof = pick(site.style.house_roofs, site.rng)
@@ -132,6 +144,7 @@ def church(site: Site) -> None:
 
 
 def hospital(site: Site) -> None:
+    """A hospital of two long wings and a link, with parking; a park where the building does not fit."""
     shape = site.rect(-26, 0, 15, 72).union(site.rect(26, 0, 15, 72)).union(site.rect(0, 4, 56, 16))
     shape = shape.intersection(site.ground.buffer(-4))
     if shape.geom_type != "Polygon" or shape.area < SMALLEST_PUBLIC:
@@ -143,6 +156,7 @@ def hospital(site: Site) -> None:
 
 
 def stadium(site: Site) -> None:
+    """A stadium around its pitch; paved ground alone where the block is too small for one."""
     site.add("commercial", site.ground)
     factor = max(0.4, min(1.0, (site.length - 6) / 152, (site.depth - 6) / 116))
     outer, inner = (site.oval(0, 0, long * factor, deep * factor) for long, deep in ((152, 116), (118, 82)))
@@ -154,6 +168,7 @@ def stadium(site: Site) -> None:
 
 
 def sports(site: Site) -> None:
+    """Tennis courts in a park, in long blocks sometimes beside a football field."""
     site.add("park", site.ground)
     if site.length > 105 and site.rng.random() < 0.6:
         site.add("pitch", site.rect(-site.length / 2 + 56, 0, 96, min(60, site.depth - 12)), inside=0.95)
@@ -169,6 +184,7 @@ def sports(site: Site) -> None:
 
 
 def park(site: Site) -> None:
+    """A park: a path from end to end, trees, and sometimes a pond or a playground."""
     site.add("park", site.ground)
     if site.rng.random() < 0.6:
         site.add("pond", site.blob(site.rng.uniform(0.16, 0.3)))
@@ -182,6 +198,7 @@ def park(site: Site) -> None:
 
 
 def square(site: Site) -> None:
+    """A square with a round pond and two rows of trees."""
     site.add("square", site.ground)
     site.add("pond", Point(site.centre).buffer(6), inside=0.9)
     for u in np.arange(-site.length / 2 + 8, site.length / 2 - 6, 11):
@@ -191,17 +208,20 @@ def square(site: Site) -> None:
 
 
 def cemetery(site: Site) -> None:
+    """A cemetery with a chapel and trees."""
     site.add("cemetery", site.ground)
     site.add("building", site.rect(0, 0, 14, 9), palette=site.style.house_roofs, roof="gable", height=6, inside=0.9)
     site.trees(site.ground.area / 260, apart=3)
 
 
 def allotments(site: Site) -> None:
+    """Allotment gardens with trees."""
     site.add("allotments", site.ground)
     site.trees(site.ground.area / 300)
 
 
 def construction(site: Site) -> None:
+    """A construction site: a shell of a building, and mostly cranes."""
     site.add("construction", site.ground)
     site.add("building", site.rect(0, 0, 38, 24), colour=(186, 182, 176), height=8, inside=0.9)
     for u, v in ((-site.length / 5, site.depth / 5), (site.length / 4, -site.depth / 5)):
@@ -210,12 +230,14 @@ def construction(site: Site) -> None:
 
 
 def parking(site: Site) -> None:
+    """A car park over the whole block."""
     site.add("commercial", site.ground)
     site.add("parking", site.ground.buffer(-4))
     site.trees(6)
 
 
 def station(site: Site) -> None:
+    """A train station: parallel tracks, the hall beside them."""
     site.add("industrial", site.ground)
     for v in np.arange(-site.depth / 2 + 14, site.depth / 6, 10):
         site.add("railway", site.rect(0, v, site.length, 6.5).intersection(site.ground))
@@ -224,6 +246,7 @@ def station(site: Site) -> None:
 
 
 def harbour(site: Site) -> None:
+    """A marina: a basin with piers, and boats on both sides of each."""
     site.add("harbour", site.ground)
     site.add("basin", site.ground.buffer(-9))
     for u in np.arange(-site.length / 2 + 26, site.length / 2 - 16, 30):

@@ -173,22 +173,26 @@ def fields(site: Site) -> None:
 
 
 def meadow(site: Site) -> None:
+    """A meadow with a few trees."""
     site.add("meadow", site.ground)
     site.trees(6)
 
 
 def forest(site: Site) -> None:
+    """Forest to beyond the block's edge, sometimes with a clearing."""
     site.add("forest", site.ground.buffer(3))
     if site.rng.random() < 0.35:
         site.add("meadow", site.blob(0.2))
 
 
 def scrub(site: Site) -> None:
+    """Scrub with scattered trees."""
     site.add("scrub", site.ground)
     site.trees(site.ground.area / 500)
 
 
 def beach(site: Site) -> None:
+    """A beach, and water along one side."""
     site.add("beach", site.ground)
     water = site.rect(0, site.depth / 4, site.length + 12, site.depth * 0.62).intersection(site.ground.buffer(2))
     if water.geom_type == "Polygon":

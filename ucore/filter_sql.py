@@ -11,14 +11,17 @@ from ucore.filters import EARTH_KM, Filter
 
 
 def quoted(name: str) -> str:
+    """A name as an SQL string, its quotes doubled."""
     return "'" + name.replace("'", "''") + "'"
 
 
 def one_of(column: str, names: Sequence[str]) -> str:
+    """Condition: `column` is one of `names`, of which there must be one at least."""
     return f"{column} IN ({', '.join(map(quoted, names))})"
 
 
 def has_any(tags: Sequence[str]) -> str:
+    """Condition: the row has any of `tags`, in full or as a bare key."""
     return f"array_has_any(terms, [{', '.join(map(quoted, tags))}])"
 
 

@@ -13,7 +13,7 @@ from ucore.answers import Answer, Hit
 from ucore.errors import DataError
 from ucore.gallery import printable, shortened
 from ucore.images import load_image
-from ucore.visualize import BLUE, FAINT, GREEN, INK, ORANGE, WIDTH, Picture, styled
+from ucore.picture import BLUE, FAINT, GREEN, INK, ORANGE, WIDTH, Picture, styled
 
 if TYPE_CHECKING:
     import pandas as pd

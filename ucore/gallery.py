@@ -11,7 +11,7 @@ from ucore.errors import ConfigError
 from ucore.evaluate import best_ranks, instance_relevance
 from ucore.images import load_image
 from ucore.manifest import Manifest
-from ucore.visualize import GREEN, WIDTH, Picture, styled
+from ucore.picture import GREEN, WIDTH, Picture, styled
 
 if TYPE_CHECKING:
     from ucore.tasks import Scores
@@ -154,6 +154,7 @@ def _draw_caption(axes: Axes, caption: str, rank: int, n_images: int) -> None:
 
 
 def thumbnail(manifest: Manifest, row: int) -> np.ndarray:
+    """An image as it is shown small: uint8 (h, w, 3), neither side above THUMBNAIL pixels."""
     picture = load_image(manifest.image_path(row))
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     return np.asarray(picture)

@@ -18,6 +18,7 @@ Losses = Callable[[Tensor, Tensor], Parts]  # of image and text features (B, D) 
 
 
 def total(parts: Parts) -> Tensor:
+    """Sum of the loss's parts, a scalar with gradients."""
     return torch.stack(list(parts.values())).sum()
 
 

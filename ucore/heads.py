@@ -37,6 +37,7 @@ class Head(nn.Module):
         self.scale.copy_(1 / deviation.clamp(min=1e-4))
 
     def forward(self, features: Tensor) -> Tensor:
+        """Tower features float (N, width) to float32 (N, embed_dim), not normalised."""
         features = features.float()
         standard = (features - self.mean) * self.scale
         update = self.contract(self.drop(F.gelu(self.expand(self.drop_in(standard)))))

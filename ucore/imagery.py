@@ -76,6 +76,7 @@ class GeoTiffs(Imagery):
         self.stretch = _stretch(map(self._open, paths), self.name) if any(deep for _, _, deep in facts) else None
 
     def read(self, west: float, south: float, east: float, north: float, size: int) -> np.ndarray | None:
+        """As `Imagery.read`; where files overlap, the first with data counts. Raises DataError for a damaged file."""
         pixels = np.zeros((size, size, 4), np.uint8)
         for path, box in zip(self.paths, self.boxes, strict=True):
             if west < box[2] and east > box[0] and south < box[3] and north > box[1]:
@@ -106,6 +107,7 @@ class GeoTiffs(Imagery):
         return np.dstack([colours, np.where(there, 255, 0).astype(np.uint8)])
 
     def fingerprint(self) -> str:
+        """Changes with the names and sizes of the files."""
         return content_hash([(path.name, path.stat().st_size) for path in self.paths])
 
 

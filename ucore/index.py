@@ -13,7 +13,7 @@ is written meanwhile. One process writes: a lock sees to it in a folder, nothing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ucore.config import did_you_mean
 from ucore.errors import ConfigError, DataError
 from ucore.files import read_json, safe_join
 from ucore.filters import Filter
+from ucore.index_engine import Engine
 from ucore.index_files import NAME
 from ucore.index_flat import FlatEngine
 from ucore.index_lance import LanceEngine
@@ -29,51 +30,9 @@ from ucore.places import Place, place_of
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 MOST_HITS = 100_000_000  # of one search: they take 12 bytes each, found or not
 IDENTITY = ("name", "fingerprint", "weights", "embed_dim")  # of a card: what makes features comparable
-
-
-class Engine(Protocol):
-    """What an engine of a `GalleryIndex` does; arguments were checked before. FlatEngine is the one to start from.
-
-    Positions are int64 and name the rows of the version that is read; `limit` is above all of them. `search` gives
-    positions (Q, k), -1 where there is none, scores float32 (Q, k), how many rows kind and filter let through, and
-    whether all of them were looked at. A change is one new version, whole or not at all.
-    """
-
-    name: str  # among ENGINES
-    place: Place
-    version: int  # grows with every change
-    card: dict[str, Any]
-    dim: int
-    bias: bool  # whether the rows have a hub_bias
-    limit: int
-
-    def __init__(self, place: Place) -> None: ...  # at its newest version; DataError where there is none
-    @classmethod
-    def create(cls, place: Place, card: dict[str, Any], dim: int) -> None: ...  # empty; DataError where there is one
-    def __len__(self) -> int: ...  # rows that are not deleted
-    def refresh(self) -> None: ...  # read the newest version
-    def describe(self, card: dict[str, Any]) -> None: ...  # replace the card
-    def note(self, name: str) -> Any: ...  # what `keep` was given under that name, or None
-    def keep(self, name: str, value: Any) -> None: ...  # anything JSON-able, beside the rows
-    def add(self, features: np.ndarray, table: "pa.Table", bias: bool, replace: bool) -> None:
-        """Rows of float32 (n, dim) and `index_rows.COLUMNS`; `replace` deletes items of the same ids, which are a
-        DataError otherwise, as is a `bias` unlike that of the rows before."""
-
-    def delete(self, item_ids: Sequence[str]) -> None: ...  # all of them, or none and a DataError for one unknown
-    def compact(self) -> None: ...  # let go what was deleted, learn what makes searching fast; positions change
-    def verify(self) -> None: ...  # read everything; DataError naming what is damaged
-    def select(self, kind: str, where: Filter | None) -> np.ndarray: ...  # positions, ascending, of all that pass
-    def search(
-        self, queries: np.ndarray, k: int, where: Filter | None, kind: str, exact: bool, bias: bool
-    ) -> tuple[np.ndarray, np.ndarray, int, bool]: ...  # ties go to the lower position
-    def scores(self, queries: np.ndarray, positions: np.ndarray, bias: bool) -> np.ndarray: ...  # float32 (Q, n)
-    def features(self, positions: np.ndarray) -> np.ndarray: ...  # float32 (n, dim)
-    def table(self, positions: np.ndarray) -> "pa.Table": ...  # `index_rows.COLUMNS` of n rows
-    def find(self, item_ids: Sequence[str]) -> np.ndarray: ...  # positions (n,), -1 for an unknown id
 
 
 ENGINES: dict[str, Any] = {"flat": FlatEngine, "lance": LanceEngine}  # name -> Engine
@@ -114,8 +73,8 @@ class Hits:
 class GalleryIndex:
     """Features and metadata of a gallery; made by `create` or `open`."""
 
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine  # an Engine
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
 
     @classmethod
     def create(cls, folder: str | Path, card: dict[str, Any], dim: int, engine: str = "flat") -> "GalleryIndex":
@@ -183,10 +142,12 @@ class GalleryIndex:
 
     @property
     def card(self) -> dict[str, Any]:
+        """What the features were made with and where the images lie, as given to `create` or `describe`."""
         return self._engine.card
 
     @property
     def dim(self) -> int:
+        """Width of the features."""
         return self._engine.dim
 
     @property

@@ -104,6 +104,7 @@ def named(manifest: Manifest) -> set[str]:
 
 
 def remove_leftovers(folder: Path, manifest: Manifest) -> None:
+    """Delete the files of `folder` that look like an index's and that `manifest` does not name."""
     for pattern in ("vectors-*.f32", "rows-*.arrow", "gone-*.npy", "cells-*.npz"):
         for path in sorted(folder.glob(pattern)):
             if path.name not in named(manifest):
@@ -246,5 +247,6 @@ def load_arrays(path: Path, *names: str) -> list[np.ndarray]:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
+    """Write metadata as one Arrow IPC file, which `map_table` maps."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)

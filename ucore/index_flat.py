@@ -1,104 +1,22 @@
 """The embedded engine of a gallery index: memory-mapped float32 vectors, exact search of the rows that may be found."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 
 from ucore import index_files as files
 from ucore.cells import FROM, Cells
-from ucore.columns import Columns
 from ucore.errors import DataError
 from ucore.files import parse_json
 from ucore.filters import Filter
-from ucore.index_rows import SCHEMA
+from ucore.index_version import Version
 from ucore.manifest import few
 from ucore.nearest import BLOCK, blocks_of, nearest, rescore
 
-pc: Any = pyarrow.compute  # its functions are made when it is imported, which type checkers do not see
 MOST_PARTS = 32  # files of metadata, before they are joined
-
-
-@dataclass(frozen=True, eq=False)
-class Version:
-    """What one version of an index holds; mapped files stay readable after a writer has moved on.
-
-    vectors: float32 (N, width). table: metadata (N rows). gone: positions of deleted rows, ascending int64.
-    cells: None where the index has not learned any.
-    """
-
-    manifest: files.Manifest
-    vectors: np.ndarray
-    table: pa.Table
-    gone: np.ndarray
-    cells: Cells | None
-
-    @classmethod
-    def load(cls, folder: Path, manifest: files.Manifest, check: bool = True) -> "Version":
-        """Map the files of a version. check: compare them with sizes and checksums, see `index_files.check`."""
-        if check:
-            files.check(folder, manifest)
-        table = files.map_table(folder, manifest, SCHEMA)
-        gone, cells = np.zeros(0, np.int64), None
-        if manifest["gone"]:
-            gone = _checked_gone(folder / manifest["gone"]["name"], manifest["rows"])
-        if manifest["cells"]:
-            cells = _checked_cells(folder / manifest["cells"]["name"], manifest["rows"], manifest["width"])
-        return cls(manifest, files.map_vectors(folder, manifest), table, gone, cells)
-
-    @cached_property
-    def columns(self) -> Columns:
-        return Columns(self.table, self.alive if len(self.gone) else None)
-
-    @cached_property
-    def alive(self) -> np.ndarray:
-        alive = np.ones(len(self.vectors), bool)
-        alive[self.gone] = False
-        return alive
-
-    @cached_property
-    def kinds(self) -> dict[str, np.ndarray]:
-        """Kind -> which rows, bool (N,), are of it and not deleted."""
-        found = pc.dictionary_encode(self.table["kind"].combine_chunks())
-        codes = found.indices.to_numpy(zero_copy_only=False)
-        return {kind: (codes == code) & self.alive for code, kind in enumerate(found.dictionary.to_pylist())}
-
-    @cached_property
-    def scale(self) -> float:
-        """Bound of the norms of rows with their bias."""
-        bias = pc.max(pc.abs(self.table["hub_bias"])).as_py() if self.manifest["bias"] else 0.0
-        return float(np.hypot(1.01, bias or 0.0))
-
-    def find(self, item_ids: Sequence[str]) -> np.ndarray:
-        """Positions of items that are not deleted, int64 (n,), -1 where there is none."""
-        names, asked = np.unique(np.array(item_ids, object), return_inverse=True)  # an item may be asked for twice
-        place = pc.index_in(self.table["item_id"], value_set=pa.array(names, pa.string()))
-        place = place.combine_chunks().to_numpy(zero_copy_only=False) if len(self.table) else np.zeros(0)
-        rows = np.flatnonzero(~np.isnan(place.astype(np.float64)) & self.alive)
-        found = np.full(len(names), -1, np.int64)
-        found[place[rows].astype(np.int64)] = rows
-        return found[asked]
-
-
-def _checked_gone(path: Path, rows: int) -> np.ndarray:
-    (gone,) = files.load_arrays(path)
-    if gone.dtype != np.int64 or gone.ndim != 1 or (np.diff(gone, prepend=-1, append=rows) < 1).any():
-        raise DataError(f"{path} is damaged. To go on, {files.ANEW}")
-    return gone
-
-
-def _checked_cells(path: Path, rows: int, width: int) -> Cells:
-    centroids, cell = files.load_arrays(path, "centroids", "cell")
-    fit = centroids.ndim == 2 and centroids.shape[1] == width and cell.shape == (rows,)
-    kinds = centroids.dtype == np.float32 and cell.dtype == np.int32 and np.isfinite(centroids).all()
-    if not (fit and kinds and (cell >= 0).all() and (cell < len(centroids)).all()):
-        raise DataError(f"{path} is damaged. To go on, {files.ANEW}")
-    return Cells(centroids, cell)
 
 
 class FlatEngine:
@@ -115,6 +33,7 @@ class FlatEngine:
 
     @classmethod
     def create(cls, folder: Path, card: dict[str, Any], dim: int) -> None:
+        """An empty index, version 0. Raises DataError where there is one."""
         files.require_writable(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with files.only_writer(folder):
@@ -139,11 +58,13 @@ class FlatEngine:
                 manifest = newer
 
     def describe(self, card: dict[str, Any]) -> None:
+        """Replace the card, as a new version."""
         with files.writing(self.place) as manifest:
             _, new, _ = self._start(manifest)
             self._commit({**new, "card": card})
 
     def note(self, name: str) -> Any:
+        """What `keep` put into a file of that name; None where there is none. Raises DataError for a damaged one."""
         path = self.place / f"{name}.json"
         try:
             return parse_json(path.read_text("utf-8")) if path.is_file() else None
@@ -151,22 +72,27 @@ class FlatEngine:
             raise DataError(f"{path} is damaged. Delete it: ucore index build makes it anew.") from error
 
     def keep(self, name: str, value: Any) -> None:
+        """Write something JSON-able to a file beside the rows; no new version."""
         files.write_json(self.place / f"{name}.json", value)
 
     @property
     def manifest(self) -> files.Manifest:
+        """What belongs to the version that is read, as index.json says it."""
         return self.now.manifest
 
     @property
     def version(self) -> int:
+        """Of what is read; grows by 1 with every change."""
         return self.manifest["version"]
 
     @property
     def card(self) -> dict[str, Any]:
+        """The card of the version that is read."""
         return self.manifest["card"]
 
     @property
     def dim(self) -> int:
+        """Width of the features, without the coordinate of the bias."""
         return self.manifest["dim"]
 
     @property
@@ -190,6 +116,10 @@ class FlatEngine:
         return self.now, {**manifest, "version": version}, f"{version:06d}"
 
     def add(self, features: np.ndarray, table: pa.Table, bias: bool, replace: bool) -> None:
+        """Append rows, with cells where the index has learned some; replaced items are marked as deleted.
+
+        Raises DataError for items that are there (without `replace`), and for a `bias` unlike that of earlier rows.
+        """
         with files.writing(self.place) as manifest:
             now, new, number = self._start(manifest)
             if now.manifest["bias"] not in (None, bias):
@@ -216,6 +146,7 @@ class FlatEngine:
             self._commit(new)
 
     def delete(self, item_ids: Sequence[str]) -> None:
+        """Mark items as deleted; their room stays until `compact`. Raises DataError for an unknown one."""
         with files.writing(self.place) as manifest:
             now, new, number = self._start(manifest)
             rows = now.find(item_ids)
@@ -226,6 +157,7 @@ class FlatEngine:
             self._commit(new)
 
     def compact(self) -> None:
+        """Write the rows that are left anew; from FROM of them on, in the order of cells that are learned now."""
         with files.writing(self.place) as manifest:
             now, new, number = self._start(manifest)
             keep = np.flatnonzero(now.alive)
@@ -300,12 +232,15 @@ class FlatEngine:
         return wide
 
     def features(self, positions: np.ndarray) -> np.ndarray:
+        """Float32 (n, dim), without the coordinate of the bias."""
         return self.now.vectors[positions, : self.dim]
 
     def table(self, positions: np.ndarray) -> pa.Table:
+        """Metadata of n rows, columns as of `index_rows.SCHEMA`."""
         return self.now.table.take(pa.array(positions))
 
     def find(self, item_ids: Sequence[str]) -> np.ndarray:
+        """Positions of items, int64 (n,), -1 where there is none or it is deleted."""
         return self.now.find(item_ids)
 
     def verify(self) -> None:

@@ -23,14 +23,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ucore.columns import Columns
-from ucore.errors import ConfigError, DataError
+from ucore.errors import DataError
 from ucore.files import only_writer, parse_json, require_writable
-from ucore.filter_sql import boxes, exactly, has_any, one_of, quoted
+from ucore.filter_sql import exactly, one_of
 from ucore.filters import Filter
 from ucore.index_files import FORMAT
 from ucore.index_rows import SCHEMA
-from ucore.lance_tables import EXTRA, lancedb_module, opened, told, vectors_of, with_vectors
+from ucore.lance_tables import EXTRA, condition_of, lancedb_module, opened, told, vectors_of, with_vectors
 from ucore.manifest import few
 from ucore.nearest import BLOCK, SPARE, best, rescore
 from ucore.places import Place
@@ -66,6 +65,7 @@ class LanceEngine:
 
     @classmethod
     def create(cls, place: Place, card: dict[str, Any], dim: int) -> None:
+        """Empty tables, in the place of what a killed process left. Raises DataError where there is an index."""
         uri = str(place)
         if isinstance(place, Path):
             require_writable(place)
@@ -83,6 +83,7 @@ class LanceEngine:
             database.create_table(ABOUT, data=data, mode="overwrite" if ABOUT in left else "create")
 
     def refresh(self) -> None:
+        """Read the newest version. Raises DataError where there is none, or one of another format."""
         with told(self.uri):
             table = opened(self._database, ABOUT)
             if table is None:
@@ -99,14 +100,17 @@ class LanceEngine:
             self._items: Any = self._database.open_table(ITEMS)
 
     def describe(self, card: dict[str, Any]) -> None:
+        """Replace the card, in the table `about`."""
         with self._writing():
             self._describe(card=card)
             self.card = card
 
     def note(self, name: str) -> Any:
+        """What `keep` was given under that name when the index was last read; None for nothing."""
         return self._about["notes"].get(name)
 
     def keep(self, name: str, value: Any) -> None:
+        """Keep something JSON-able in the table `about`."""
         with self._writing():
             self._describe(notes={**self._about["notes"], name: value})
 
@@ -116,6 +120,7 @@ class LanceEngine:
 
     @property
     def version(self) -> int:
+        """Of the table of items, as Lance counts; the card and what is kept do not change it."""
         return int(self._items.version)
 
     @property
@@ -136,6 +141,10 @@ class LanceEngine:
             yield
 
     def add(self, features: np.ndarray, table: pa.Table, bias: bool, replace: bool) -> None:
+        """Add rows, or merge them where items are replaced, in one commit.
+
+        Raises DataError for items that are there (without `replace`), and for a `bias` unlike that of earlier rows.
+        """
         with self._writing():
             if len(self) and bias != self.bias:
                 what = "lack hub_bias, which this index has" if self.bias else "have hub_bias, which this index lacks"
@@ -156,6 +165,7 @@ class LanceEngine:
                 self._items.add(rows)
 
     def delete(self, item_ids: Sequence[str]) -> None:
+        """Delete items in one commit. Raises DataError for an unknown one, and then deletes none."""
         with self._writing():
             unknown = [name for name, row in zip(item_ids, self.find(item_ids), strict=True) if row < 0]
             if unknown:
@@ -195,18 +205,24 @@ class LanceEngine:
             )
 
     def select(self, kind: str, where: Filter | None) -> np.ndarray:
+        """Row ids that a search may find, ascending int64 (n,)."""
         with told(self.uri):
-            found = self._ask(self._items.search(), self._condition(kind, where), ["lon", "lat"]).to_arrow()
+            found = self._ask(self._items.search(), condition_of(self._items, kind, where), ["lon", "lat"]).to_arrow()
         rows = found["_rowid"].to_numpy().astype(np.int64)
         return np.sort(rows if where is None else rows[exactly(where).mask(found)])
 
     def search(
         self, queries: np.ndarray, k: int, where: Filter | None, kind: str, exact: bool, bias: bool
     ) -> tuple[np.ndarray, np.ndarray, int, bool]:
+        """Positions, scores, how many rows were allowed, and whether all of them were looked at.
+
+        Approximate only where that is asked for, `compact` has indexed the vectors and more than NARROW rows pass.
+        Raises ConfigError for a name in the filter that no row has.
+        """
         found, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
         wide = self.widened(queries, bias)
         with told(self.uri):
-            condition = self._condition(kind, where)
+            condition = condition_of(self._items, kind, where)
             coarse = self._of_kind(kind) if where is None else self._items.count_rows(condition)
             condition = condition if coarse < self._known("rows", self._items.count_rows) else ""
             count = len(self.select(kind, where)) if where is not None and exactly(where).geographic else coarse
@@ -221,7 +237,7 @@ class LanceEngine:
         return found, scores, count, exact
 
     def _of_kind(self, kind: str) -> int:
-        return self._known(f"kind {kind}", lambda: self._items.count_rows(self._condition(kind, None)))
+        return self._known(f"kind {kind}", lambda: self._items.count_rows(condition_of(self._items, kind, None)))
 
     def _known(self, name: str, ask: Callable[[], Any]) -> Any:
         """What is true of this version of the items, asked once."""
@@ -264,36 +280,14 @@ class LanceEngine:
     def _ask(ask: Any, condition: str, columns: list[str]) -> Any:
         return (ask.where(condition) if condition else ask).with_row_id(True).select(columns)
 
-    def _condition(self, kind: str, where: Filter | None) -> str:
-        """SQL of the filter, with boxes around circles and polygons.
-
-        Raises ConfigError for a name that no row has, offering the nearest one.
-        """
-        parts = [f"kind = {quoted(kind)}"]
-        if where is None:
-            return parts[0]
-        for column, names in (("domain", where.domains), ("source", where.sources)):
-            for name in names:
-                self._must_occur(column, name, f"{column} = {quoted(name)}")
-            parts += [one_of(column, names)] * bool(names)
-        for tag in (*where.tags, *where.any_tags):
-            self._must_occur("tags", tag, has_any([tag]))
-        parts += [has_any([tag]) for tag in where.tags]
-        parts += [has_any(where.any_tags)] * bool(where.any_tags)
-        return " AND ".join([*parts, *boxes(where)])
-
-    def _must_occur(self, column: str, name: str, condition: str) -> None:
-        if not self._items.count_rows(condition):
-            columns = Columns(self._items.search().select([column]).to_arrow())
-            (columns.tagged if column == "tags" else lambda names: columns.named(column, names))((name,))
-            raise ConfigError(f"No row has the {column} {name!r}")
-
     def widened(self, queries: np.ndarray, bias: bool) -> np.ndarray:
+        """Queries float32 (Q, width), 1 where the rows have their bias if that counts. Raises DataError without one."""
         if bias and not self.bias:
             raise DataError("This index has no hub_bias; build it with the bank of its checkpoint, or search without.")
         return np.hstack([queries, np.full((len(queries), EXTRA), float(bias), np.float32)])
 
     def scores(self, queries: np.ndarray, positions: np.ndarray, bias: bool) -> np.ndarray:
+        """Float32 (Q, n), computed from the vectors themselves, BLOCK at a time."""
         if not len(positions):
             return np.zeros((len(queries), 0), np.float32)
         wide, parts = self.widened(queries, bias), []
@@ -304,11 +298,13 @@ class LanceEngine:
         return np.hstack(parts)
 
     def features(self, positions: np.ndarray) -> np.ndarray:
+        """Float32 (n, dim), without the coordinates behind them."""
         if not len(positions):
             return np.zeros((0, self.dim), np.float32)
         return vectors_of(self._take(positions, ["vector"]), self.width)[:, : self.dim]
 
     def table(self, positions: np.ndarray) -> pa.Table:
+        """Metadata of n rows, columns as of `index_rows.SCHEMA`."""
         return self._take(positions, SCHEMA.names) if len(positions) else SCHEMA.empty_table()
 
     def _take(self, positions: np.ndarray, columns: list[str]) -> pa.Table:
@@ -322,6 +318,7 @@ class LanceEngine:
         return found.drop_columns(["_rowid"]).take(pa.array(order[place])).combine_chunks()
 
     def find(self, item_ids: Sequence[str]) -> np.ndarray:
+        """Row ids of items, int64 (n,), -1 where there is none."""
         place: dict[str, int] = {}
         for start in range(0, len(item_ids) if len(self) else 0, 1000):
             some = one_of("item_id", item_ids[start : start + 1000])

@@ -48,6 +48,7 @@ class Inspection:
     next_steps: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields by name, JSON-able."""
         return dataclasses.asdict(self)
 
     def text(self) -> str:

@@ -1,4 +1,4 @@
-"""What the LanceDB engine of an index needs of Lance: the module, errors in one sentence, vectors as columns."""
+"""What the LanceDB engine of an index needs of Lance: the module, errors in a sentence, vectors, SQL conditions."""
 
 import os
 import re
@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ucore.errors import DataError, UserError
+from ucore.columns import Columns
+from ucore.errors import ConfigError, DataError, UserError
+from ucore.filter_sql import boxes, has_any, one_of, quoted
+from ucore.filters import Filter
 
 EXTRA = 8  # coordinates behind the features, of which one is used; a table that is there keeps its width
 
@@ -82,3 +85,29 @@ def vectors_of(table: pa.Table, width: int) -> np.ndarray:
     """The column vector, float32 (n, width)."""
     parts = [np.zeros(0, np.float32), *(part.flatten().to_numpy() for part in table["vector"].chunks)]
     return np.concatenate(parts).reshape(len(table), width)
+
+
+def condition_of(items: Any, kind: str, where: Filter | None) -> str:
+    """SQL of kind and filter for the table `items`, with boxes around circles and polygons.
+
+    Raises ConfigError for a name that no row has, offering the nearest one.
+    """
+    parts = [f"kind = {quoted(kind)}"]
+    if where is None:
+        return parts[0]
+    for column, names in (("domain", where.domains), ("source", where.sources)):
+        for name in names:
+            _must_occur(items, column, name, f"{column} = {quoted(name)}")
+        parts += [one_of(column, names)] * bool(names)
+    for tag in (*where.tags, *where.any_tags):
+        _must_occur(items, "tags", tag, has_any([tag]))
+    parts += [has_any([tag]) for tag in where.tags]
+    parts += [has_any(where.any_tags)] * bool(where.any_tags)
+    return " AND ".join([*parts, *boxes(where)])
+
+
+def _must_occur(items: Any, column: str, name: str, condition: str) -> None:
+    if not items.count_rows(condition):
+        columns = Columns(items.search().select([column]).to_arrow())
+        (columns.tagged if column == "tags" else lambda names: columns.named(column, names))((name,))
+        raise ConfigError(f"No row has the {column} {name!r}")

@@ -18,17 +18,14 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ucore.evaluate import RECALLS
+from ucore.picture import BLUE, INK, SHADES, VERMILLION
 from ucore.visualize import (
-    BLUE,
     COLOURS,
     DIRECTIONS,
     GALLERY,
-    INK,
     MOST_ROWS,
     PARTS,
-    SHADES,
     SMOOTHING,
-    VERMILLION,
     part_label,
     several_parts,
     smoothed,
@@ -39,6 +36,8 @@ PAGE = f"background: white; color: {INK}; font: 13px/1.35 sans-serif; max-width:
 
 
 class Line(NamedTuple):
+    """A line of a `panel`: points, of equally many x and y, and how it is drawn. width: pixels; dashes: as in SVG."""
+
     label: str
     x: Sequence[float]
     y: Sequence[float]
@@ -46,6 +45,28 @@ class Line(NamedTuple):
     width: float = 2
     dashes: str = ""
     opacity: float = 1
+
+
+def progress_line(trainer: Any, running: bool) -> str:
+    """Where training stands, and what the last step and the best epoch were like: plain text, in one line."""
+    done, last_one = f"{trainer.step_count:,}", f"{trainer.total_steps:,}"
+    parts = [f"Finished after {done} steps" if trainer.finished else f"Step {done} of at most {last_one}"]
+    if running and not trainer.history and not trainer.finished:
+        parts.append("features come first, which can take minutes")
+    if trainer.history:
+        last = trainer.history[-1]
+        parts.append(f"phase {last['phase']}, epoch {last['epoch'] + 1}, loss {last['loss']:.3f}")
+        if len(named := last.get("parts", {})) > 1:
+            told = [f"{part_label(part, None)} {value:.3f}" for part, value in named.items()]
+            parts[-1] += f" ({' + '.join(told)})"
+    if trainer.best.get("step"):
+        criterion, step = getattr(trainer, "criterion", "mR"), f"at step {trainer.best['step']:,}"
+        best = f"best validation mR {trainer.best['mR']:.2f} %"
+        if criterion != "mR":  # the mR is looked at alone
+            named = criterion.replace("_", " ")
+            best = "the last weights are kept, those" if criterion == "last" else f"weights kept by {named}"
+        parts.append(f"{best} {step}")
+    return " · ".join(parts)
 
 
 def curves_html(

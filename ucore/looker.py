@@ -38,11 +38,13 @@ class SamLooker:
 
     @cached_property
     def sam(self) -> Any:
+        """The model, loaded now if it was not yet. Raises as `sam.load_sam`."""
         from ucore.sam import load_sam
 
         return load_sam(self.spec, self.device)
 
     def masks(self, key: int, image: np.ndarray, points: int) -> Segments:
+        """All masks, from a grid of points x points clicks; a large image is cut into pieces (`mosaic`)."""
         if points not in self._generators:
             from ucore.mask_generator import MaskGenerator
             from ucore.mosaic import Mosaic
@@ -51,6 +53,7 @@ class SamLooker:
         return self._generators[points].generate([image])[0]
 
     def click(self, key: int, image: np.ndarray, x: float, y: float) -> Segments:
+        """The masks that one click, in pixels, may mean, the likeliest first; for sam-micro with its closer look."""
         if key not in self._predictors:
             from segment_anything import SamPredictor
 

@@ -89,6 +89,7 @@ class Manifest:
 
     @property
     def image_paths(self) -> list[Path]:
+        """Where each image lies. Raises DataError for a name that leaves `root`."""
         return [safe_join(self.root, name) for name in self.frame["image"]]
 
     @property

@@ -29,7 +29,7 @@ from ucore.errors import DataError
 from ucore.files import atomic_path
 from ucore.images import load_image, map_files
 from ucore.manifest import Manifest
-from ucore.visualize import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from ucore.picture import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 
 if TYPE_CHECKING:
     import folium

@@ -47,6 +47,7 @@ class Clicks:
     quality: Tensor  # float32 (P, 3), predicted intersection over union
 
     def take(self, rows: Tensor) -> "Clicks":
+        """Those of `rows`, int64 numbers or bool (P,)."""
         return Clicks(self.positions[rows], self.tokens[rows], self.quality[rows])
 
 

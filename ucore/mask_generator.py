@@ -57,6 +57,7 @@ class Frame:
 
     @classmethod
     def of(cls, image: tuple[int, int], longest: int, masks: tuple[int, int]) -> "Frame":
+        """Of an image (height, width), for an encoder's input of side `longest` and whole `masks` (height, width)."""
         scaled = ResizeLongestSide.get_preprocess_shape(*image, longest)
         scaled = (max(1, scaled[0]), max(1, scaled[1]))
         return cls(image, scaled, (-(-scaled[0] * masks[0] // longest), -(-scaled[1] * masks[1] // longest)))
@@ -71,9 +72,11 @@ class Candidates:
     clicks: Tensor
 
     def take(self, rows: Tensor) -> "Candidates":
+        """Those of `rows`, int64 numbers or bool (n,)."""
         return Candidates(self.logits[rows], self.quality[rows], self.clicks[rows])
 
     def and_(self, others: Sequence["Candidates"]) -> "Candidates":
+        """These and those of all `others`, in this order."""
         every = [(each.logits, each.quality, each.clicks) for each in (self, *others)]
         return Candidates(*map(torch.cat, zip(*every, strict=True)))
 

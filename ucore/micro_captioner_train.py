@@ -195,9 +195,11 @@ class MicroCaptionerTrainer:
         return found
 
     def state(self) -> dict[str, Any]:
+        """Model, optimiser and step: what `load_state` goes on from."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step_number}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step_number = int(state["step"])

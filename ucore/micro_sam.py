@@ -66,6 +66,7 @@ class MicroEncoder(nn.Module):
         self.norm = LayerNorm2d(WIDTH)
 
     def forward(self, images: Tensor) -> Tensor:
+        """The embedding float (B, WIDTH, H / 8, W / 8) of normalised images float (B, 3, H, W)."""
         if images.device.type == "cpu":
             images = images.contiguous(memory_format=torch.channels_last)
         features = self.trunk.bn1(self.trunk.conv_stem(images))
@@ -96,6 +97,7 @@ class Mixer(nn.Module):
         self.contract = nn.Conv2d(2 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Float (B, C, H, W) to the same shape."""
         return x + self.contract(F.gelu(self.expand(self.norm(self.depthwise(x)))))
 
 

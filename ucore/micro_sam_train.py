@@ -179,6 +179,7 @@ class MicroSamTrainer:
         return sam.eval()
 
     def state(self) -> dict[str, Any]:
+        """Weights, their average, optimiser, step, settings and data: what `load_state` goes on from."""
         return {"sam": self.sam.state_dict(), "likeness": self.likeness.detach(), "average": self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "step": self.step_number,
                 "config": asdict(self.config), "data": self.data}  # fmt: skip

@@ -74,6 +74,7 @@ class DualEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the parameters are."""
         return self.logit_scale.device
 
     def new_heads(self) -> None:

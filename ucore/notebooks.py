@@ -98,6 +98,7 @@ def notebook_title(path: Path) -> str:
 
 
 def notebook_cells(path: Path) -> list[dict[str, Any]]:
+    """All cells, as the file has them, each with `metadata`. Raises ConfigError for a file that is no notebook."""
     # Plain JSON, because importing nbformat costs more than a second and a typo should be refused at once.
     try:
         cells = [{"metadata": {}, **cell} for cell in parse_json(path.read_text("utf-8"))["cells"]]
@@ -127,6 +128,7 @@ def _source(cell: Mapping[str, Any]) -> str:
 
 
 def cell_heading(cell: Mapping[str, Any]) -> str:
+    """The text of a Markdown cell's first heading; "" where there is none."""
     match = re.search(r"^#{1,6}\s+(.+)", _source(cell), re.MULTILINE) if cell["cell_type"] == "markdown" else None
     return match.group(1).strip() if match else ""
 

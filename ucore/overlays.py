@@ -16,8 +16,8 @@ from ucore.errors import ConfigError, DataError
 from ucore.gallery import printable, shortened
 from ucore.manifest import Manifest
 from ucore.masks import Segments, label_codes
+from ucore.picture import INK, VERMILLION, WIDTH, Picture, styled
 from ucore.selection import LARGEST, OVERLAP, candidates, select_segments
-from ucore.visualize import INK, VERMILLION, WIDTH, Picture, styled
 
 SIDE = 420  # pixels of the longer side of a drawn picture
 FILL = 0.42  # share of a mask's colour in its ground

@@ -43,6 +43,7 @@ def _plain(colour: str, material: str) -> Painter:
 
 
 def garden(canvas: Canvas, feature: Feature, label: int) -> None:
+    """Residential ground: grass with a share of paving."""
     colour = mixed(canvas.colours["grass"], canvas.colours["paved"], 0.22)
     canvas.fill(feature.rings, colour, "grass", label)
 
@@ -84,6 +85,7 @@ def planted(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def tree(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A single tree; the country's share of conifers is darker and narrower."""
     style, (x, y) = canvas.city.style, feature.rings[0][0]
     share = (feature.seed % 1000) / 1000
     dark = share < style.conifers
@@ -95,6 +97,7 @@ def tree(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def vines(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A vineyard: narrow rows of green on soil."""
     canvas.fill(feature.rings, mixed(canvas.colours["soil"], canvas.colours["forest"], 0.35), "soil", label)
     draw_rows(canvas, feature, (2.6, 0.3), (39.0, 0.06))
 
@@ -110,6 +113,7 @@ def pit(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def open_water(canvas: Canvas, feature: Feature, label: int) -> None:
+    """Water, with a bright shore and deeper and shallower places."""
     colour = np.array(canvas.colours["water"], float)
     canvas.fill(feature.rings, colour, "water", label, 0.0)
     for ring in feature.rings:
@@ -126,6 +130,7 @@ def open_water(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def paved(canvas: Canvas, feature: Feature, label: int) -> None:
+    """Pavement, on a square in large slabs."""
     tone = canvas.colours["paved"] if feature.kind == "square" else mixed(canvas.colours["asphalt"], WHITE, 0.18)
     canvas.fill(feature.rings, tone, "asphalt", label)
     if feature.kind == "square":
@@ -143,10 +148,12 @@ def yard(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def schoolyard(canvas: Canvas, feature: Feature, label: int) -> None:
+    """The ground of a school."""
     canvas.fill(feature.rings, canvas.colours["yard"], "grass", label)
 
 
 def graves(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A cemetery: rows of graves, one in nine left free for a path."""
     canvas.fill(feature.rings, canvas.colours["graves"], "grass", label)
     points, random, u, angle = grid_inside(canvas, feature, (3.4, 2.0), 3)
     some = (random > 0.12) & (u % 9 != 0)
@@ -166,6 +173,7 @@ def plots(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def site_works(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A construction site: soil with machines and stacks, and a fence."""
     canvas.fill(feature.rings, mixed(canvas.colours["soil"], (206, 190, 160), 0.4), "soil", label)
     points, random, _, angle = grid_inside(canvas, feature, (13, 9), 5)
     some = random > 0.7
@@ -176,6 +184,7 @@ def site_works(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def panels(canvas: Canvas, feature: Feature, label: int) -> None:
+    """Rows of solar panels on grass."""
     canvas.fill(feature.rings, mixed(canvas.colours["grass"], canvas.colours["soil"], 0.25), "grass", label)
     points, random, _, angle = grid_inside(canvas, feature, (16.5, 7.0), 4)
     draw_boxes(canvas, boxes(points, 15.8, 3.9, angle), np.array((38, 48, 84)) * (0.9 + 0.2 * random[:, None]), 2.2)
@@ -196,6 +205,7 @@ def cars(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def football(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A football field: mown stripes, and white lines in its proportions."""
     canvas.fill(feature.rings, canvas.colours["pitch"], "grass", label)
     middle, a, b, long, short = inner_box(feature, 0.93)
     draw_rows(canvas, Feature("pitch", feature.geometry, angle=math.atan2(b[1], b[0])), (15.0, 0.05))
@@ -209,6 +219,7 @@ def football(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def court(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A court with its lines within a darker margin; where the feature has no colour, red for tennis, else blue."""
     colour = np.array(feature.colour or ((172, 92, 66) if feature.kind == "tennis_court" else (86, 122, 150)))
     canvas.fill(feature.rings, colour * 0.82, "plain", label)
     middle, a, b, long, short = inner_box(feature, 0.8)
@@ -230,6 +241,7 @@ def lanes(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def play(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A playground: sand with equipment in bright colours."""
     canvas.fill(feature.rings, canvas.colours["sand"], "soil", label)
     points, random, _, angle = grid_inside(canvas, feature, (5, 4), 1.5)
     tones = np.array([(206, 60, 50), (60, 106, 190), (226, 186, 50)])[(random * 953).astype(int) % 3]
@@ -237,11 +249,13 @@ def play(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def pool(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A swimming pool and its stone edge."""
     canvas.fill(feature.inset(-1.1), (214, 206, 192), "plain")
     canvas.fill(feature.rings, (86, 186, 208), "water", label)
 
 
 def clarifier(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A round basin of a sewage plant, with its walkway."""
     middle, radius = feature.rings[0][:-1].mean(axis=0), math.sqrt(feature.geometry.area / math.pi)
     canvas.fill(feature.rings, (170, 168, 162), "plain", label, 1.5)
     for share, tone in ((0.9, (74, 82, 64)), (0.45, (92, 100, 78)), (0.12, (170, 168, 162))):
@@ -251,10 +265,12 @@ def clarifier(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def jetty(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A pier on the water."""
     canvas.fill(feature.rings, (168, 156, 138), "plain", label, 1.2)
 
 
 def boat(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A white boat, pointed at one end, with its cabin."""
     middle, a, b, long, short = inner_box(feature)
     hull = np.array([middle - a * long - b * short, middle + a * long * 0.4 - b * short, middle + a * long,
                      middle + a * long * 0.4 + b * short, middle - a * long + b * short])  # fmt: skip

@@ -37,6 +37,7 @@ def kerb(canvas: Canvas, feature: Feature, _: int) -> None:
 
 
 def asphalt(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A way: asphalt, sand or soil by its kind; main roads and motorways with lines and vehicles."""
     tone = {"track": canvas.colours["track"], "footway": canvas.colours["sand"]}.get(feature.kind)
     tone = canvas.colours["asphalt"] if tone is None else tone
     if feature.kind == "road":
@@ -68,6 +69,7 @@ def _traffic(canvas: Canvas, feature: Feature) -> None:
 
 
 def roundabout(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A ring of asphalt around a green with a tree."""
     canvas.fill(feature.rings, mixed(canvas.colours["asphalt"], INK, 0.12), "asphalt", label)
     middle = feature.rings[0][:-1].mean(axis=0)
     for share, tone in ((0.62, WHITE), (0.58, canvas.colours["grass"])):
@@ -76,6 +78,7 @@ def roundabout(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def rails(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A railway: ballast and rails."""
     canvas.fill(feature.rings, canvas.colours["ballast"], "soil", label)
     for inset in (1.3, 2.6):
         for ring in feature.inset(inset):
@@ -83,6 +86,7 @@ def rails(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def deck(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A bridge: a pale deck that casts a shadow."""
     canvas.fill(feature.rings, (196, 192, 184), "plain", label, feature.height or 5.0)
 
 
@@ -131,11 +135,13 @@ def _facets(feature: Feature) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def glass(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A greenhouse: pale glass in bands."""
     canvas.fill(feature.rings, (206, 216, 214), "plain", label, feature.height or 4.0)
     draw_rows(canvas, Feature("greenhouse", feature.geometry, angle=long_axis(feature)), (5.0, 0.1))
 
 
 def tank(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A round tank or chimney: its rim, its lid, and a bright spot towards the sun."""
     colour = np.array(feature.colour or (222, 222, 218), float)
     middle = feature.rings[0][:-1].mean(axis=0)
     canvas.fill(feature.rings, colour * 0.86, "plain", label, feature.height)
@@ -159,8 +165,10 @@ def _jib(canvas: Canvas, feature: Feature, label: int, reach: tuple[float, ...],
 
 
 def crane(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A tower crane: the long arm and the short one."""
     _jib(canvas, feature, label, (38.0, 13.0), (228, 180, 40), 1.5, 16.0)
 
 
 def turbine(canvas: Canvas, feature: Feature, label: int) -> None:
+    """A wind turbine with three blades."""
     _jib(canvas, feature, label, (34.0, 34.0, 34.0), (240, 240, 240), 2.0, 20.0)

@@ -48,10 +48,12 @@ class Phase:
 
     @classmethod
     def epochs_of(cls, config: TrainConfig) -> int:
+        """The most epochs of this phase; 0 skips it."""
         raise NotImplementedError
 
     @classmethod
     def batch_size_of(cls, config: TrainConfig) -> int:
+        """Images a batch; it is smaller where the training set is."""
         raise NotImplementedError
 
     @classmethod
@@ -75,6 +77,7 @@ class Phase:
 
     @property
     def epoch(self) -> int:
+        """From 0, the one that the next step belongs to."""
         return self.step_count // self.batches_per_epoch
 
     def seed_of(self, *numbers: int, salt: int = 0) -> int:
@@ -160,6 +163,7 @@ class Phase:
             self._set_modes()
 
     def state(self) -> dict[str, Any]:
+        """What a run resumes from: counters, the optimiser's state and the averaged weights."""
         return {
             "step_count": self.step_count,
             "stale_epochs": self.stale_epochs,
@@ -168,6 +172,7 @@ class Phase:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave; the encoder's own weights are not part of it."""
         self.step_count, self.stale_epochs = state["step_count"], state["stale_epochs"]
         self.optimizer.load_state_dict(state["optimizer"])
         for mine, stored in zip(self.average, state["average"], strict=True):
@@ -209,13 +214,16 @@ class HeadPhase(Phase):
 
     @classmethod
     def epochs_of(cls, config: TrainConfig) -> int:
+        """`head_epochs` of the settings."""
         return config.head_epochs
 
     @classmethod
     def batch_size_of(cls, config: TrainConfig) -> int:
+        """`head_batch_size` of the settings."""
         return config.head_batch_size
 
     def composed(self, order: np.ndarray) -> np.ndarray:
+        """With `hard_share`, images that look alike share batches; composed once an epoch."""
         if self._hard is None:
             return order
         if self._composed is None or self._composed[0] != self.epoch:
@@ -230,6 +238,7 @@ class HeadPhase(Phase):
             self.encoder.segments.train()
 
     def forward(self, rows: np.ndarray, texts: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Features of the batch from cached tower features, of one view of each image at random."""
         rng = np.random.default_rng(self.seed_of(self.step_count, salt=2))
         views = rng.integers(0, self.image.shape[1], len(rows))
         device = self.encoder.device
@@ -239,6 +248,7 @@ class HeadPhase(Phase):
 
     @torch.inference_mode()
     def validation_features(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both float32 and L2-normalised, from the cached tower features of one view."""
         encoder = self.encoder
         image = encoder.image_head(self.val_image.to(encoder.device))
         text = encoder.text_head(self.val_text.to(encoder.device))

@@ -140,10 +140,12 @@ def _cannot_load(source: str, error: BaseException) -> str:
 
 
 def in_one_line(error: BaseException) -> str:
+    """An error's class and the first 200 letters of its message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def too_large(source: str, device: str) -> str:
+    """The sentence for a model that does not fit into the memory of `device`."""
     return (
         f"{source} does not fit into the memory of {device}, even with one image at a time; choose a smaller model, or "
         "serve it elsewhere and give its address: http://HOST:PORT/v1:MODEL"
@@ -151,6 +153,7 @@ def too_large(source: str, device: str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or a processor, whichever class of error says so."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)

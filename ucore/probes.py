@@ -54,6 +54,7 @@ class BatchProbe:
         self._version, self._towers = -1, (torch.empty(0), torch.empty(0))
 
     def __call__(self) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines float32 (size, size) of images (rows) and captions, and positives bool (size, size)."""
         encoder, version = self.encoder, towers_version(self.encoder)
         with encoder.evaluating():
             if version != self._version:

@@ -18,6 +18,10 @@ MOST_WORKERS = 8  # without being asked: each holds a model of its own
 def in_processes(
     make_worker: Callable[[], Function], jobs: Iterator[Job], workers: int, gpus: list[str]
 ) -> Iterator[tuple[int, Any]]:
+    """Do `jobs` in processes of this machine; gives positions of items and their results, as they are done.
+
+    gpus: CUDA_VISIBLE_DEVICES of each worker; empty: all see what this process sees.
+    """
     from multiprocessing.connection import wait
 
     payload = pickle.dumps(make_worker)

@@ -16,9 +16,13 @@ MOST_WORDS = 400  # no text tower here reads more, so what comes after is not ev
 class TextEncoder(Protocol):
     """What turns queries into features: `bundled_text.NumpyText`, or a whole `DualEncoder` behind `TorchText`."""
 
-    def fits(self, text: str) -> bool: ...
+    def fits(self, text: str) -> bool:
+        """Whether the encoder reads all of `text`."""
+        ...
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray: ...
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Features float32 (T, D), L2-normalised; what does not fit is cut."""
+        ...
 
 
 class Reading(NamedTuple):
@@ -43,6 +47,7 @@ class TorchText:
         self.encoder = encoder
 
     def fits(self, text: str) -> bool:
+        """Whether the encoder's tokenizer cuts nothing of `text`."""
         import warnings
 
         with warnings.catch_warnings(record=True) as said:
@@ -51,6 +56,7 @@ class TorchText:
         return not said
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Features float32 (T, D), L2-normalised; what does not fit is cut."""
         import warnings
 
         from ucore.features import embed_texts

@@ -19,7 +19,7 @@ from ucore.live import PAGE
 from ucore.manifest import Manifest
 from ucore.maps import jpeg_thumbnail
 from ucore.masks import Segments
-from ucore.visualize import BLUE, FAINT, GREEN, VERMILLION, WIDTH, Picture, styled
+from ucore.picture import BLUE, FAINT, GREEN, VERMILLION, WIDTH, Picture, styled
 
 if TYPE_CHECKING:
     from ucore.probes import Found

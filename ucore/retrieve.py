@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ucore.answers import Answer, Hit, hit_of, there_are
+from ucore.answers import Answer, Hit, hit_of, near_features, same_words, there_are
 from ucore.checkpoint_files import WEIGHTS, load_bank, read_card
-from ucore.duplicates import normal_caption
 from ucore.errors import CheckpointError, ConfigError, DataError, printable
 from ucore.files import file_hash, safe_join, typed_path
 from ucore.filters import Filter
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from ucore.model import DualEncoder
 
 Kind = Literal["image", "text", "segment"]
-NEAR = 0.9995  # cosine from which two images or segments are one: the same picture, stored twice
 RERANKED = 200  # images, at least, whose segments are compared with the query
 MOST_KEPT = 256  # queries whose features are kept
 
@@ -91,10 +89,12 @@ class Searcher:
 
     @property
     def simulated(self) -> bool:
+        """Whether the gallery is generated."""
         return bool(self.index.card.get("simulated"))
 
     @property
     def temperature(self) -> float:
+        """Of the encoder's softmax, from the card. Raises DataError where that names none."""
         value = self.index.card.get("temperature")
         if not isinstance(value, int | float) or not 0 < value < 1e6:
             raise DataError(f"The index {self.place} does not say its encoder's temperature. Build it again.")
@@ -102,14 +102,17 @@ class Searcher:
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
+        """Embeds queries; opened when first needed. Raises as `queries.open_text_encoder`."""
         return open_text_encoder(self.checkpoint)
 
     @cached_property
     def bank(self) -> Bank | None:
+        """The checkpoint's training features, for hubs; None where it has none."""
         return load_bank(self.checkpoint, self.index.card["weights"])
 
     @cached_property
     def sureness(self) -> Sureness | None:
+        """What turns scores into probabilities; None where the index has none. Raises DataError for a damaged one."""
         return read_sureness(self.index)
 
     @cached_property
@@ -121,6 +124,7 @@ class Searcher:
 
     @cached_property
     def late_scores(self) -> LateScores:
+        """Weighs images with their segments. Raises as `late.LateScores`."""
         return LateScores(self.index, self.checkpoint, self.bank)
 
     # --- queries ----------------------------------------------------------------------------------------------
@@ -275,26 +279,10 @@ class Searcher:
                       seconds, places)  # fmt: skip
 
     def _groups(self, table: "pd.DataFrame", positions: np.ndarray, kind: Kind) -> list[list[int]]:
-        """Rows of hits by likeness, each group led by its best: equal captions, or features nearer than NEAR."""
-        groups: list[list[int]] = []
+        """Rows of hits by likeness, each group led by its best: equal captions, or features that are nearly one."""
         if kind == "text":
-            places: dict[str, int] = {}
-            for number, text in enumerate(table["text"]):
-                place = places.setdefault(normal_caption(text), len(groups))
-                if place == len(groups):
-                    groups.append([])
-                groups[place].append(number)
-            return groups
-        features = np.asarray(self.index.features(positions), np.float32)
-        leaders = np.empty_like(features)
-        for number, feature in enumerate(features):
-            alike = leaders[: len(groups)] @ feature >= NEAR
-            if alike.any():
-                groups[int(alike.argmax())].append(number)
-            else:
-                leaders[len(groups)] = feature
-                groups.append([number])
-        return groups
+            return same_words(table["text"])
+        return near_features(np.asarray(self.index.features(positions), np.float32))
 
     def image_path(self, name: str) -> Path:
         """Path of an image by its name in the index. Raises DataError for a name that leaves the images' folder."""

@@ -32,8 +32,8 @@ from ucore.found_cards import found_cards
 from ucore.found_figures import plot_answer
 from ucore.heat import SCRIPTS, Layer, heat_map, layer_update, search_page, tile_columns, tile_table
 from ucore.maps import blank_map, page_element
+from ucore.picture import Picture
 from ucore.retrieve import Searcher
-from ucore.visualize import Picture
 
 if TYPE_CHECKING:
     import folium

@@ -23,8 +23,8 @@ from ucore.looker import Looker, SamLooker, recent
 from ucore.manifest import Manifest, few, subset
 from ucore.masks import Segments
 from ucore.overlays import draw_overlay
+from ucore.picture import FAINT, WIDTH, Picture, styled
 from ucore.selection import candidates, quality, select_segments
-from ucore.visualize import FAINT, WIDTH, Picture, styled
 
 if TYPE_CHECKING:
     from ucore.model import DualEncoder
@@ -35,6 +35,8 @@ DPI = 110
 
 
 class Slider(NamedTuple):
+    """A slider: its name, where it starts, its ends and its step, and what it says when pointed at."""
+
     label: str
     value: float
     low: float

@@ -163,6 +163,7 @@ class SegmentStore:
         }
 
     def write_summary(self) -> None:
+        """Write `summary()` of all samples to summary.json."""
         write_json(self.folder / "summary.json", self.summary())
 
 

@@ -75,6 +75,7 @@ class TileServer(Tiles):
         self._last = 0.0  # when the last request began
 
     def tile(self, x: int, y: int) -> Image.Image | None:
+        """From the cache, else from the server; None where it has none. Raises DataError where it refuses or fails."""
         path = self._place(x, y)
         if not path.exists():
             address = self._address(x, y)

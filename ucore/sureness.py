@@ -62,10 +62,12 @@ class Sureness:
         return "not measured" if self.error is None else f"{self.error:.1%} where it was not learned"
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` reads it."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> "Sureness | None":
+        """None for nothing. Raises ValueError, TypeError or AttributeError for what `to_dict` did not make."""
         if not values:
             return None
         bins = tuple(tuple(part) for part in values.get("bins", ()))

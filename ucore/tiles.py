@@ -55,6 +55,7 @@ class Tiles(Imagery):
         """The tile as RGBA, rows counted from the north; None without data."""
 
     def read(self, west: float, south: float, east: float, north: float, size: int) -> np.ndarray | None:
+        """As `Imagery.read`; rows are evenly spaced in latitude, and alpha is 0 or 255."""
         left, top = self.place(west, north)
         right, bottom = self.place(east, south)
         x0, y0 = math.floor(left), math.floor(top)
@@ -73,6 +74,7 @@ class Tiles(Imagery):
         return pixels if pixels[..., 3].any() else None
 
     def gsd_at(self, lat: float) -> float:
+        """Metres a pixel at latitude `lat` (degrees): tiles shrink towards the poles."""
         middle = (self.bounds[1] + self.bounds[3]) / 2
         return self.native_gsd_m * math.cos(math.radians(lat)) / math.cos(math.radians(middle))
 
@@ -124,6 +126,7 @@ class TileFolder(Tiles):
         return files
 
     def tile(self, x: int, y: int) -> Image.Image | None:
+        """From its file; None where there is none. Raises DataError for a damaged one."""
         path = self.files.get((x, y))
         return None if path is None else read_tile(path)
 

@@ -71,19 +71,23 @@ class TowerPhase(Phase):
 
     @classmethod
     def epochs_of(cls, config: TrainConfig) -> int:
+        """`tune_epochs` of the settings."""
         return config.tune_epochs
 
     @classmethod
     def batch_size_of(cls, config: TrainConfig) -> int:
+        """`tune_batch_size` of the settings."""
         return config.tune_batch_size
 
     def _set_modes(self) -> None:
         self.encoder.train()
 
     def forward(self, rows: np.ndarray, texts: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Features of the batch from augmented pixels, which come from the epoch's stream: once a step."""
         return self._encode(self._next_pixels(), texts)
 
     def backward(self, rows: np.ndarray, texts: np.ndarray, losses: Losses) -> Parts:
+        """Gradients of the whole batch, in chunks or over processes where it is split (`gradients`)."""
         chunks = self.chunks
         if len(chunks) == 1 and distributed.size() == 1:
             return super().backward(rows, texts, losses)
@@ -130,10 +134,12 @@ class TowerPhase(Phase):
         return pixel_batches(self.encoder, self.trainer.train.image_paths, batches, augmented)
 
     def validation_features(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both float32 and L2-normalised, the validation set embedded anew."""
         image = embed_images(self.encoder, self.trainer.val, progress=False)
         return image, embed_texts(self.encoder, self.trainer.val.texts[0], progress=False)
 
     def close(self) -> None:
+        """End the stream of pixels."""
         self._pixels = None
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ucore.visualize import INK, WIDTH, Picture, styled
+from ucore.picture import INK, WIDTH, Picture, styled
 
 
 @styled

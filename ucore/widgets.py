@@ -18,10 +18,11 @@ import numpy as np
 
 from ucore.errors import ConfigError, UserError
 from ucore.gallery import shortened
-from ucore.live import curves_html, matrix_html
+from ucore.live import curves_html, matrix_html, progress_line
+from ucore.picture import Picture
 from ucore.progress import only_trainer
 from ucore.query_figures import attention_html, found_html, plot_attention, plot_found
-from ucore.visualize import GALLERY, Picture, part_label, plot_curves, plot_similarity
+from ucore.visualize import GALLERY, plot_curves, plot_similarity
 
 if TYPE_CHECKING:
     from ucore.probes import QueryProbe
@@ -38,7 +39,9 @@ class View(Protocol):
     """One more picture below the curves, with what it has to remember of every step."""
 
     @property
-    def widget(self) -> ipw.Widget: ...
+    def widget(self) -> ipw.Widget:
+        """What is shown, the same object every time."""
+        ...
 
     def observe(self) -> None:
         """Look at the step that was just made; called after each."""
@@ -292,29 +295,8 @@ class TrainingStepper(ipw.VBox):
         self.pause_button.disabled = not self.running
         self.reset_button.disabled = self.running
         role = "alert" if self.error else "status"
-        self.status.value = f'<div role="{role}">{html.escape(self.error or self._progress())}</div>'
-
-    def _progress(self) -> str:
-        """One line: where training stands and what the last step and the best epoch were like."""
-        trainer = self.trainer
-        done, last_one = f"{trainer.step_count:,}", f"{trainer.total_steps:,}"
-        parts = [f"Finished after {done} steps" if trainer.finished else f"Step {done} of at most {last_one}"]
-        if self.running and not trainer.history and not trainer.finished:
-            parts.append("features come first, which can take minutes")
-        if trainer.history:
-            last = trainer.history[-1]
-            parts.append(f"phase {last['phase']}, epoch {last['epoch'] + 1}, loss {last['loss']:.3f}")
-            if len(named := last.get("parts", {})) > 1:
-                told = [f"{part_label(part, None)} {value:.3f}" for part, value in named.items()]
-                parts[-1] += f" ({' + '.join(told)})"
-        if trainer.best.get("step"):
-            criterion, step = getattr(trainer, "criterion", "mR"), f"at step {trainer.best['step']:,}"
-            best = f"best validation mR {trainer.best['mR']:.2f} %"
-            if criterion != "mR":  # the mR is looked at alone
-                named = criterion.replace("_", " ")
-                best = "the last weights are kept, those" if criterion == "last" else f"weights kept by {named}"
-            parts.append(f"{best} {step}")
-        return " · ".join(parts)
+        told = self.error or progress_line(self.trainer, self.running)
+        self.status.value = f'<div role="{role}">{html.escape(told)}</div>'
 
 
 def _button(name: str, icon: str, tooltip: str, action: Callable[[Any], None]) -> ipw.Button:

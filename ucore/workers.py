@@ -37,6 +37,7 @@ class Job:
 
 
 def batches(items: Iterable[Any], batch_size: int) -> Iterator[Job]:
+    """Items in jobs of `batch_size`, the last one smaller, drawn as they are asked for."""
     numbered = enumerate(items)
     while batch := list(itertools.islice(numbered, batch_size)):
         yield Job([position for position, _ in batch], [item for _, item in batch])
