@@ -126,6 +126,20 @@ def test_the_notebooks_own_settings_neither_change_a_figure_nor_are_changed():
         assert matplotlib.rcParams["font.size"] == 40
 
 
+def test_a_picture_of_simulated_data_says_so_once_in_words_and_below_all_else():
+    figure = plot_curves(make_history(heads=4))
+    known = words(figure), figure.alt
+    assert figure.marked(False) is figure and (words(figure), figure.alt) == known
+    assert figure.marked(True).marked(True) is figure
+    assert sorted(words(figure)) == sorted([*known[0], "SIMULATED data"])
+    assert figure.alt == f"SIMULATED data. {known[1]}"
+    figure.draw_without_rendering()
+    note = next(text for text in figure.findobj(Text) if text.get_text() == "SIMULATED data")
+    frame = figure.axes[-1].get_tightbbox()
+    assert note.get_window_extent().y0 >= 0 and note.get_window_extent().y1 <= frame.y0
+    assert note.get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_a_notebook_shows_a_picture_once_with_its_words():
     from matplotlib import pyplot
 

@@ -22,7 +22,7 @@ class Engine(Protocol):
 
     name: str  # among index.ENGINES
     place: Place
-    version: int  # grows with every change
+    version: int  # grows with every change of the rows
     card: dict[str, Any]
     dim: int
     bias: bool  # whether the rows have a hub_bias

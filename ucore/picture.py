@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, Self
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, FAINT = "#222222", "#8a8a8a"
 SHADES = ("#e8f1f8", "#fbf1dc")  # behind the phases, in turn
+SIMULATED = "SIMULATED data"
 WIDTH = 8.0  # inches; 800 pixels where a page shows 100 an inch
 STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 11, "axes.titlesize": 12, "axes.titleweight": "bold",
@@ -66,6 +67,14 @@ class Picture(Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=dpi, metadata={"Description": self.alt})
         return buffer.getvalue()
+
+    def marked(self, simulated: bool) -> Self:
+        """The picture itself; of simulated data, it says so in its lowest line and first in its `alt`."""
+        if simulated and not self.alt.startswith(SIMULATED):
+            with _style():
+                self.supxlabel(SIMULATED, x=0.995, ha="right", fontsize=9, fontweight="bold")
+            self.alt = f"{SIMULATED}. {self.alt}"
+        return self
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         width, height = (round(inches * 100) for inches in self.get_size_inches())
