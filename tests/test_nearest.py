@@ -102,7 +102,8 @@ def test_cells_that_are_all_opened_are_exact_and_few_find_most(monkeypatch):
     made = cells.Cells.learn(vectors, np.arange(4000))
     again = cells.Cells.learn(vectors, np.arange(4000))
     np.testing.assert_array_equal(made.cell, again.cell)
-    assert made.cell.shape == (4000,) and made.centroids.shape == (63, 16)
+    assert made.cell.shape == (4000,) and abs(len(made.centroids) - 4 * 4000**0.5) < 10
+    assert made.cell.min() >= 0 and made.cell.max() < len(made.centroids)
     for share in (1.0, 0.25, 0.02):
         allowed = np.random.default_rng(4).random(4000) < share
         wanted = brute_force(vectors, queries, 10, np.flatnonzero(allowed))

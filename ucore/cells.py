@@ -16,8 +16,9 @@ import numpy as np
 from ucore.nearest import BLOCK, blocks_of, faiss_module, nearest
 
 FROM = 50_000  # rows from which on cells are learned
-SHARE, LEAST = 0.04, 10_000  # of the rows, and rows, that a query looks at
-SAMPLE = 64  # rows a cell that centroids are learned from
+SHARE, LEAST = 0.03, 10_000  # of the rows, and rows, that a query looks at
+FINER, MOST = 4, 8192  # cells: so many times the root of the rows, and no more than these
+SAMPLE = 32  # rows a cell that centroids are learned from
 ROUNDS = 10  # of k-means
 
 
@@ -30,19 +31,32 @@ class Cells:
 
     @classmethod
     def learn(cls, vectors: np.ndarray, rows: np.ndarray, seed: int = 0) -> "Cells":
-        """About as many cells as each has rows, by spherical k-means on a sample; then every row is given its cell.
+        """Cells by spherical k-means on a sample, in two levels: groups, then the cells of each; every row gets one.
+
+        Small cells are worth more than well-placed ones: a query of the other modality lies far from all rows, and its
+        nearest are strewn over many cells. The second level is what makes so many of them cheap.
 
         vectors: float32 (N, W). rows: int64 (n,), which of them.
         """
-        faiss = faiss_module()
-        count = int(np.clip(round(len(rows) ** 0.5), 1, 4096))
+        count = int(np.clip(round(FINER * len(rows) ** 0.5), 1, min(MOST, max(1, len(rows)))))
         rng = np.random.default_rng(seed)
-        sample = np.sort(rng.choice(rows, min(len(rows), SAMPLE * count), replace=False))
-        kmeans = faiss.Kmeans(vectors.shape[1], count, niter=ROUNDS, seed=seed, spherical=True,
-                              min_points_per_centroid=1, max_points_per_centroid=SAMPLE)  # fmt: skip
-        kmeans.train(np.concatenate(list(blocks_of(vectors, sample))))
-        parts = [cls.assign(block, kmeans.centroids) for block in blocks_of(vectors, rows)]
-        return cls(kmeans.centroids, np.concatenate(parts))
+        chosen = np.sort(rng.choice(rows, min(len(rows), SAMPLE * count), replace=False))
+        sample = np.concatenate(list(blocks_of(vectors, chosen)))
+        groups = _kmeans(sample, round(count**0.5), seed)
+        group, fine = cls.assign(sample, groups), []
+        for number in range(len(groups)):
+            own = sample[group == number]
+            share = round(count * len(own) / len(sample))
+            fine.append(_kmeans(own, min(max(1, share), len(own)), seed) if len(own) else groups[number : number + 1])
+        starts = np.cumsum([0, *map(len, fine)])
+        cells = []
+        for block in blocks_of(vectors, rows):
+            group, cell = cls.assign(block, groups), np.empty(len(block), np.int32)
+            for number in np.unique(group):
+                own = np.flatnonzero(group == number)
+                cell[own] = starts[number] + cls.assign(block[own], fine[number])
+            cells.append(cell)
+        return cls(np.concatenate(fine), np.concatenate(cells))
 
     @staticmethod
     def assign(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
@@ -109,3 +123,13 @@ class Cells:
             parts.append(rows[passed])
             held, opened = int(sums[min(last, len(cells) - 1)]), opened + len(cells)
         return np.concatenate(parts)
+
+
+def _kmeans(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Centroids float32 (count, W) of norm 1; vectors: float32 (n, W), n >= count."""
+    if count == len(vectors):
+        return vectors
+    kmeans = faiss_module().Kmeans(vectors.shape[1], count, niter=ROUNDS, seed=seed, spherical=True,
+                                   min_points_per_centroid=1, max_points_per_centroid=256)  # fmt: skip
+    kmeans.train(vectors)
+    return kmeans.centroids
