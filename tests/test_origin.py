@@ -1,12 +1,17 @@
 """Keys of code and of data: they change with what they stand for, and with nothing else."""
 
+import errno
+import json
+import os
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from ucore import origin
 from ucore.errors import DataError
 from ucore.manifest import Manifest
 from ucore.origin import code_key, data_key
@@ -78,6 +83,29 @@ def test_a_link_to_nothing_is_named(tmp_path):
         data_key(tmp_path)
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"pipe is no file but a pipe, a socket or a device\. Remove it"):
+        data_key(tmp_path)
+
+
+def test_a_file_that_fails_while_it_is_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "image.png").write_text("1")
+    monkeypatch.setattr(origin, "file_hash", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(DataError, match=r"Cannot read .*image\.png \(Input/output error\)\. Restore it"):
+        data_key(tmp_path)
+
+
+def test_a_name_that_is_no_text_counts_and_is_read_again(tmp_path):
+    data, memory = tmp_path / "data", tmp_path / "memory.json"
+    data.mkdir()
+    (data / "a").write_text("1")
+    without = data_key(data)
+    (data / os.fsdecode(b"\xff.png")).write_text("1")
+    assert data_key(data, memory) == data_key(data, memory) == data_key(data) != without
+    assert list(json.loads(memory.read_text())) == ["a"]
+
+
 def test_a_table_with_values_that_python_does_not_know_has_a_key(tmp_path):
     far = pa.table({"day": pa.array([2**31 - 1], pa.int32()).cast(pa.date32())})
     pyarrow.parquet.write_table(far, tmp_path / "manifest.parquet")
@@ -94,8 +122,11 @@ def test_remembered_files_are_read_again_when_they_changed(tmp_path):
     (data / "a").write_text("10")
     second = data_key(data, memory)
     assert second == data_key(data) != first
-    memory.write_text('{"a": [1]}')  # damaged
-    assert data_key(data, memory) == second
+    kept = json.loads(memory.read_text())
+    for damaged in ({"a": [1]}, {name: [*entry[:2], ["no hash"]] for name, entry in kept.items()}):
+        memory.write_text(json.dumps(damaged))
+        assert data_key(data, memory) == second
+        assert set(json.loads(memory.read_text())) == {"a", "b"}
 
 
 def test_a_link_back_to_a_folder_above_ends(tmp_path):

@@ -8,6 +8,7 @@ import ast
 import os
 import platform
 import re
+import stat
 import subprocess
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -142,8 +143,8 @@ def data_key(folder: str | Path, memory: str | Path | None = None) -> str:
     """Key of all files of a dataset folder, by their names and bytes; the same wherever the folder lies.
 
     memory: a JSON file that keeps what was read of each file, so that a second call reads only files of another
-    size or time. Shards that shards.txt names elsewhere count by their names alone. Raises DataError for a file that
-    cannot be read, such as a link to nothing.
+    size or time. Shards that shards.txt names elsewhere count by their names alone. Raises DataError for what cannot
+    be read, such as a link to nothing or a pipe.
     """
     from ucore.images import map_files
 
@@ -158,8 +159,9 @@ def data_key(folder: str | Path, memory: str | Path | None = None) -> str:
     hashes = dict(zip(unread, map_files(_hash, unread, "Hashing the dataset"), strict=True))
     names = {path: path.relative_to(root).as_posix() for path in paths}
     table = {name: [*states[name], hashes[path] if path in hashes else known[name][2]] for path, name in names.items()}
-    if memory is not None and table != known:
-        write_json(memory, table)
+    kept = {name: entry for name, entry in table.items() if _is_utf8(name)}  # JSON has no way to write other names
+    if memory is not None and kept != known:
+        write_json(memory, kept)
     return content_hash({name: entry[2] for name, entry in table.items()})
 
 
@@ -177,12 +179,27 @@ def _files(root: Path) -> Iterator[Path]:
 
 def _state(path: Path) -> tuple[int, int]:
     info = path.stat()
+    if not stat.S_ISREG(info.st_mode):  # a pipe would be waited for
+        raise DataError(f"{path} is no file but a pipe, a socket or a device. Remove it from the dataset's folder.")
     return info.st_size, info.st_mtime_ns
 
 
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _hash(path: Path) -> str:
-    if path.name != _TABLE:
-        return file_hash(path)
+    try:
+        return _hash_of_rows(path) if path.name == _TABLE else file_hash(path)
+    except OSError as error:
+        raise DataError(f"Cannot read {path} ({error.strerror}). Restore it, or remove it.") from error
+
+
+def _hash_of_rows(path: Path) -> str:
     import pyarrow.parquet
 
     try:
@@ -194,6 +211,10 @@ def _hash(path: Path) -> str:
 
 def _remembered(memory: str | Path | None) -> dict[str, Any]:
     kept = None if memory is None else read_json(memory)
-    if isinstance(kept, dict) and all(isinstance(entry, list) and len(entry) == 3 for entry in kept.values()):
+    if isinstance(kept, dict) and all(_is_entry(entry) for entry in kept.values()):
         return kept
     return {}
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and isinstance(value[2], str)
