@@ -9,6 +9,7 @@ from PIL import Image
 
 from ucore.data import Manifest, read_dataset
 from ucore.errors import DataError
+from ucore.manifest import statistics
 
 
 @pytest.fixture
@@ -45,6 +46,15 @@ def test_summary_counts_and_names_repeats(tmp_path):
     assert summary["splits"] == {"train": {"images": 6, "captions": 17, "distinct_captions": 16}}
     assert summary["note"].startswith("train: 17 captions, only 16 distinct")
     assert summary["caption_words"]["max"] == max(len(text.split()) for text in read_dataset(folder).texts[0])
+
+
+def test_half_a_place_is_none(small):
+    manifest = read_dataset(small)
+    manifest.frame["lon"] = 25.0
+    assert statistics(manifest)["with_place"] == 0 and statistics(manifest)["extent"] == {}
+    manifest.frame.loc[0, "lat"] = 60.0
+    assert statistics(manifest)["with_place"] == 1
+    assert list(statistics(manifest)["extent"].values()) == [[25.0, 60.0, 25.0, 60.0]]
 
 
 def test_content_key_follows_content_and_not_place(small):

@@ -209,7 +209,8 @@ def statistics(manifest: Manifest) -> dict[str, Any]:
     pixels: dict[str, list[float]] = {}
     splits: dict[str, dict[str, int]] = {}
     for domain, rows in frame.groupby("domain"):
-        lon, lat, gsd = (rows[name].dropna().to_numpy(float) for name in ("lon", "lat", "gsd_m"))
+        lon, lat = rows[["lon", "lat"]].dropna().to_numpy(float).T  # half a place is none
+        gsd = rows["gsd_m"].dropna().to_numpy(float)
         found = Counter(rows["split"])
         first = [name for name in ("train", "val", "test") if found[name]]
         splits[str(domain)] = {name: found[name] for name in (*first, *sorted(set(found) - set(first)))}
@@ -225,7 +226,7 @@ def statistics(manifest: Manifest) -> dict[str, Any]:
         "with_description": sum(text != "" for text in frame["description"]),
         "with_tags": sum(len(of_image) > 0 for of_image in frame["tags"]),
         "frequent_tags": dict(tags.most_common(8)),
-        "with_place": int(frame["lon"].notna().to_numpy().sum()),
+        "with_place": int(frame[["lon", "lat"]].notna().to_numpy().all(axis=1).sum()),
         "extent": places,
         "gsd_m": pixels,
         "licences": dict(Counter(licence for licence in frame["licence"] if licence)),
