@@ -10,6 +10,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Evil:
         return os.mkdir, (self.canary,)
 
 
+@cache  # Hypothesis takes longer to make it than to draw from it
 def edits(structured: bool) -> st.SearchStrategy[list[Edit]]:
     """Up to four edits of one file; `structured`: mostly of the fields of its document."""
     place, small = st.integers(0, 9999), st.integers(0, 2**16)
