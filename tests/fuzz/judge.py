@@ -6,6 +6,8 @@ import os
 import re
 import resource
 import shutil
+import sys
+import threading
 import time
 import traceback
 import warnings
@@ -20,11 +22,13 @@ from hypothesis import strategies as st
 from mutations import damage_bytes, damage_document, edits, put_whole
 from shapes import BYTES, Shape, copied
 
+import ucore
 from ucore.errors import UserError
 
 SECONDS = 10.0
 ROOM = 2**26  # bytes that any reader may take beside what a whole file takes
 ADDRESSES = 2**32  # bytes of address space that a case may ask for, beside what the process has
+PACKAGE = str(Path(ucore.__file__).parent)
 LEAK = re.compile(r"Traceback|<class |[A-Z]\w+(Error|Exception)\(|\bline \d+, in ")
 
 
@@ -32,9 +36,10 @@ LEAK = re.compile(r"Traceback|<class |[A-Z]\w+(Error|Exception)\(|\bline \d+, in
 class Target:
     """A reader of bytes from outside.
 
-    covers: "module.function" of what it goes through. make: writes whole files into a folder. read: reads and uses
-    all of them. victims: glob -> shape of the files that are damaged, one a case. named: whether a refusal names a
-    file. cases: in `make test`. seal: after the damage, what an attacker would put right (checksums).
+    covers: "module.function" of what it goes through, which is checked with whole files. make: writes whole files into
+    a folder. read: reads and uses all of them. victims: glob -> shape of the files that are damaged, one a case.
+    named: whether a refusal names a file. cases: in `make test`. seal: after the damage, what an attacker would put
+    right (checksums).
     """
 
     name: str
@@ -51,7 +56,11 @@ class Target:
 
 @dataclass
 class Tally:
-    """What came of a reader's cases. wrong: where it went wrong -> the first such case, told."""
+    """What came of a reader's cases.
+
+    wrong: where it went wrong -> the first such case, told. entered: "module.function" of the package, of what the
+    whole files went through.
+    """
 
     name: str
     worked: int = 0
@@ -59,6 +68,7 @@ class Tally:
     count_wrong: int = 0
     wrong: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    entered: set[str] = field(default_factory=set)
 
     @property
     def cases(self) -> int:
@@ -74,15 +84,16 @@ def fuzz(target: Target, place: Path, cases: int) -> Tally:
                for path in sorted(whole.glob(pattern)) if path.is_file()]  # fmt: skip
     assert {shape for _, shape in victims} == set(target.victims.values()), "a pattern fits no file"
     arena = Arena(target, whole, around)
-    arena.check_whole()
+    arena.check_whole(tally.entered)
+    victim, seals = st.sampled_from(victims), st.booleans()
 
     @settings(max_examples=cases, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(data=st.data())
     def one(data: Any) -> None:
-        name, shape = data.draw(st.sampled_from(victims))
+        name, shape = data.draw(victim)
         changes = data.draw(edits(shape.parse is not None))
-        sealed = target.seal is not None and data.draw(st.booleans())
+        sealed = target.seal is not None and data.draw(seals)
         said = arena.judge(name, shape, changes, sealed)
         if said == "worked":
             tally.worked += 1
@@ -110,11 +121,15 @@ class Arena:
         self.canary = around / "canary"
         self.peak = 0
 
-    def check_whole(self) -> None:
-        """That the whole files are read at all, and how much memory that takes; what is imported late, is now."""
-        for _ in range(2):
+    def check_whole(self, seen: set[str]) -> None:
+        """That the whole files are read at all, how much memory that takes, and by which functions: `seen` gets them.
+
+        What is imported late, is now; the memory is that of a second time.
+        """
+        for watched in (_entered(seen), contextlib.nullcontext()):
             self._fresh()
-            said, taken = self._read()
+            with watched:
+                said, taken = self._read()
             assert said == "worked", said
         self.peak = taken
 
@@ -205,6 +220,26 @@ def _where(error: BaseException) -> str:
     place = f"{Path(last.filename).stem}.{last.name}:{last.lineno}" if last else "?"
     told = "".join(traceback.format_exception(error))
     return f"{type(error).__name__} in {place}\n{told[-2500:]}"
+
+
+@contextlib.contextmanager
+def _entered(seen: set[str]) -> Any:
+    """Within, `seen` gets "module.function" of all of the package that runs, also in threads that begin here."""
+    codes = set()
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call":
+            codes.add(frame.f_code)
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+        here = [code for code in list(codes) if os.path.dirname(code.co_filename) == PACKAGE]
+        seen |= {f"{Path(code.co_filename).stem}.{code.co_name}" for code in here}
 
 
 @contextlib.contextmanager

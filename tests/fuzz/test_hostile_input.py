@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
-from judge import Tally
+from judge import Tally, Target
 from run_fuzz import measured
 from targets import OWN, TARGETS
 
@@ -31,8 +31,16 @@ class Elsewhere:
 
     def __init__(self) -> None:
         self.pool: ProcessPoolExecutor | None = None
+        self.tallies: dict[str, Tally] = {}
 
-    def fuzz(self, name: str, cases: int) -> Tally:
+    def fuzz(self, target: Target) -> Tally:
+        """Of all the cases of a target, which are tried once."""
+        if target.name not in self.tallies:
+            cases = int(os.environ.get("UCORE_FUZZ_CASES", target.cases))
+            self.tallies[target.name] = self._tried(target.name, cases)
+        return self.tallies[target.name]
+
+    def _tried(self, name: str, cases: int) -> Tally:
         self.pool = self.pool or ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         try:
             return self.pool.submit(measured, name, cases).result()
@@ -55,9 +63,14 @@ def elsewhere():
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_damaged_files(target, elsewhere):
-    tally = elsewhere.fuzz(target.name, int(os.environ.get("UCORE_FUZZ_CASES", target.cases)))
+    tally = elsewhere.fuzz(target)
     assert tally.worked + tally.refused > 0
     assert not tally.wrong, "\n\n".join(tally.wrong.values())
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_whole_files_go_through_every_reader_that_is_named(target, elsewhere):
+    assert set(target.covers) <= elsewhere.fuzz(target).entered
 
 
 def readers() -> set[str]:
