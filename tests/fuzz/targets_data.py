@@ -194,7 +194,7 @@ def _series(folder: Path) -> None:
 
     make_places(folder / "data", 2, 16)
     data_key(folder / "data", folder / "files.json")
-    write_json(folder / "domains.json", {"whole_domains": 3})
+    write_json(folder / "domains.json", {"whole_domains": 3, "targets": 0})
 
 
 def _use_series(folder: Path) -> None:
