@@ -56,6 +56,7 @@ def recorded(monkeypatch) -> list[Any]:
     calls: list[Any] = []
 
     def record(path, parameters, out, **settings):
+        assert settings["place"] in range(4), "a line of the progress bars"
         calls.append(("start", path.stem, parameters))
         time.sleep(0.05)
         folder = Path(out) / path.stem

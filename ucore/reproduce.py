@@ -145,8 +145,8 @@ class _Run:
                 outcome = "as before"
                 return RunResult(folder / task.path.name, folder / f"{task.path.stem}.html", kept)
             (folder / RECORD).unlink(missing_ok=True)
-            for place in _own_folders(task):
-                sweep(place)
+            for own in _own_folders(task):
+                sweep(own)
             before = {path: _stamp(path) for path in _reports(task)}
             result = run_notebook(
                 task.path, task.parameters, self.out, progress=self.progress, timeout=self.timeout,
