@@ -283,3 +283,41 @@ def test_what_somebody_typed_is_a_path_or_nothing(tmp_path):
     assert typed_path(str(tmp_path), Path.is_dir) == tmp_path
     for name in (tmp_path / "b.txt", tmp_path, "9" * 5000, "a\0b", "~nobody-of-this-name/x"):
         assert typed_path(name, Path.is_file) is None
+
+
+# --- what a killed process left -----------------------------------------------------------------------------------
+
+LEFT = ".a.json.0123abcd.tmp"
+
+
+def test_only_what_atomic_path_makes_is_swept_and_links_are_not_followed(tmp_path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    (root / "deep" / ".part.0123abcd.tmp" / "inside").mkdir(parents=True)
+    elsewhere.mkdir()
+    kept = [root / ".notes.tmp", root / ".vim.swp.tmp", root / "a.0123abcd.tmp", elsewhere / LEFT]
+    for path in (*kept, root / LEFT, root / "deep" / ".b.0123abcd.tmp"):
+        path.write_text("half")
+    (root / "linked").symlink_to(elsewhere)
+    (root / ".link.0123abcd.tmp").symlink_to(elsewhere)
+    (tmp_path / "root-linked").symlink_to(elsewhere)
+    files.sweep(tmp_path / "root-linked")
+    files.sweep(tmp_path / "absent")
+    files.sweep(root, below=False)
+    assert names(root) == [".notes.tmp", ".vim.swp.tmp", "a.0123abcd.tmp", "deep", "linked"]
+    assert names(root / "deep") == [".b.0123abcd.tmp", ".part.0123abcd.tmp"]
+    files.sweep(root)
+    assert names(root / "deep") == [] and names(elsewhere) == [LEFT]
+
+
+@pytest.mark.parametrize("locked", [".", "run", "run/part"])
+def test_nothing_is_swept_where_somebody_writes(tmp_path, locked):
+    (tmp_path / "run" / "part").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    with files.only_writer(tmp_path / locked):
+        for folder in ("run/part", "other"):
+            (tmp_path / folder / LEFT).write_text("half")
+        files.sweep(tmp_path)
+        assert names(tmp_path / "run" / "part") == [LEFT]
+        assert names(tmp_path / "other") == ([LEFT] if locked == "." else [])
+    files.sweep(tmp_path)
+    assert names(tmp_path / "run" / "part") == names(tmp_path / "other") == []

@@ -104,6 +104,12 @@ def test_cells_that_are_all_opened_are_exact_and_few_find_most(monkeypatch):
     np.testing.assert_array_equal(made.cell, again.cell)
     assert made.cell.shape == (4000,) and abs(len(made.centroids) - 4 * 4000**0.5) < 10
     assert made.cell.min() >= 0 and made.cell.max() < len(made.centroids)
+    more = vectors[::8] + 0.03 * np.random.default_rng(5).standard_normal((500, 16)).astype(np.float32)
+    best = np.argmax(more @ made.centroids.T, axis=1)
+    given = made.assign(more)
+    assert np.mean(given == best) > 0.95  # of the nearest group, not of all cells
+    near = np.einsum("nd,nd->n", more, made.centroids[given]), np.einsum("nd,nd->n", more, made.centroids[best])
+    assert np.mean(near[1] - near[0]) < 0.05 and given.dtype == np.int32
     for share in (1.0, 0.25, 0.02):
         allowed = np.random.default_rng(4).random(4000) < share
         wanted = brute_force(vectors, queries, 10, np.flatnonzero(allowed))

@@ -279,19 +279,25 @@ def test_one_domain_has_no_border(tiny_rsicd, tmp_path, capsys):
         ({"germany": "train", "finland": "train"}, set()),
         ({"germany": "finetune", "finland": "finetune"}, {"05_domain_gap", "06_adapt"}),
         ({"germany": "train", "finland": "other"}, {"05_domain_gap", "06_adapt"}),
+        ({"finland": "alone", "germany": "train", "spain": "finetune"}, {"05_domain_gap"}),  # no val beside its train
+        ({"finland": "other", "germany": "train", "spain": "finetune"}, {"05_domain_gap"}),
     ],
 )
 def test_a_target_with_splits_of_its_own_is_adapted_to(tmp_path, splits, left_out):
     places = make_places(tmp_path).domain(list(splits))
     frame = places.frame.copy()
     for domain, name in splits.items():
-        frame.loc[(frame["domain"] == domain) & (frame["split"] == "train"), "split"] = name
+        if name == "alone":
+            frame.loc[frame["domain"] == domain, "split"] = "train"
+        frame.loc[(frame["domain"] == domain) & (frame["split"] == "train"), "split"] = name.replace("alone", "train")
     Manifest(frame, tmp_path).save(tmp_path / "manifest.parquet")
     names = {chapter.name for chapter in series_for(tmp_path)}
     assert {chapter.name for chapter in SERIES} - names == left_out
     if "06_adapt" in names:
         home, away = two_sides(tmp_path)
-        assert "train" in set(home.frame["split"]) and home.name != away.name
+        assert {"train", "val"} <= set(home.frame["split"]) and home.name != away.name
+        if "finetune" in splits.values():
+            assert splits[away.name] == "finetune"
         finetune, val = target_parts(away, None, 0)
         assert len(finetune) and len(val)
 

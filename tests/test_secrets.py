@@ -114,6 +114,11 @@ def test_reports_and_notebooks_do_not_hold_it(tmp_path):
         with pytest.raises(ConfigError, match="written into the executed notebook") as caught:
             checked_parameters(find_notebook(notebook), given)
         assert SECRET not in str(caught.value)
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(ConfigError, match="'arms' of 07_ablations is nested too deeply"):
+        checked_parameters(find_notebook("07"), {"arms": deep})
 
 
 def test_what_counts_as_a_secret():

@@ -195,6 +195,7 @@ def test_what_is_of_another_commit_than_most_is_named_above_the_tables():
     three = [{**document(metrics=[entry("m", "mR", 1.0)]), "name": name, "commit": commit * 40}
              for name, commit in (("04_a", "a"), ("04_b", "b"), ("05_c", "b"))]  # fmt: skip
     assert of_other_commits(three) == {"04_a": "a" * 12} and of_other_commits(three[1:]) == {}
+    assert of_other_commits([three[0], three[1]]) == {}, "no commit has more than half"
     assert results_text(three).startswith(f"Of another commit than most: 04\\_a ({'a' * 12}).\n\n| dataset")
     assert results_text(three[1:]).startswith("| dataset")
 

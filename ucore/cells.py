@@ -8,6 +8,7 @@ collapses under a narrow filter.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,26 +44,35 @@ class Cells:
         chosen = np.sort(rng.choice(rows, min(len(rows), SAMPLE * count), replace=False))
         sample = np.concatenate(list(blocks_of(vectors, chosen)))
         groups = _kmeans(sample, round(count**0.5), seed)
-        group, fine = cls.assign(sample, groups), []
+        group, fine = _nearest(sample, groups), []
         for number in range(len(groups)):
             own = sample[group == number]
             share = round(count * len(own) / len(sample))
             fine.append(_kmeans(own, min(max(1, share), len(own)), seed) if len(own) else groups[number : number + 1])
-        starts = np.cumsum([0, *map(len, fine)])
-        cells = []
-        for block in blocks_of(vectors, rows):
-            group, cell = cls.assign(block, groups), np.empty(len(block), np.int32)
-            for number in np.unique(group):
-                own = np.flatnonzero(group == number)
-                cell[own] = starts[number] + cls.assign(block[own], fine[number])
-            cells.append(cell)
-        return cls(np.concatenate(fine), np.concatenate(cells))
+        made = cls(np.concatenate(fine), np.zeros(0, np.int32))
+        members = np.split(np.arange(len(made.centroids)), np.cumsum([len(of) for of in fine])[:-1])
+        return cls(made.centroids, np.concatenate([made._placed(block, groups, members)
+                                                   for block in blocks_of(vectors, rows)]))  # fmt: skip
 
-    @staticmethod
-    def assign(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-        """The cell of each row, int32 (N,)."""
-        parts = (vectors[start : start + BLOCK] @ centroids.T for start in range(0, len(vectors), BLOCK))
-        return np.concatenate([np.zeros(0, np.int32), *(part.argmax(axis=1).astype(np.int32) for part in parts)])
+    def assign(self, vectors: np.ndarray) -> np.ndarray:
+        """Cells for more rows, int32 (N,); vectors: float32 (N, W)."""
+        return self._placed(vectors, *self._groups)
+
+    @cached_property
+    def _groups(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Centres of groups of cells, and the cells of each."""
+        groups = _kmeans(self.centroids, round(len(self.centroids) ** 0.5), 0)
+        member = _nearest(self.centroids, groups)
+        used = np.unique(member)
+        return groups[used], [np.flatnonzero(member == number) for number in used]
+
+    def _placed(self, vectors: np.ndarray, groups: np.ndarray, members: Sequence[np.ndarray]) -> np.ndarray:
+        """Of the group that is nearest to each row, the nearest cell; members: the cells of each group."""
+        group, cell = _nearest(vectors, groups), np.empty(len(vectors), np.int32)
+        for number in np.unique(group):
+            own = np.flatnonzero(group == number)
+            cell[own] = members[number][_nearest(vectors[own], self.centroids[members[number]])]
+        return cell
 
     @cached_property
     def _rows(self) -> list[np.ndarray]:
@@ -126,10 +136,16 @@ class Cells:
 
 
 def _kmeans(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Centroids float32 (count, W) of norm 1; vectors: float32 (n, W), n >= count."""
+    """Centroids float32 (count, W) of norm 1, or the vectors themselves, where they are as few; float32 (n, W)."""
     if count == len(vectors):
         return vectors
     kmeans = faiss_module().Kmeans(vectors.shape[1], count, niter=ROUNDS, seed=seed, spherical=True,
                                    min_points_per_centroid=1, max_points_per_centroid=256)  # fmt: skip
     kmeans.train(vectors)
     return kmeans.centroids
+
+
+def _nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """The centroid with the largest product for each row, int32 (N,)."""
+    parts = (vectors[start : start + BLOCK] @ centroids.T for start in range(0, len(vectors), BLOCK))
+    return np.concatenate([np.zeros(0, np.int32), *(part.argmax(axis=1).astype(np.int32) for part in parts)])

@@ -4,6 +4,7 @@ home, away = two_sides("DATA", source_domain="finland", target_domain="spain")
 found = target_ranks(encoder, away.split("test"), away.split("finetune"), "runs/features", "adapted")
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,11 @@ def two_sides(
     """The source's parts train and val, and all of the target.
 
     folder, target: dataset folders; without a target, another domain of the same. Domains that are not named are the
-    first ones, in alphabetical order; a source has the split train. Raises DataError where nothing is left for the
-    target.
+    first ones, in alphabetical order: of those with the splits train and val, and of those with the splits of a target
+    (finetune, val, test), where there are any. Raises DataError where nothing is left for the target.
     """
     home = read_dataset(folder, split=("train", "val"), skip_bad=skip_bad)
-    able = home.frame[home.frame["split"] == "train"]
-    home = home.domain(source_domain or min(home.frame["domain"] if able.empty else able["domain"]))
+    home = home.domain(source_domain or _first(home, home.frame["domain"], {"train", "val"}))
     away = read_dataset(target or folder, skip_bad=skip_bad)
     known = sorted(set(away.frame["domain"]))
     others = known if target else [name for name in known if name not in set(home.frame["domain"])]
@@ -47,7 +47,13 @@ def two_sides(
             f"{folder} has the domain {few(known)} alone; adaptation needs another. Name a second dataset (target), or "
             "take one with several domains"
         )
-    return home, away.domain(target_domain or others[0])
+    return home, away.domain(target_domain or _first(away, others, {"finetune", "val", "test"}))
+
+
+def _first(manifest: Manifest, domains: Iterable[str], splits: set[str]) -> str:
+    """The first of some domains that has all of these splits, or else the first."""
+    own = {str(name): set(of) for name, of in manifest.frame.groupby("domain")["split"]}
+    return min(domains, key=lambda name: (not own[name] >= splits, name))
 
 
 def target_ranks(

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from typing import Any
 
 from ucore.errors import DataError, UserError
 from ucore.spans import part_bytes
+
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp", re.DOTALL)  # as `atomic_path` calls them
 
 
 @contextmanager
@@ -102,16 +105,49 @@ def only_writer(folder: str | Path, wait: bool = False) -> Iterator[None]:
             raise UserError(
                 f"Another process is writing into {folder}. Wait for it, or choose another --out."
             ) from error
-        sweep(folder)
+        for left in half_written(folder):
+            _remove(left)
         yield
     finally:
         os.close(handle)
 
 
-def sweep(folder: str | Path) -> None:
-    """Remove what a killed process left half written in a folder that nobody else writes into now."""
-    for left in sorted(Path(folder).rglob(".*.tmp")):
-        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+def half_written(folder: str | Path) -> list[Path]:
+    """Temporaries of `atomic_path` in a folder and those below it, sorted; links to folders are not followed."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        found += [Path(place) / name for name in (*folders, *names) if _TEMPORARY.fullmatch(name)]
+        folders[:] = [name for name in folders if not _TEMPORARY.fullmatch(name)]
+    return sorted(found)
+
+
+def sweep(folder: str | Path, below: bool = True) -> None:
+    """Remove what a killed process left half written in a folder and `below`, but where somebody holds a lock."""
+    import fcntl
+
+    root = Path(folder)
+    for left in [] if root.is_symlink() else half_written(root):
+        within, held = left.relative_to(root).parents, []
+        if len(within) > 1 and not below:
+            continue
+        try:
+            for place in reversed(within):  # the root, then each folder on the way
+                held.append(os.open(root / place, os.O_RDONLY))
+                fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(left)
+        except BlockingIOError:
+            continue
+        finally:
+            for handle in held:
+                os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -134,7 +134,7 @@ class FlatEngine:
             offset = 4 * new["rows"] * new["width"]
             _, crc = files.append(self.place / vectors["name"], offset, _widened(features, table, new))
             if now.cells:
-                blocks = [now.cells.assign(block, now.cells.centroids) for block in _widened(features, table, new)]
+                blocks = [now.cells.assign(block) for block in _widened(features, table, new)]
                 new["cells"] = self._write_cells(now.cells.centroids, [now.cells.cell, *blocks], number)
             new["vectors"] = {**vectors, "chunks": [*vectors["chunks"], [len(features), crc]]}
             joined = table if len(new["parts"]) < MOST_PARTS else pa.concat_tables([now.table, table])

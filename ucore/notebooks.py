@@ -176,8 +176,8 @@ def _value(text: str) -> Any:
 
 def _texts(value: Any) -> Iterator[str]:
     """Every text in a plain value, however deep."""
-    if isinstance(value, str):
-        yield value
+    if isinstance(value, str | os.PathLike):
+        yield os.fspath(value)
     elif isinstance(value, Mapping):
         yield from _texts([*value, *value.values()])
     elif isinstance(value, list | tuple):
@@ -190,7 +190,11 @@ def checked_parameters(path: Path, parameters: Mapping[str, Any]) -> dict[str, A
     declared = notebook_parameters(path)
     checked = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in parameters.items()}
     for name, value in checked.items():
-        if any(without_secrets(text) != text for text in _texts(value)):  # an executed notebook shows its parameters
+        try:
+            secret = any(without_secrets(text) != text for text in _texts(value))
+        except RecursionError as error:
+            raise ConfigError(f"The parameter {name!r} of {path.stem} is nested too deeply") from error
+        if secret:  # an executed notebook shows its parameters
             raise ConfigError(
                 f"The parameter {name!r} of {path.stem} holds an address with a password or a key, which would be "
                 "written into the executed notebook. Fetch the file first and give its path, or use an address without."

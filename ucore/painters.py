@@ -191,7 +191,7 @@ def panels(canvas: Canvas, feature: Feature, label: int) -> None:
 
 
 def cars(canvas: Canvas, feature: Feature, label: int) -> None:
-    """A car park: marked bays, most of them taken, lanes between."""
+    """A car park: marked bays, a third to five sixths of them taken, lanes between."""
     canvas.fill(feature.rings, canvas.colours["asphalt"], "asphalt", label)
     points, random, u, angle = grid_inside(canvas, feature, (8.2, 2.7), 2.4)
     bays = u % 2 == 1  # columns of bays and lanes by turns, from half a lane within the edge

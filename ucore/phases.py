@@ -53,7 +53,7 @@ class Phase:
 
     @classmethod
     def batch_size_of(cls, config: TrainConfig) -> int:
-        """Images a batch; it is smaller where the training set is."""
+        """Images a batch, as it is set; a smaller training set makes it smaller."""
         raise NotImplementedError
 
     @classmethod

@@ -7,6 +7,7 @@ content of its data and the pinned versions; and what it wrote. While the key is
 is not run again. What was stopped in the middle goes on where it was, by what the notebook itself keeps.
 """
 
+import glob
 import os
 import platform
 import time
@@ -145,8 +146,7 @@ class _Run:
                 outcome = "as before"
                 return RunResult(folder / task.path.name, folder / f"{task.path.stem}.html", kept)
             (folder / RECORD).unlink(missing_ok=True)
-            for own in _own_folders(task):
-                sweep(own)
+            _sweep(task)
             before = {path: _stamp(path) for path in _reports(task)}
             result = run_notebook(
                 task.path, task.parameters, self.out, progress=self.progress, timeout=self.timeout,
@@ -201,11 +201,16 @@ def _reports(task: Task) -> list[Path]:
     return [path for path in sorted(own) if path.is_file()]
 
 
-def _own_folders(task: Task) -> list[Path]:
-    """Folders that the notebook alone writes into: of its name in the folder `out`, and those of its reports."""
+def _sweep(task: Task) -> None:
+    """Remove what a killed run left half written in the folders of the notebook and of its reports."""
     out, reports = _value(task, "out"), _value(task, "reports")
-    own = [] if out is None else [Path(out) / task.path.stem]
-    return own + ([] if reports is None else sorted(Path(reports).glob(f"{task.path.stem}-*/")))
+    if out is not None:
+        sweep(Path(out) / task.path.stem)
+    if reports is not None:
+        for own in sorted(Path(reports).glob(f"{glob.escape(task.path.stem)}-*/")):
+            sweep(own)
+        if task.chapter.name == RESULTS:
+            sweep(reports, below=False)
 
 
 def _value(task: Task, name: str) -> Any:

@@ -212,10 +212,12 @@ def results_text(reports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def of_other_commits(reports: Reports) -> dict[str, str]:
-    """Names and commits of the reports that are not of the commit that most are of, the first of those as frequent."""
+    """Names and commits of reports that are not of the commit that more than half are of; none without such a one."""
     commits = {report["name"]: short_commit(report) for report in reports}
     counts = Counter(commits.values())
     most = max(counts, key=lambda commit: counts[commit], default="")
+    if 2 * counts[most] <= len(commits):
+        return {}
     return {name: commit for name, commit in commits.items() if commit != most}
 
 

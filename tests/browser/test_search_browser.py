@@ -14,6 +14,7 @@ from ucore.filters import Filter
 from ucore.heat import heat_layer, heat_map
 from ucore.maps import save_map
 from ucore.retrieve import Searcher
+from ucore.search_box import SearchBox
 
 PATIENCE = 120_000  # milliseconds
 
@@ -84,6 +85,28 @@ def test_a_frame_of_two_maps_that_gets_its_size_late(search_place, browser, tmp_
     inside.locator(".ucore-card").first.wait_for(timeout=10_000)
     assert page.frames[1].evaluate(view) == at_once and failed == []
     page.close()
+
+
+def test_an_answer_given_before_the_frame_has_a_size_is_there_afterwards(search_place, browser, tmp_path):
+    box = SearchBox(Searcher(search_place.index))
+    box.ask("a red house")
+    seen = []
+    for style in ("", "display: none"):
+        html = f'<div id="frame" style="{style}">{box.map_view.value}</div>{box.link.value}'
+        (tmp_path / "page.html").write_text(html, encoding="utf-8")
+        page = browser.new_page(viewport={"width": 1000, "height": 700})
+        page.goto((tmp_path / "page.html").as_uri())
+        inside = page.frame_locator("iframe")
+        inside.locator(".ucore-panel").wait_for(state="attached")
+        page.evaluate("document.querySelector('#frame').style.display = ''")
+        inside.locator(".ucore-card").first.wait_for(timeout=10_000)
+        buttons = inside.get_by_role("navigation", name="Go to").get_by_role("button")
+        buttons.last.wait_for(timeout=10_000)
+        seen.append(
+            (buttons.all_inner_texts(), page.frames[1].evaluate("[map_samples.getZoom(), map_samples.getSize().x]"))
+        )
+        page.close()
+    assert seen[0] == seen[1] and len(seen[0][0]) > 1 and seen[0][1][0] > 10
 
 
 def test_two_layers_count_the_places_of_both(search_place, open_page, tmp_path):

@@ -298,7 +298,7 @@ function ucoreSearch(map, page) {
   if (page.simulated) map.getContainer().after(make("div", { className: "ucore-simulated" }, "Simulated data"));
   if (talk) {
     new Drawing(map, talk);
-    followBox(page.linked, (update) => {
+    const shown = (update) => {
       lists[0].show(update);
       domains.show([update.results], false);
       notes.replaceChildren(...update.notes.map((note) => make("p", { className: "ucore-none" }, note)));
@@ -306,7 +306,8 @@ function ucoreSearch(map, page) {
       if (!update.zoom || !places.length) return;
       const first = places.filter((tile) => views[0].heat.tiles.domain[tile] === views[0].heat.tiles.domain[places[0]]);
       map.fitBounds(views[0].heat.bounds(first), { maxZoom: 15, padding: [50, 50] });
-    });
+    };
+    onceSized(() => followBox(page.linked, shown)); // after the first view, which would hide what was asked meanwhile
   }
   return lists;
 }
