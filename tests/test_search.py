@@ -327,7 +327,7 @@ def test_the_engine_on_disk_gives_the_same_answers(search_place, searcher, tmp_p
 def test_a_large_index_is_searched_approximately_where_asked_for(search_place, tmp_path, monkeypatch):
     for module in ("cells", "embedding", "index_flat"):
         monkeypatch.setattr(f"ucore.{module}.FROM", 30)
-    for name, value in (("LEAST", 5), ("SHARE", 0.05)):
+    for name, value in (("LEAST", 20), ("SHARE", 0.05)):  # of 144 rows in 48 cells
         monkeypatch.setattr(f"ucore.cells.{name}", value)
     index = build_index(search_place.checkpoint, search_place.manifest, tmp_path / "index", progress=False)
     assert len(index) == 144 and index.search(np.ones((1, index.dim)) / index.dim**0.5, 1, exact=False).exact is False

@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_to_the_same_files(small, tmp_path):
     done = len(list(parts.glob("*.json")))
     assert done >= 2
     assert not (tmp_path / "cut" / "manifest.parquet").exists() or done == 6
-    (tmp_path / "cut" / "images" / "germany" / ".x.tmp").write_text("left by the kill")
+    (tmp_path / "cut" / "images" / "germany" / ".x.png.0123abcd.tmp").write_text("left by the kill")
     subprocess.run([sys.executable, "-c", code, *arguments, str(tmp_path / "cut")], check=True, capture_output=True)
     whole, cut = contents(folder), contents(tmp_path / "cut")
     assert {n: h for n, h in cut.items() if "parts" not in n} == {n: h for n, h in whole.items() if "parts" not in n}
