@@ -141,6 +141,7 @@ BAD = {
     "blank": ((200, {}, said("  \n ")), "text is empty"),
     "refusal": ((200, {}, b'{"choices": [{"message": {"refusal": "I cannot", "content": null}}]}'), "refused"),
     "filter": ((200, {}, said("x", finish_reason="content_filter")), "refused"),
+    "odd reason": ((200, {}, said("  ", finish_reason=["stop"])), "text is empty"),
     "huge": ((200, {}, said("x" * 3_000_000)), "longer than 1,000,000 bytes"),
     "deep": ((200, {}, b'{"choices":' + b"[" * 200_000), "cut short"),
     "wrong": ((400, {}, b"{}"), "status 400"),

@@ -277,7 +277,7 @@ def _text_of(data: bytes) -> str:
         refusal, content = message.get("refusal"), message.get("content")
     except (KeyError, IndexError, TypeError, AttributeError):
         raise _NoCaptionError("the answer holds no choices") from None
-    if refusal or choice.get("finish_reason") in REFUSED:
+    if refusal or str(choice.get("finish_reason")) in REFUSED:
         raise _NoCaptionError("the model refused")
     if isinstance(content, list):  # in parts
         content = " ".join(
