@@ -249,6 +249,11 @@ def test_names_that_leave_the_folder_are_refused(tmp_path, name):
     assert repr(name) in str(caught.value)
 
 
+def test_a_folder_that_no_folder_can_be_called_is_refused():
+    with pytest.raises(DataError, match="can be no folder"):
+        safe_join("a\0b", "c.png")
+
+
 def test_a_neighbour_with_the_same_beginning_is_outside(tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root2").mkdir()

@@ -100,6 +100,18 @@ def test_bounds_keep_what_touches_them_and_refusals_name_the_extent(tmp_path):
     [
         ("a.osm.pbf", b"", "is empty"),
         ("a.osm.pbf", b"no protobuf at all", "is not an OpenStreetMap extract, or is damaged"),
+        (
+            "a.osm",
+            b'<osm version="0.6"><node id="1" version="1" lat="r5.0" lon="1"/></osm>',
+            "is damaged .wrong format",
+        ),
+        (
+            "a.osm",
+            b'<osm version="0.6"><node id="1" version="1" lat="5" lon="1"><tag k="'
+            + b"k" * 70_000
+            + b'" v="x"/></node></osm>',
+            "is damaged .*too long",
+        ),
         ("a.osm", b"<html><body>404</body></html>", "is not an OpenStreetMap extract"),
         ("a.osm", b'<osm version="0.6"><node id="1" lat="1"', "is cut short"),
         ("a.osm.gz", gzip.compress(np.random.default_rng(0).bytes(5000))[:2000], "damaged|cut short"),

@@ -17,6 +17,7 @@ from test_nearest import assert_same, brute_force
 
 from ucore import cells, index_files, index_flat
 from ucore.errors import ConfigError, DataError, UserError
+from ucore.files import content_hash
 from ucore.filters import Filter
 from ucore.index import GalleryIndex
 
@@ -220,6 +221,16 @@ def test_damaged_files_are_named(tmp_path, pattern, how):
     anew = "ucore index build" if (pattern, how) == ("index.json", "remove") else "remove the folder and build"
     assert anew in str(told.value)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("key", ["vectors", "gone", "cells", "parts", "rows", "width", "bias", "card"])
+def test_a_manifest_that_lacks_a_part_is_damaged_whatever_its_checksum(tmp_path, key):
+    GalleryIndex.create(tmp_path / "i", CARD, DIM)
+    manifest = index_files.read_manifest(tmp_path / "i")
+    del manifest[key]
+    index_files.write_json(tmp_path / "i" / index_files.NAME, {**manifest, "checksum": content_hash(manifest)})
+    with pytest.raises(DataError, match="is damaged"):
+        GalleryIndex.open(tmp_path / "i")
 
 
 def test_large_files_are_checked_by_size_when_opened_and_wholly_by_verify(tmp_path, monkeypatch):

@@ -190,7 +190,10 @@ def safe_join(root: str | Path, name: str) -> Path:
 
     Raises DataError naming the offending name.
     """
-    root = Path(root).resolve()
+    try:
+        root = Path(root).resolve()
+    except ValueError as error:
+        raise DataError(f"{str(root)!r} can be no folder; correct it where the index or the dataset has it.") from error
     try:
         usable = bool(name) and b"\0" not in os.fsencode(name)
     except ValueError:  # half of a character

@@ -70,7 +70,7 @@ def _is_right(manifest: Manifest) -> bool:
         return False
     if not 1 <= counts[3] <= 100_000 or counts[2] not in (counts[3], counts[3] + 8):
         return False
-    if manifest.get("bias") not in (None, True, False) or not {"gone", "cells", "bias"} <= set(manifest):
+    if manifest.get("bias") not in (None, True, False) or not {"gone", "cells", "bias", "vectors"} <= set(manifest):
         return False
     files = [*((part, "rows-*[.]arrow") for part in parts), (manifest["gone"], "gone-*[.]npy"),
              (manifest["cells"], "cells-*[.]npz")]  # fmt: skip

@@ -149,7 +149,7 @@ def _read_osmium(path: Path) -> Objects:
                 ids.append(f"{kind}{number}")
                 tags.append(values)
                 codes.append(code)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError, osmium.InvalidLocationError) as error:  # texts, tags, places
         raise DataError(_osmium_problem(path, " ".join(str(error).split()))) from error
     shapes = shapely.from_wkb(np.array(codes, dtype=object))
     kinds, parts = shapely.get_type_id(shapes), shapely.get_num_geometries(shapes)
