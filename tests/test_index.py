@@ -236,7 +236,7 @@ def test_a_manifest_that_lacks_a_part_is_damaged_whatever_its_checksum(tmp_path,
 def test_a_root_that_is_no_name_is_told_with_the_index(tmp_path):
     index = GalleryIndex.create(tmp_path / "i", {**CARD, "root": "a\0b"}, DIM)
     index.add(make_features(1), make_rows(1).assign(image="a.png"))
-    with pytest.raises(DataError, match=rf"The card of the index {tmp_path / 'i'} calls its pictures' folder"):
+    with pytest.raises(DataError, match=rf"no folder; correct it in the data of the index {tmp_path / 'i'}"):
         index.image_path(0)
 
 

@@ -19,7 +19,7 @@ from ucore.evaluate import Ranks, retrieval_ranks
 from ucore.features import image_tower_features, text_tower_features
 from ucore.fusion import fused_biases, heads_similarity, segment_sets, segment_vectors, with_segments
 from ucore.hubness import Bank, correct_hubs
-from ucore.manifest import Manifest, few
+from ucore.manifest import OF_SOURCE, OF_TARGET, Manifest, few
 from ucore.model import DualEncoder
 from ucore.segment_store import SegmentStore
 
@@ -38,22 +38,21 @@ def two_sides(
     (finetune, val, test), where there are any. Raises DataError where nothing is left for the target.
     """
     home = read_dataset(folder, split=("train", "val"), skip_bad=skip_bad)
-    home = home.domain(source_domain or _first(home, home.frame["domain"], {"train", "val"}))
+    home = home.domain(source_domain or _first(home, home.domain_splits, OF_SOURCE))
     away = read_dataset(target or folder, skip_bad=skip_bad)
-    known = sorted(set(away.frame["domain"]))
-    others = known if target else [name for name in known if name not in set(home.frame["domain"])]
+    known = list(away.domain_splits)
+    others = known if target else [name for name in known if name not in home.domain_splits]
     if not others:
         raise DataError(
             f"{folder} has the domain {few(known)} alone; adaptation needs another. Name a second dataset (target), or "
             "take one with several domains"
         )
-    return home, away.domain(target_domain or _first(away, others, {"finetune", "val", "test"}))
+    return home, away.domain(target_domain or _first(away, others, OF_TARGET))
 
 
 def _first(manifest: Manifest, domains: Iterable[str], splits: set[str]) -> str:
     """The first of some domains that has all of these splits, or else the first."""
-    own = {str(name): set(of) for name, of in manifest.frame.groupby("domain")["split"]}
-    return min(domains, key=lambda name: (not own[name] >= splits, name))
+    return min(domains, key=lambda name: (not manifest.domain_splits[name] >= splits, name))
 
 
 def target_ranks(

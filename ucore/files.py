@@ -185,24 +185,24 @@ def typed_path(name: str | Path, kind: Callable[[Path], bool]) -> Path | None:
         return None
 
 
-def safe_join(root: str | Path, name: str) -> Path:
+def safe_join(root: str | Path, name: str, told_by: str = "the dataset's index") -> Path:
     """`root / name`, refused when it would leave `root` (absolute names, `..`, symbolic links).
 
-    Raises DataError naming the offending name.
+    told_by: what an error calls the file that has these names. Raises DataError naming the offending one.
     """
     try:
         root = Path(root).resolve()
     except ValueError as error:
-        raise DataError(f"{str(root)!r} can be no folder; correct it where the index or the dataset has it.") from error
+        raise DataError(f"{str(root)!r} can be no folder; correct it in {told_by}.") from error
     try:
         usable = bool(name) and b"\0" not in os.fsencode(name)
     except ValueError:  # half of a character
         usable = False
     if not usable:
-        raise DataError(f"A file name in {root}, {name!r}, is empty or no name; correct it in the dataset's index.")
+        raise DataError(f"A file name in {root}, {name!r}, is empty or no name; correct it in {told_by}.")
     target = (root / name).resolve()
     if not target.is_relative_to(root) or target == root:
-        raise DataError(f"The file name {name!r} leaves the folder {root}; correct it in the dataset's index.")
+        raise DataError(f"The file name {name!r} leaves the folder {root}; correct it in {told_by}.")
     return target
 
 

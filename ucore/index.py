@@ -251,10 +251,8 @@ class GalleryIndex:
     def image_path(self, position: int) -> Path:
         """Path of an item's image. Raises DataError for a name that leaves card["root"]."""
         name = self.rows(np.array([position]))["image"].iloc[0]
-        root = str(self.card.get("root", "."))
-        if "\0" in root:
-            raise DataError(f"The card of the index {self.place} calls its pictures' folder {root!r}. Build it again.")
-        return safe_join(root, name)
+        of = f"the data of the index {self.place}, and build it again"
+        return safe_join(str(self.card.get("root", ".")), name, of)
 
     def _checked(self, positions: np.ndarray) -> np.ndarray:
         array = np.atleast_1d(np.asarray(positions))

@@ -37,6 +37,7 @@ COLUMNS: dict[str, Any] = {
     "source": "",
     "licence": "",
 }
+OF_SOURCE, OF_TARGET = {"train", "val"}, {"finetune", "val", "test"}  # splits that a side of a border needs
 LISTS = ("captions", "tags", "surrounding_tags")  # columns that hold lists of texts
 
 
@@ -104,6 +105,11 @@ class Manifest:
         """`{sample_id}#{number}` of every caption, in the order of `texts`."""
         pairs = zip(self.frame["sample_id"], self.frame["captions"], strict=True)
         return [f"{sample_id}#{number}" for sample_id, of_image in pairs for number in range(len(of_image))]
+
+    @property
+    def domain_splits(self) -> dict[str, set[str]]:
+        """The splits of each domain, in alphabetical order of the domains."""
+        return {str(name): set(splits) for name, splits in self.frame.groupby("domain")["split"]}
 
     @property
     def simulated(self) -> bool:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from ucore.errors import ConfigError
 from ucore.files import content_hash, read_json, write_json
+from ucore.manifest import OF_SOURCE, OF_TARGET
 from ucore.origin import data_key
 
 SPLITS = {"train", "val", "test"}
-OF_TARGET = {"finetune", "val", "test"}
 
 
 class Chapter(NamedTuple):
@@ -76,9 +76,9 @@ def _domains(dataset: str | Path, memory: str | Path | None) -> tuple[int, int]:
     if not (isinstance(known, dict) and all(type(known.get(name)) is int for name in names)):
         from ucore.data import read_dataset
 
-        splits = [set(own) for _, own in read_dataset(dataset).frame.groupby("domain")["split"]]
+        splits = list(read_dataset(dataset).domain_splits.values())
         whole = len(splits) if all(own >= SPLITS for own in splits) else 0
-        sources = [own for own in splits if own >= {"train", "val"}]
+        sources = [own for own in splits if own >= OF_SOURCE]
         targets = [own for own in splits if own >= OF_TARGET and any(own is not other for other in sources)]
         known = dict(zip(names, (whole, len(targets)), strict=True))
         if kept is not None:
