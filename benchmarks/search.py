@@ -1,6 +1,7 @@
 """Latency, recall and memory of the gallery index beside FAISS and numpy, in one run, one query at a time.
 
     python benchmarks/search.py [--rows 1000000] [--dim 512] [--queries 60] [--only NAME ...]
+    python benchmarks/search.py --checkpoint CKPT --data DIR        # real rows and real queries: see windows.py
 
 The vectors are made up: a mixture of 2,400 topics of unequal size in 60 groups, on 96 directions of falling strength,
 with noise in all others; queries are other samples of it, moved off by one common vector and more noise, as texts are
@@ -23,6 +24,8 @@ from typing import Any
 
 import numpy as np
 from claims import claim
+from windows import Windows
+from windows import make as make_windows
 
 SHARES = (1.0, 0.25, 0.01, 0.001)
 K, BLOCK, TOPICS, GROUPS, LATENT = 10, 50_000, 2400, 60, 96
@@ -65,6 +68,11 @@ class Mixture:
         return self._normalised(rows + 0.4 * self.apart + 0.02 * rng.standard_normal(rows.shape))
 
 
+def gallery(place: Path, dim: int) -> Any:
+    """Rows and queries: real ones where they were made."""
+    return Windows(place) if (place / "captions.npy").exists() else Mixture(dim)
+
+
 def boxes(places: np.ndarray, count: int, share: float) -> list[tuple[float, float, float, float] | None]:
     """A box around a row's place for each query, which holds `share` of the rows."""
     if share == 1:
@@ -87,12 +95,12 @@ def build(place: Path, rows: int, dim: int) -> dict[str, Any]:
 
     from ucore.index import GalleryIndex
 
-    mixture, seconds = Mixture(dim), 0.0
-    index = GalleryIndex.create(place / "index", {"name": "made-up"}, dim)
+    source, seconds = gallery(place, dim), 0.0
+    index = GalleryIndex.create(place / "index", {"name": "benchmark"}, dim)
     for first in range(0, rows, BLOCK):
-        features, places = mixture.sample(min(BLOCK, rows - first), first)
+        features, places = source.sample(min(BLOCK, rows - first), first)
         names = [f"s{number}" for number in range(first, first + len(features))]
-        frame = pd.DataFrame({"item_id": names, "kind": "image", "sample_id": names, "domain": "made-up",
+        frame = pd.DataFrame({"item_id": names, "kind": "image", "sample_id": names, "domain": "anywhere",
                               "tags": [["building=house", "highway=service"]] * len(names),
                               "lon": places[:, 0], "lat": places[:, 1]})  # fmt: skip
         started = time.perf_counter()
@@ -121,7 +129,7 @@ def load(place: Path) -> tuple[Iterator[np.ndarray], np.ndarray]:
 def make_truth(place: Path, dim: int, queries: int) -> dict[str, Any]:
     """Brute force in float64; and the boxes."""
     blocks, places = load(place)
-    asked = Mixture(dim).queries(queries).astype(float)
+    asked = gallery(place, dim).queries(queries).astype(float)
     scores = np.hstack([asked @ block.astype(float).T for block in blocks])
     asks: dict[str, Any] = {}
     truth: dict[str, Any] = {}
@@ -226,7 +234,7 @@ def of_lance(place: Path, dim: int, exact: bool) -> tuple[Ask, float]:
     if not folder.exists():
         blocks, places = load(place)
         started = time.perf_counter()
-        index = GalleryIndex.create(folder, {"name": "made-up"}, dim, engine="lance")
+        index = GalleryIndex.create(folder, {"name": "benchmark"}, dim, engine="lance")
         for number, block in enumerate(blocks):
             names = [str(name) for name in range(number * BLOCK, number * BLOCK + len(block))]
             lon, lat = places[:, number * BLOCK : number * BLOCK + len(block)]
@@ -267,7 +275,7 @@ def stage(name: str, place: Path, rows: int, dim: int, queries: int) -> dict[str
     else:
         ask, seconds = STAGES[name](place, dim)
         result = {"build_s": seconds}
-        result |= measure(place, Mixture(dim).queries(queries), ask)
+        result |= measure(place, gallery(place, dim).queries(queries), ask)
     return {**result, "memory": peak() / (4 * dim * rows)}
 
 
@@ -284,6 +292,8 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--only", nargs="+", default=list(STAGES), choices=list(STAGES), help="contenders")
     parser.add_argument("--folder", type=Path, help="where an index is kept, and found again; by default a temporary")
+    parser.add_argument("--checkpoint", type=Path, help="of the bundled encoder, which makes real rows of --data")
+    parser.add_argument("--data", type=Path, help="a dataset whose pictures' windows are the rows; its captions ask")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stage:
@@ -298,9 +308,14 @@ def run(arguments: argparse.Namespace, place: Path) -> None:
     """Every stage in a process of its own, and the table."""
     from ucore.report import machine_facts
 
+    place.mkdir(parents=True, exist_ok=True)
+    what = "made-up vectors"
+    if arguments.checkpoint:
+        arguments.rows = make_windows(place, arguments.checkpoint, arguments.data, arguments.rows)
+        arguments.dim, what = gallery(place, 0).captions.shape[1], f"windows of pictures of {arguments.data.name}"
     facts = machine_facts()
     print(f"{facts['cpu']}, {facts['cores']} cores, load {os.getloadavg()[0]:.1f}; "
-          f"{arguments.rows:,} x {arguments.dim} made-up vectors, {arguments.queries} queries, k {K}")  # fmt: skip
+          f"{arguments.rows:,} x {arguments.dim} {what}, {arguments.queries} queries, k {K}")  # fmt: skip
 
     def ask(name: str) -> dict[str, Any]:
         values = {name: getattr(arguments, name) for name in ("rows", "dim", "queries")}
@@ -309,10 +324,9 @@ def run(arguments: argparse.Namespace, place: Path) -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 
-    place.mkdir(parents=True, exist_ok=True)
     if not (place / "index").exists():
         made = ask("build")
-        print(f"ucore build: {made['add_s']:.1f} s to add, {made['compact_s']:.1f} s to compact with cells; "
+        print(f"ucore build: {made['add_s']:.1f} s to add, {made['compact_s']:.1f} s to compact; "
               f"on disk {made['disk']:.3f} x the vectors, memory {made['memory']:.2f} x")  # fmt: skip
     ask("truth")
     heads = [f"{'no box' if share == 1 else f'{share:.1%} box'}: p50 p95 ms recall" for share in SHARES]

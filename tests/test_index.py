@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from makers_index import CARD, DIM, change, expected_states, kill_while_changing, make_features, make_rows, state_of
 from test_nearest import assert_same, brute_force
 
-from ucore import cells, index_files, index_flat
+from ucore import index_files, index_flat
 from ucore.errors import ConfigError, DataError, UserError
 from ucore.files import content_hash
 from ucore.filters import Filter
@@ -144,9 +144,9 @@ def test_many_small_adds_stay_few_files(tmp_path):
     np.testing.assert_array_equal(reopened.features(np.arange(80)), features)
 
 
-def test_cells_are_learned_when_there_is_enough(tmp_path, monkeypatch):
+def test_a_sketch_is_made_when_there_is_enough(tmp_path, monkeypatch):
     monkeypatch.setattr(index_flat, "FROM", 500)
-    monkeypatch.setattr(cells, "LEAST", 100)
+    monkeypatch.setattr(index_flat, "LEAST", 100)
     index = GalleryIndex.create(tmp_path / "i", CARD, DIM)
     index.add(make_features(600), make_rows(600))
     before = state_of(index)
@@ -223,7 +223,7 @@ def test_damaged_files_are_named(tmp_path, pattern, how):
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("key", ["vectors", "gone", "cells", "parts", "rows", "width", "bias", "card"])
+@pytest.mark.parametrize("key", ["vectors", "gone", "sketch", "parts", "rows", "width", "bias", "card"])
 def test_a_manifest_that_lacks_a_part_is_damaged_whatever_its_checksum(tmp_path, key):
     GalleryIndex.create(tmp_path / "i", CARD, DIM)
     manifest = index_files.read_manifest(tmp_path / "i")
@@ -367,7 +367,7 @@ def test_another_format_is_told(tmp_path):
     GalleryIndex.create(tmp_path / "i", CARD, DIM)
     path = tmp_path / "i" / "index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    with pytest.raises(DataError, match="format 99, this ucore reads 2"):
+    with pytest.raises(DataError, match="format 99, this ucore reads 3"):
         GalleryIndex.open(tmp_path / "i")
 
 

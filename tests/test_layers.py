@@ -110,7 +110,7 @@ ORDER = [
         "filters",
         "filter_sql",
         "nearest",
-        "cells",
+        "sketch",
         "index_rows",
         "index_files",
         "index_engine",

@@ -1,12 +1,14 @@
 """The exact search gives what sorting all scores gives, to the bit, ties included."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers_index import make_features
 
-from ucore import cells, nearest
+from ucore import nearest, sketch
 
 
 def brute_force(vectors, queries, k, rows=None):
@@ -93,40 +95,83 @@ def test_any_size_with_few_distinct_values(count, queries, k, seed, filtered):
     assert_same(nearest.nearest(vectors, asked, k, rows, scale=2.0), brute_force(vectors, asked, k, rows))
 
 
-def test_cells_that_are_all_opened_are_exact_and_few_find_most(monkeypatch):
-    centres = make_features(40, 1, 16)
-    number = np.random.default_rng(2).integers(0, 40, 4000)
-    vectors = centres[number] + 0.05 * np.random.default_rng(3).standard_normal((4000, 16)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    queries = vectors[::100] + 0.01
-    made = cells.Cells.learn(vectors, np.arange(4000))
-    again = cells.Cells.learn(vectors, np.arange(4000))
-    np.testing.assert_array_equal(made.cell, again.cell)
-    assert made.cell.shape == (4000,) and abs(len(made.centroids) - 4 * 4000**0.5) < 10
-    assert made.cell.min() >= 0 and made.cell.max() < len(made.centroids)
-    more = vectors[::8] + 0.03 * np.random.default_rng(5).standard_normal((500, 16)).astype(np.float32)
-    best = np.argmax(more @ made.centroids.T, axis=1)
-    given = made.assign(more)
-    assert np.mean(given == best) > 0.95  # of the nearest group, not of all cells
-    near = np.einsum("nd,nd->n", more, made.centroids[given]), np.einsum("nd,nd->n", more, made.centroids[best])
-    assert np.mean(near[1] - near[0]) < 0.05 and given.dtype == np.int32
-    for share in (1.0, 0.25, 0.02):
-        allowed = np.random.default_rng(4).random(4000) < share
-        wanted = brute_force(vectors, queries, 10, np.flatnonzero(allowed))
-        assert_same(made.search(vectors, queries, 10, allowed, look=4000), wanted)
-        found = made.search(vectors, queries, 10, allowed, look=400)[0]
-        assert np.mean([len(set(a) & set(b)) for a, b in zip(found, wanted[0], strict=True)]) >= 9.5
-    assert_same(made.search(vectors, queries, 10, None, look=5000), brute_force(vectors, queries, 10))
-    few = np.arange(4000) < 7  # fewer than k
-    assert_same(made.search(vectors, queries, 10, few, look=1), brute_force(vectors, queries, 10, np.arange(7)))
-    assert (made.search(vectors, queries, 3, np.zeros(4000, bool))[0] == -1).all()
+# --- sketches -----------------------------------------------------------------------------------------------------
 
 
-def test_narrow_filters_open_more_cells():
-    """What the filter lets through lies far from the query: the nearest cells hold nothing of it."""
-    vectors = np.concatenate([make_features(3000, 1, 8) + [3] * 8, make_features(300, 2, 8) - [3] * 8])
-    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    made = cells.Cells.learn(vectors, np.arange(3300))
-    far = np.arange(3300) >= 3000
-    found = made.search(vectors, vectors[:5], 10, far, look=300)
-    assert_same(found, brute_force(vectors, vectors[:5], 10, np.flatnonzero(far)))
+def sketched(vectors, plain=None):
+    made = sketch.Sketch.learn(vectors, np.arange(len(vectors)), plain or vectors.shape[1])
+    return replace(made, codes=made.encode(vectors))
+
+
+def in_few_directions(count, seed, width=96, directions=20):
+    """Rows that differ in falling strength along a few directions, and a little in all others; around one mean."""
+    rng = np.random.default_rng(0)
+    basis = rng.standard_normal((directions, width)) / np.arange(1, directions + 1)[:, None] ** 0.5
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((count, directions)) @ basis + 0.05 * rng.standard_normal((count, width)) + 1
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+@pytest.mark.parametrize("share", [None, 0.5, 0.01])
+def test_a_sketch_finds_what_all_rows_would_and_scores_it_the_same(monkeypatch, count, share):
+    monkeypatch.setattr(sketch, "SEVERAL", 1000)  # so that several threads have a part each
+    vectors = in_few_directions(20_001, 1)
+    queries = -in_few_directions(count, 2) + 0.1 * make_features(count, 3, 96)  # far from every row
+    allowed = None if share is None else np.random.default_rng(4).random(len(vectors)) < share
+    made = sketched(vectors)
+    found, scores = made.search(vectors, queries, 10, allowed)
+    wanted, best = brute_force(vectors, queries, 10, None if allowed is None else np.flatnonzero(allowed))
+    assert found.dtype == np.int64 and (allowed is None or allowed[found].all())
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(found, wanted, strict=True)]) >= 9.9
+    same = found == wanted
+    np.testing.assert_array_equal(scores[same], best[same])
+    assert made.axes.shape[1] == 64 and made.codes.dtype == np.uint8
+
+
+def test_sketched_products_are_those_of_whole_numbers():
+    """FAISS multiplies bytes: candidates are the largest sums of products of whole numbers, to the last."""
+    vectors = in_few_directions(900, 1)
+    made = sketched(vectors)
+    asked = np.random.default_rng(2).integers(-127, 128, (3, 64)).astype(np.float32)
+    sums = asked @ (made.codes.astype(np.float32) - 128).T
+    for row, found in enumerate(made._candidates(asked, 50, None)):
+        assert sorted(sums[row, found]) == sorted(np.sort(sums[row])[-50:])
+
+
+def test_a_sketch_needs_as_many_directions_as_hold_the_variance():
+    assert 350 < sketched(make_features(4000, 1, 512)).axes.shape[1] <= 416  # alike in all directions
+    few = sketched(in_few_directions(4000, 1, 512))
+    assert few.axes.shape[1] == 64
+    lengths = np.linalg.norm(few.axes, axis=0)
+    np.testing.assert_allclose(few.axes.T @ few.axes, np.eye(64) * lengths[0] ** 2, atol=lengths[0] ** 2 * 1e-4)
+    assert abs(few.codes.astype(int) - 128).max() == 127  # nothing is cut, and all of the byte is used
+
+
+def test_fewer_rows_than_hits_and_none():
+    vectors = in_few_directions(600, 1)
+    made = sketched(vectors)
+    few = np.arange(600) < 7
+    found, scores = made.search(vectors, vectors[:2], 10, few)
+    assert_same((found, scores), brute_force(vectors, vectors[:2], 10, np.arange(7)))
+    found, scores = made.search(vectors, vectors[:2], 3, np.zeros(600, bool))
+    assert (found == -1).all() and np.isneginf(scores).all()
+    assert_same(made.search(vectors, vectors[:1], 600, None), brute_force(vectors, vectors[:1], 600))
+    flat = np.ones((600, 8), np.float32)  # rows that do not differ at all
+    assert sketched(flat).search(flat, flat[:1], 5, None)[0].tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_the_bias_of_hubs_keeps_its_weight():
+    """Behind the features: it differs less than any of them, and decides."""
+    plain = in_few_directions(5000, 1)
+    vectors = np.zeros((5000, 104), np.float32)
+    vectors[:, :96] = plain
+    vectors[:, 96] = np.random.default_rng(5).uniform(-0.2, 0, 5000)
+    queries = np.zeros((20, 104), np.float32)
+    queries[:, :96] = in_few_directions(20, 2)
+    made = sketched(vectors, 96)
+    for weight in (0, 1):
+        queries[:, 96] = weight
+        found = made.search(vectors, queries, 10, None)[0]
+        wanted = brute_force(vectors, queries, 10)[0]
+        assert np.mean([len(set(a) & set(b)) for a, b in zip(found, wanted, strict=True)]) >= 9.9

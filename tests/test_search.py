@@ -325,15 +325,13 @@ def test_the_engine_on_disk_gives_the_same_answers(search_place, searcher, tmp_p
 
 
 def test_a_large_index_is_searched_approximately_where_asked_for(search_place, tmp_path, monkeypatch):
-    for module in ("cells", "embedding", "index_flat"):
-        monkeypatch.setattr(f"ucore.{module}.FROM", 30)
-    for name, value in (("LEAST", 20), ("SHARE", 0.05)):  # of 144 rows in 48 cells
-        monkeypatch.setattr(f"ucore.cells.{name}", value)
+    for name in ("embedding.FROM", "index_flat.FROM", "index_flat.LEAST"):  # there are 144 rows
+        monkeypatch.setattr(f"ucore.{name}", 30)
     index = build_index(search_place.checkpoint, search_place.manifest, tmp_path / "index", progress=False)
     assert len(index) == 144 and index.search(np.ones((1, index.dim)) / index.dim**0.5, 1, exact=False).exact is False
     version = index.version
     again = build_index(search_place.checkpoint, search_place.manifest, tmp_path / "index", progress=False)
-    assert again.version == version  # nothing has changed: no cells are learned anew
+    assert again.version == version  # nothing has changed: no sketch is made anew
     whole, some = Searcher(index), Searcher(index, exact=False)
     assert whole.exact and not whole.text(QUERY, k=3).notes
     answer = some.text(QUERY, k=3)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+SPREAD = (  # shifts and masks that put a zero before each of 32 bits
+    (16, 0x0000FFFF0000FFFF), (8, 0x00FF00FF00FF00FF), (4, 0x0F0F0F0F0F0F0F0F), (2, 0x3333333333333333),
+    (1, 0x5555555555555555),
+)  # fmt: skip
 FILTERED = ("domain", "source", "tags", "lon", "lat")  # columns that filters look at
 
 
@@ -56,6 +60,19 @@ class Columns:
     def placed(self) -> np.ndarray:
         """Which rows have a place, bool (N,)."""
         return np.isfinite(self.lon) & np.isfinite(self.lat)
+
+    @property
+    def along(self) -> np.ndarray:
+        """How far along a curve through all places each row lies, uint64 (N,): near ones mostly follow each other
+        (Morton 1966, the bits of both degrees by turns). Rows without a place come last.
+        """
+        axes = []
+        for degrees, most in ((self.lon, 180.0), (self.lat, 90.0)):
+            bits = (np.nan_to_num(np.clip(degrees / most, -1, 1) + 1) * (2**31 - 1)).astype(np.uint64)
+            for shift, mask in SPREAD:
+                bits = (bits | bits << np.uint64(shift)) & np.uint64(mask)
+            axes.append(bits)
+        return np.where(self.placed, axes[0] | axes[1] << np.uint64(1), np.uint64(2**64 - 1))
 
     def _degrees(self, name: str) -> np.ndarray:
         return self._column(name).cast("float64").to_numpy(zero_copy_only=False).astype(np.float64, copy=False)

@@ -20,7 +20,6 @@ import shapely
 import torch
 
 from ucore.alignment import SegmentBranch, SegmentPool, SegmentSets, present_of
-from ucore.cells import FROM
 from ucore.checkpoint import load_bank, load_checkpoint
 from ucore.checkpoint_files import WEIGHTS
 from ucore.config import TrainConfig
@@ -36,11 +35,12 @@ from ucore.model import DualEncoder
 from ucore.places import Place, place_of
 from ucore.segment_store import SegmentStore
 from ucore.selection import select_segments
+from ucore.sketch import FROM
 from ucore.sureness import SURENESS, measure_sureness
 
 AT_ONCE = 1024  # images that are embedded and added together: what a stop can cost
 TEXTS_AT_ONCE = 2**16
-REBUILT = 0.1  # share of the rows that must have changed for cells to be learned anew
+REBUILT = 0.1  # share of the rows that must have changed for a sketch to be made anew
 KINDS = ("image", "text", "segment")
 
 
@@ -102,7 +102,7 @@ def _fill(
         maker.add_segments(segments, segment_count)
     added = len(index) - len(known) + len(stale)
     if len(index) >= FROM and REBUILT * len(index) <= len(stale) + added:
-        index.compact()  # learns the cells of an approximate search
+        index.compact()  # makes the sketch of an approximate search
     sure = measure_sureness(index, bank, index.card["temperature"])
     index.keep(SURENESS, None if sure is None else sure.to_dict())
     return index

@@ -193,7 +193,7 @@ class GalleryIndex:
             self._engine.delete(names)
 
     def compact(self) -> None:
-        """Give the room of deleted rows back, and from 50,000 rows on learn cells for exact=False. Positions change."""
+        """Give the room of deleted rows back; from 50,000 rows on, make a sketch for exact=False. Positions change."""
         self._engine.compact()
 
     def verify(self) -> None:

@@ -4,7 +4,8 @@ INDEX/index.json             what belongs to this version, with sizes and checks
 INDEX/vectors-000001.f32     float32 rows, one after the other; grows at its end, memory-mapped
 INDEX/rows-000002.arrow      metadata of the rows of one add (Arrow IPC, memory-mapped)
 INDEX/gone-000003.npy        positions of deleted rows
-INDEX/cells-000004.npz       centroids and cells for approximate search, see `cells`
+INDEX/axes-000004.npz        what rows of a sketch are made with, for approximate search, see `sketch`
+INDEX/codes-000004.u8        rows of the sketch, uint8, in the order of the vectors
 
 The number in a name is the version that began the file. What index.json does not name is a leftover of a killed
 writer, or of an earlier version; the next writer removes it. A reader that has mapped such a file keeps it.
@@ -24,7 +25,7 @@ import pyarrow as pa
 from ucore.errors import DataError
 from ucore.files import atomic_path, content_hash, explain, only_writer, parse_json, require_writable, write_json
 
-FORMAT = 2  # 1 had no column content
+FORMAT = 3  # 2 had cells instead of a sketch, 1 no column content
 NAME = "index.json"
 CHECKED = 2**26  # files up to 64 MB are read through and compared with their checksum whenever they are opened
 ANEW = "remove the folder and build the index again."  # what helps when its files are damaged
@@ -64,31 +65,34 @@ def _is_right(manifest: Manifest) -> bool:
         named = isinstance(entry, dict) and isinstance(entry.get("name"), str)
         return named and re.fullmatch(rf"{kind.replace('*', '[0-9]+')}", entry["name"]) is not None
 
-    card, vectors, parts = (manifest.get(name) for name in ("card", "vectors", "parts"))
+    def chunked(entry: Any, kind: str) -> bool:
+        chunks = entry.get("chunks") if is_file(entry, kind) else None
+        return (
+            isinstance(chunks, list)
+            and all(isinstance(chunk, list) and len(chunk) == 2 and all(map(whole, chunk)) for chunk in chunks)
+            and sum(rows for rows, _ in chunks) == manifest["rows"]
+        )
+
+    card, vectors, parts, sketch = (manifest.get(name) for name in ("card", "vectors", "parts", "sketch"))
     counts: list[Any] = [manifest.get(name) for name in ("version", "rows", "width", "dim")]
     if not (isinstance(card, dict) and isinstance(parts, list) and all(map(whole, counts))):
         return False
     if not 1 <= counts[3] <= 100_000 or counts[2] not in (counts[3], counts[3] + 8):
         return False
-    if manifest.get("bias") not in (None, True, False) or not {"gone", "cells", "bias", "vectors"} <= set(manifest):
+    if manifest.get("bias") not in (None, True, False) or not {"gone", "sketch", "bias", "vectors"} <= set(manifest):
         return False
-    files = [*((part, "rows-*[.]arrow") for part in parts), (manifest["gone"], "gone-*[.]npy"),
-             (manifest["cells"], "cells-*[.]npz")]  # fmt: skip
+    files = [(part, "rows-*[.]arrow") for part in parts]
+    files += [] if manifest["gone"] is None else [(manifest["gone"], "gone-*[.]npy")]
+    if sketch is not None:
+        if not (isinstance(sketch, dict) and whole(sketch.get("size"), 200_000) and counts[1]):
+            return False
+        if not (sketch["size"] and chunked(sketch.get("codes"), "codes-*[.]u8")):
+            return False
+        files.append((sketch.get("axes"), "axes-*[.]npz"))
     for entry, kind in files:
-        if entry is None and "rows" not in kind:
-            continue
-        if not isinstance(entry, dict) or not is_file(entry, kind):
+        if not (is_file(entry, kind) and whole(entry.get("bytes")) and whole(entry.get("crc"))):
             return False
-        if not (whole(entry.get("bytes")) and whole(entry.get("crc"))):
-            return False
-    if not isinstance(vectors, dict):
-        return vectors is None and counts[1] == 0
-    chunks = vectors.get("chunks") if is_file(vectors, "vectors-*[.]f32") else None
-    return (
-        isinstance(chunks, list)
-        and all(isinstance(chunk, list) and len(chunk) == 2 and all(map(whole, chunk)) for chunk in chunks)
-        and sum(rows for rows, _ in chunks) == counts[1]
-    )
+    return counts[1] == 0 if vectors is None else chunked(vectors, "vectors-*[.]f32")
 
 
 def commit(folder: Path, manifest: Manifest) -> None:
@@ -99,13 +103,25 @@ def commit(folder: Path, manifest: Manifest) -> None:
 
 def named(manifest: Manifest) -> set[str]:
     """Names of the files that belong to a version."""
-    entries = [manifest["vectors"], *manifest["parts"], manifest["gone"], manifest["cells"]]
-    return {entry["name"] for entry in entries if entry}
+    return {entry["name"] for entry in [*_whole_files(manifest), *(entry for entry, _ in _growing(manifest))]}
+
+
+def _whole_files(manifest: Manifest) -> list[dict[str, Any]]:
+    """Entries of the files that are written at once."""
+    sketch = manifest["sketch"]
+    return [entry for entry in (*manifest["parts"], manifest["gone"], sketch and sketch["axes"]) if entry]
+
+
+def _growing(manifest: Manifest) -> list[tuple[dict[str, Any], int]]:
+    """Entries of the files that grow at their end, and the bytes of a row."""
+    vectors, sketch = manifest["vectors"], manifest["sketch"]
+    found = [(vectors, 4 * manifest["width"])] if vectors else []
+    return [*found, (sketch["codes"], sketch["size"])] if sketch else found
 
 
 def remove_leftovers(folder: Path, manifest: Manifest) -> None:
     """Delete the files of `folder` that look like an index's and that `manifest` does not name."""
-    for pattern in ("vectors-*.f32", "rows-*.arrow", "gone-*.npy", "cells-*.npz"):
+    for pattern in ("vectors-*.f32", "rows-*.arrow", "gone-*.npy", "axes-*.npz", "codes-*.u8"):
         for path in sorted(folder.glob(pattern)):
             if path.name not in named(manifest):
                 path.unlink(missing_ok=True)
@@ -174,18 +190,14 @@ def check(folder: Path, manifest: Manifest, whole: bool = False) -> None:
 
     Sizes are compared for all, checksums for files up to CHECKED bytes, or for all where `whole`.
     """
-    width = 4 * manifest["width"]
-    for entry in [*manifest["parts"], manifest["gone"], manifest["cells"]]:
-        if entry:
-            _check_size(folder / entry["name"], entry["bytes"], exact=True)
-            if whole or entry["bytes"] <= CHECKED:
-                _check_crc(folder / entry["name"], 0, entry["bytes"], entry["crc"])
-    vectors = manifest["vectors"]
-    if vectors:
-        path, total = folder / vectors["name"], manifest["rows"] * width
+    for entry in _whole_files(manifest):
+        _check_size(folder / entry["name"], entry["bytes"], exact=True)
+        if whole or entry["bytes"] <= CHECKED:
+            _check_crc(folder / entry["name"], 0, entry["bytes"], entry["crc"])
+    for entry, width in _growing(manifest):
+        path, total, start = folder / entry["name"], manifest["rows"] * width, 0
         _check_size(path, total, exact=False)
-        start = 0
-        for rows, crc in vectors["chunks"] if whole or total <= CHECKED else []:
+        for rows, crc in entry["chunks"] if whole or total <= CHECKED else []:
             _check_crc(path, start, rows * width, crc)
             start += rows * width
 

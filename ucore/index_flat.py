@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 
 from ucore import index_files as files
-from ucore.cells import FROM, Cells
 from ucore.errors import DataError
 from ucore.files import parse_json
 from ucore.filters import Filter
 from ucore.index_version import Version
 from ucore.manifest import few
 from ucore.nearest import BLOCK, blocks_of, nearest, rescore
+from ucore.sketch import FROM, LEAST, Sketch
 
 MOST_PARTS = 32  # files of metadata, before they are joined
 
@@ -41,7 +41,7 @@ class FlatEngine:
                 raise DataError(f"There is an index in {folder} already. Open it, or choose another folder.")
             manifest = {"format": files.FORMAT, "engine": cls.name, "version": 0, "card": card, "dim": dim,
                         "width": dim, "bias": None, "rows": 0, "vectors": None, "parts": [], "gone": None,
-                        "cells": None}  # fmt: skip
+                        "sketch": None}  # fmt: skip
             files.commit(folder, manifest)
 
     def refresh(self) -> None:
@@ -116,7 +116,7 @@ class FlatEngine:
         return self.now, {**manifest, "version": version}, f"{version:06d}"
 
     def add(self, features: np.ndarray, table: pa.Table, bias: bool, replace: bool) -> None:
-        """Append rows, with cells where the index has learned some; replaced items are marked as deleted.
+        """Append rows, to the sketch as well where there is one; replaced items are marked as deleted.
 
         Raises DataError for items that are there (without `replace`), and for a `bias` unlike that of earlier rows.
         """
@@ -133,9 +133,8 @@ class FlatEngine:
             vectors = new["vectors"] or {"name": f"vectors-{number}.f32", "chunks": []}
             offset = 4 * new["rows"] * new["width"]
             _, crc = files.append(self.place / vectors["name"], offset, _widened(features, table, new))
-            if now.cells:
-                blocks = [now.cells.assign(block) for block in _widened(features, table, new)]
-                new["cells"] = self._write_cells(now.cells.centroids, [now.cells.cell, *blocks], number)
+            if now.sketch:
+                new["sketch"] = self._sketched(now.sketch, _widened(features, table, new), new)
             new["vectors"] = {**vectors, "chunks": [*vectors["chunks"], [len(features), crc]]}
             joined = table if len(new["parts"]) < MOST_PARTS else pa.concat_tables([now.table, table])
             entry = self._write_table(joined, number)
@@ -157,22 +156,34 @@ class FlatEngine:
             self._commit(new)
 
     def compact(self) -> None:
-        """Write the rows that are left anew; from FROM of them on, in the order of cells that are learned now."""
+        """Write the rows that are left anew; from FROM of them on, near places together, and with a sketch."""
         with files.writing(self.place) as manifest:
             now, new, number = self._start(manifest)
-            keep = np.flatnonzero(now.alive)
-            new["cells"] = None
-            if len(keep) >= FROM:  # rows of a cell then lie side by side, which is faster to read
-                cells = Cells.learn(now.vectors, keep)
-                order = np.argsort(cells.cell, kind="stable")
-                keep = keep[order]
-                new["cells"] = self._write_cells(cells.centroids, [cells.cell[order]], number)
+            keep, sketch = np.flatnonzero(now.alive), None
+            if len(keep) >= FROM:
+                sketch = Sketch.learn(now.vectors, keep, new["dim"])
+                # What a filter lets through then lies in a few long runs, which are faster to walk over.
+                keep = keep[np.lexsort((now.columns.along[keep], now.kind_codes[keep]))]
             name = f"vectors-{number}.f32"
             _, crc = files.append(self.place / name, 0, blocks_of(now.vectors, keep))
             table = pa.concat_tables([now.table.take(pa.array(keep))]).combine_chunks()
             new |= {"rows": len(keep), "vectors": {"name": name, "chunks": [[len(keep), crc]]}, "gone": None}
             new["parts"] = [self._write_table(table, number)] if len(keep) else []
+            new["sketch"] = None
+            if sketch:
+                with files.new_file(self.place, f"axes-{number}.npz") as (path, entry), open(path, "wb") as stream:
+                    np.savez(stream, mean=sketch.mean, axes=sketch.axes)
+                empty = {"name": f"codes-{number}.u8", "chunks": []}
+                new["sketch"] = {"axes": entry, "size": sketch.axes.shape[1], "codes": empty}
+                new["sketch"] = self._sketched(sketch, blocks_of(now.vectors, keep), {**new, "rows": 0})
             self._commit(new)
+
+    def _sketched(self, sketch: Sketch, blocks: Iterator[np.ndarray], manifest: files.Manifest) -> dict[str, Any]:
+        """Codes of more rows, behind those of the manifest's; its entry for the sketch with them."""
+        old = manifest["sketch"]
+        path, size = self.place / old["codes"]["name"], old["size"]
+        written, crc = files.append(path, manifest["rows"] * size, (sketch.encode(block) for block in blocks))
+        return {**old, "codes": {**old["codes"], "chunks": [*old["codes"]["chunks"], [written // size, crc]]}}
 
     def _write_table(self, table: pa.Table, number: str) -> dict[str, Any]:
         with files.new_file(self.place, f"rows-{number}.arrow") as (path, entry):
@@ -182,11 +193,6 @@ class FlatEngine:
     def _write_gone(self, rows: np.ndarray, number: str) -> dict[str, Any]:
         with files.new_file(self.place, f"gone-{number}.npy") as (path, entry), open(path, "wb") as stream:
             np.save(stream, rows.astype(np.int64))
-        return entry
-
-    def _write_cells(self, centroids: np.ndarray, cell: Sequence[np.ndarray], number: str) -> dict[str, Any]:
-        with files.new_file(self.place, f"cells-{number}.npz") as (path, entry), open(path, "wb") as stream:
-            np.savez(stream, centroids=centroids, cell=np.concatenate(cell))
         return entry
 
     def _commit(self, manifest: files.Manifest) -> None:
@@ -209,10 +215,9 @@ class FlatEngine:
         """Positions, scores, how many rows were allowed, and whether all of them were looked at."""
         allowed = self._allowed(kind, where)
         count = int(np.count_nonzero(allowed))
-        wide, cells, everything = self._wide(queries, bias), self.now.cells, count == len(allowed)
-        if cells and not exact and count > max(cells.look, k):
-            found, scores = cells.search(self.now.vectors, wide, k, None if everything else allowed, self.now.scale)
-            return found, scores, count, False
+        wide, sketch, everything = self._wide(queries, bias), self.now.sketch, count == len(allowed)
+        if sketch and not exact and count > max(LEAST, k):
+            return *sketch.search(self.now.vectors, wide, k, None if everything else allowed), count, False
         rows = None if everything else np.flatnonzero(allowed)
         return *nearest(self.now.vectors, wide, k, rows, self.now.scale), count, True
 

@@ -1,4 +1,4 @@
-"""One version of a gallery index in a folder: vectors and metadata mapped, what was deleted, cells if it has some."""
+"""One version of a gallery index in a folder: vectors and metadata mapped, what was deleted, a sketch if it has one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute
 
 from ucore import index_files as files
-from ucore.cells import Cells
 from ucore.columns import Columns
 from ucore.errors import DataError
 from ucore.index_rows import SCHEMA
+from ucore.sketch import Sketch
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported, which type checkers do not see
 
@@ -24,14 +24,14 @@ class Version:
     """What one version of an index holds; mapped files stay readable after a writer has moved on.
 
     vectors: float32 (N, width). table: metadata (N rows). gone: positions of deleted rows, ascending int64.
-    cells: None where the index has not learned any.
+    sketch: None where the index has not made one.
     """
 
     manifest: files.Manifest
     vectors: np.ndarray
     table: pa.Table
     gone: np.ndarray
-    cells: Cells | None
+    sketch: Sketch | None
 
     @classmethod
     def load(cls, folder: Path, manifest: files.Manifest, check: bool = True) -> "Version":
@@ -39,12 +39,12 @@ class Version:
         if check:
             files.check(folder, manifest)
         table = files.map_table(folder, manifest, SCHEMA)
-        gone, cells = np.zeros(0, np.int64), None
+        gone, sketch = np.zeros(0, np.int64), None
         if manifest["gone"]:
             gone = _checked_gone(folder / manifest["gone"]["name"], manifest["rows"])
-        if manifest["cells"]:
-            cells = _checked_cells(folder / manifest["cells"]["name"], manifest["rows"], manifest["width"])
-        return cls(manifest, files.map_vectors(folder, manifest), table, gone, cells)
+        if manifest["sketch"]:
+            sketch = _checked_sketch(folder, manifest)
+        return cls(manifest, files.map_vectors(folder, manifest), table, gone, sketch)
 
     @cached_property
     def columns(self) -> Columns:
@@ -61,9 +61,18 @@ class Version:
     @cached_property
     def kinds(self) -> dict[str, np.ndarray]:
         """Kind -> which rows, bool (N,), are of it and not deleted."""
+        codes, names = self._kinds
+        return {kind: (codes == code) & self.alive for code, kind in enumerate(names)}
+
+    @property
+    def kind_codes(self) -> np.ndarray:
+        """Whole numbers (N,), the same for rows of one kind."""
+        return self._kinds[0]
+
+    @cached_property
+    def _kinds(self) -> tuple[np.ndarray, list[str]]:
         found = pc.dictionary_encode(self.table["kind"].combine_chunks())
-        codes = found.indices.to_numpy(zero_copy_only=False)
-        return {kind: (codes == code) & self.alive for code, kind in enumerate(found.dictionary.to_pylist())}
+        return found.indices.to_numpy(zero_copy_only=False), found.dictionary.to_pylist()
 
     @cached_property
     def scale(self) -> float:
@@ -89,10 +98,12 @@ def _checked_gone(path: Path, rows: int) -> np.ndarray:
     return gone
 
 
-def _checked_cells(path: Path, rows: int, width: int) -> Cells:
-    centroids, cell = files.load_arrays(path, "centroids", "cell")
-    fit = centroids.ndim == 2 and centroids.shape[1] == width and cell.shape == (rows,)
-    kinds = centroids.dtype == np.float32 and cell.dtype == np.int32 and np.isfinite(centroids).all()
-    if not (fit and kinds and (cell >= 0).all() and (cell < len(centroids)).all()):
+def _checked_sketch(folder: Path, manifest: files.Manifest) -> Sketch:
+    path = folder / manifest["sketch"]["axes"]["name"]
+    mean, axes = files.load_arrays(path, "mean", "axes")
+    width, size = manifest["width"], manifest["sketch"]["size"]
+    fit = mean.shape == (width,) and axes.shape == (width, size) and mean.dtype == axes.dtype == np.float32
+    if not (fit and np.isfinite(mean).all() and np.isfinite(axes).all()):
         raise DataError(f"{path} is damaged. To go on, {files.ANEW}")
-    return Cells(centroids, cell)
+    codes = np.memmap(folder / manifest["sketch"]["codes"]["name"], np.uint8, "r", shape=(manifest["rows"], size))
+    return Sketch(mean, axes, np.asarray(codes))

@@ -350,24 +350,22 @@ def _index(folder: Path, engine: str = "flat") -> None:
     index.add(make_features(12), make_rows(12).assign(image="a.png"))
     index.delete(["i3"])
     if engine == "flat":
-        from ucore import cells
-        from ucore.index_flat import FlatEngine
+        from ucore import index_flat
 
-        engine_of: FlatEngine = index._engine  # type: ignore[assignment]
-        learned, cells.FROM = cells.FROM, 4
-        import ucore.index_flat
-
-        kept, ucore.index_flat.FROM = ucore.index_flat.FROM, 4
+        engine_of: index_flat.FlatEngine = index._engine  # type: ignore[assignment]
+        kept, index_flat.FROM = index_flat.FROM, 4
         index.compact()
-        cells.FROM, ucore.index_flat.FROM = learned, kept
+        index_flat.FROM = kept
         index.delete(["i5"])
-        assert engine_of.manifest["cells"] and engine_of.manifest["gone"]
+        assert engine_of.manifest["sketch"] and engine_of.manifest["gone"]
 
 
 def _use_index(folder: Path) -> None:
+    from ucore import index_flat
     from ucore.filters import Filter
     from ucore.index import GalleryIndex
 
+    index_flat.LEAST = 2  # so that the sketch is asked
     index = GalleryIndex.open(folder / "i")
     index.verify()
     query = make_features(2, 9, index.dim)
@@ -387,13 +385,13 @@ def _seal(folder: Path) -> None:
 
     path = folder / "i" / "index.json"
     manifest = json.loads(path.read_text())
-    for entry in [*manifest["parts"], manifest["gone"], manifest["cells"]]:
+    for entry in [*manifest["parts"], manifest["gone"], manifest["sketch"]["axes"]]:
         file = path.parent / entry["name"]
         entry |= {"bytes": file.stat().st_size, "crc": crc_of(file)}
-    vectors = path.parent / manifest["vectors"]["name"]
-    rows = vectors.stat().st_size // (4 * manifest["width"])
-    manifest["vectors"]["chunks"] = [[rows, crc_of(vectors, 0, 4 * rows * manifest["width"])]]
-    manifest["rows"] = rows
+    grown, sketch = manifest["vectors"], manifest["sketch"]
+    manifest["rows"] = (path.parent / grown["name"]).stat().st_size // (4 * manifest["width"])
+    for entry, width in ((grown, 4 * manifest["width"]), (sketch["codes"], sketch["size"])):
+        entry["chunks"] = [[manifest["rows"], crc_of(path.parent / entry["name"], 0, manifest["rows"] * width)]]
     manifest.pop("checksum", None)
     write_json(path, {**manifest, "checksum": content_hash(manifest)})
 
