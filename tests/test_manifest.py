@@ -9,7 +9,7 @@ from PIL import Image
 
 from ucore.data import Manifest, read_dataset
 from ucore.errors import DataError
-from ucore.manifest import statistics
+from ucore.manifest import LISTS, statistics
 
 
 @pytest.fixture
@@ -46,6 +46,15 @@ def test_summary_counts_and_names_repeats(tmp_path):
     assert summary["splits"] == {"train": {"images": 6, "captions": 17, "distinct_captions": 16}}
     assert summary["note"].startswith("train: 17 captions, only 16 distinct")
     assert summary["caption_words"]["max"] == max(len(text.split()) for text in read_dataset(folder).texts[0])
+
+
+@pytest.mark.parametrize("column", ["sample_id", "description", "domain", "source", "captions", "tags"])
+def test_halves_of_characters_are_refused_wherever_they_stand(tmp_path, column):
+    broken = "caf\u00e9 \ud83d"
+    row = {"sample_id": "a", "image": "a.png", "captions": ["a caf\u00e9"], "domain": "d", "split": "train"}
+    assert len(Manifest.from_rows([row], tmp_path)) == 1
+    with pytest.raises(DataError, match=f"The {column} of .* in {tmp_path} is not valid Unicode"):
+        Manifest.from_rows([{**row, column: [broken] if column in LISTS else broken}], tmp_path)
 
 
 def test_half_a_place_is_none(small):

@@ -171,7 +171,7 @@ def test_a_domain_alone_may_be_cut_into_regions_that_lose_less_to_the_buffer():
 @pytest.mark.parametrize("side", [2, 1])
 def test_a_domain_with_too_little_ground_is_named(side):
     with pytest.raises(
-        DataError, match=rf"domain 'small' \({side * side} images.*Choose a smaller block_m or buffer_m"
+        DataError, match=rf"domain 'small' of .* \({side * side} images.*Choose a smaller block_m or buffer_m"
     ):
         spatial_split(manifest([*grid(20, "large"), *grid(side, "small", 300)]))
     with pytest.raises(DataError, match="lists no images"):

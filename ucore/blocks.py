@@ -77,7 +77,7 @@ class DomainDraw:
     """The samples of one domain, sorted by id, and what a draw needs of them."""
 
     def __init__(self, part: Manifest, points: Array, fractions: tuple[float, ...], buffer: float):
-        self.name, self.points = part.frame["domain"].iloc[0], points
+        self.name, self.points, self.root = part.frame["domain"].iloc[0], points, part.root
         self.buffer, self.fractions = buffer, np.array(fractions)
         self.located = ~np.isnan(points[:, 0])
         unlocated: Any = part.frame.loc[~self.located]
@@ -112,8 +112,8 @@ class DomainDraw:
         if self.located.any():
             where = f"{most:,} blocks of {sides[-1]:,.0f} m at most, buffer {self.buffer:,.0f} m"
         raise DataError(
-            f"The domain {self.name!r} ({n:,} images, {where}) cannot fill {len(self.fractions)} splits. "
-            "Choose a smaller block_m or buffer_m, fewer splits, or leave this domain out."
+            f"The domain {self.name!r} of {self.root} ({n:,} images, {where}) cannot fill {len(self.fractions)} "
+            "splits. Choose a smaller block_m or buffer_m, fewer splits, or leave this domain out."
         )
 
     def _blocks(self, side: float, origin: Array) -> Array:

@@ -25,7 +25,7 @@ from PIL import Image
 
 import ucore
 from ucore.errors import ConfigError, UserError
-from ucore.files import content_hash
+from ucore.files import content_hash, parse_json
 from ucore.manifest import few
 from ucore.prompts import Prompt
 from ucore.servers import retry_after
@@ -257,8 +257,8 @@ def _authorise(request: Any) -> Any:
 
 def _served(data: bytes) -> list[str]:
     """Names of the models that an answer to /models lists; [] where it is not such an answer."""
-    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return [str(model["id"])[:200] for model in json.loads(data)["data"]]
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+        return [str(model["id"])[:200] for model in parse_json(data)["data"]]
     return []
 
 

@@ -58,7 +58,10 @@ class Manifest:
 
     @classmethod
     def from_rows(cls, rows: Iterable[dict[str, Any]], root: str | Path) -> "Manifest":
-        """Build from one dict an image; absent optional columns mean unknown. Repeated ids: DataError."""
+        """Build from one dict an image; absent optional columns mean unknown.
+
+        Raises DataError for repeated ids, and for text that is no Unicode.
+        """
         import geopandas
 
         rows = list(rows)
@@ -66,7 +69,9 @@ class Manifest:
         twice = [name for name, count in Counter(table["sample_id"]).items() if count > 1]
         if twice:
             raise DataError(f"Sample ids must be unique; repeated: {few(twice)}. Rename these images.")
-        return cls(geopandas.GeoDataFrame(table, geometry="footprint", crs="EPSG:4326"), Path(root).resolve())
+        root = Path(root).resolve()
+        _require_unicode(table, root)
+        return cls(geopandas.GeoDataFrame(table, geometry="footprint", crs="EPSG:4326"), root)
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -187,6 +192,15 @@ class Manifest:
         for name in LISTS:
             frame[name] = [list(values) for values in frame[name]]
         return cls(frame, root)
+
+
+def _require_unicode(table: dict[str, list[Any]], root: Path) -> None:
+    """JSON permits halves of a character (lone surrogates), which no file, no table and no tokenizer takes."""
+    for column, values in table.items():
+        for sample, value in zip(table["sample_id"], values, strict=True):
+            text = value if isinstance(value, str) else "".join(map(str, value)) if column in LISTS else ""
+            if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
+                raise DataError(f"The {column} of {sample!r} in {root} is not valid Unicode. Correct that text.")
 
 
 def _is_right(frame: Any, name: str) -> bool:

@@ -71,7 +71,7 @@ def spatial_split(
         settings[str(domain)] = {"block_m": round(side, 3), "buffer_m": round(buffer, 3)}
     widest = max(values["buffer_m"] for values in settings.values())
     splits = _give_way_between(points, splits, domains, widest, len(fractions))
-    _require_all(splits, domains, list(fractions), widest)
+    _require_all(splits, domains, list(fractions), widest, manifest.root)
     names = np.array([*fractions, BUFFER], object)  # -1 is the last
     back = np.argsort(order)
     result: Any = manifest.frame.copy()
@@ -286,11 +286,11 @@ def _check(manifest: Manifest, fractions: Mapping[str, float], block_m: Any, buf
         raise DataError(f"The manifest of {manifest.root} lists no images, so there is nothing to split.")
 
 
-def _require_all(splits: Array, domains: Array, names: list[str], buffer: float) -> None:
+def _require_all(splits: Array, domains: Array, names: list[str], buffer: float, root: Path) -> None:
     """Every domain has every split still, after domains gave way to each other."""
     for domain, (number, name) in itertools.product(np.unique(domains).tolist(), enumerate(names)):
         if not (splits[domains == domain] == number).any():
             raise DataError(
-                f"All {name!r} images of the domain {domain!r} lie closer than {buffer:,.0f} m to later splits "
-                "of another domain. Choose a smaller buffer_m, or make one domain of the two."
+                f"All {name!r} images of the domain {domain!r} of {root} lie closer than {buffer:,.0f} m to later "
+                "splits of another domain. Choose a smaller buffer_m, or make one domain of the two."
             )
