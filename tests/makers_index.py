@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ucore import index_flat
 from ucore.index import GalleryIndex
+from ucore.sketch import Sketch
 
 DIM = 8
 CARD = {"name": "made-up", "fingerprint": "f1", "embed_dim": DIM, "root": "."}
@@ -48,6 +50,14 @@ def state_of(index: GalleryIndex) -> dict[str, tuple[float, ...]]:
     return {name: tuple(values) for name, values in zip(rows["item_id"], features.tolist(), strict=True)}
 
 
+def sketch_of(index: GalleryIndex) -> Sketch | None:
+    """The sketch of an index in a folder, after comparing it with what its vectors give."""
+    now = index._engine.now  # type: ignore[attr-defined]
+    if now.sketch:
+        np.testing.assert_array_equal(now.sketch.codes, now.sketch.encode(now.vectors))
+    return now.sketch
+
+
 def change(index: GalleryIndex, until: int, done: int = 0) -> None:
     """Add, delete, replace and compact in turn, so that after n changes the index holds what `expected_states` says."""
     for step in range(done, until):
@@ -67,6 +77,7 @@ def change_for_ever(folder: str | Path, ready: Any, count: bool = False) -> None
 
     count: versions do not count the changes; what is there tells how many there were.
     """
+    index_flat.FROM = 30  # in this process alone: so that there is a sketch to be broken
     index = GalleryIndex.open(folder)
     state = state_of(index) if count else {}
     made = (step for step, then in enumerate(expected_states(200)) if then == state)

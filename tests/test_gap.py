@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 from makers import make_rsicd
+from matplotlib.colors import to_rgb
 
 from ucore.config import TrainConfig
 from ucore.data import read_dataset
 from ucore.errors import DataError
 from ucore.gap import Gap, camera_share, domain_gap
 from ucore.manifest import Manifest
+from ucore.picture import ink_on
 from ucore.transfer_figures import plot_gap
 
 
@@ -38,6 +40,24 @@ def test_the_matrix_is_drawn_with_all_its_numbers():
     picture = plot_gap(["a", "<b>"], np.array([[12.34, 5], [0, 100]]))
     assert picture.png()[:4] == b"\x89PNG"
     assert "a in <b> 5.0" in picture.alt
+
+
+def contrast(one, other):
+    """WCAG's, of two colours of matplotlib's: by its own words, apart from ours."""
+    bright = [sum(weight * (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4)
+                  for weight, part in zip((0.2126, 0.7152, 0.0722), to_rgb(colour), strict=True)) + 0.05
+              for colour in (one, other)]  # fmt: skip
+    return max(bright) / min(bright)
+
+
+def test_every_number_of_the_matrix_can_be_read_on_its_shade():
+    values = np.arange(0, 100, 4.0).reshape(5, 5)
+    axes = plot_gap(list("abcde"), values).axes[0]
+    shades = axes.images[0].to_rgba(values)
+    found = [contrast(text.get_color(), shades[text.get_position()[1], text.get_position()[0], :3])
+             for text in axes.texts if text.get_text()[-2:-1] == "."]  # fmt: skip
+    assert len(found) == 25 and min(found) >= 4.5
+    assert {ink_on("white"), ink_on("#0072B2"), ink_on((1.0, 1.0, 0.0))} == {"black", "white"}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The gallery index: brute force's answers, versions that are whole, and refusals that say what to do."""
 
 import errno
+import itertools
 import json
 import multiprocessing
 import random
@@ -12,10 +13,21 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers_index import CARD, DIM, change, expected_states, kill_while_changing, make_features, make_rows, state_of
+from makers_index import (
+    CARD,
+    DIM,
+    change,
+    expected_states,
+    kill_while_changing,
+    make_features,
+    make_rows,
+    sketch_of,
+    state_of,
+)
 from test_nearest import assert_same, brute_force
 
-from ucore import index_files, index_flat
+from ucore import index_files, index_flat, sketch
+from ucore.columns import Columns
 from ucore.errors import ConfigError, DataError, UserError
 from ucore.files import content_hash
 from ucore.filters import Filter
@@ -144,9 +156,15 @@ def test_many_small_adds_stay_few_files(tmp_path):
     np.testing.assert_array_equal(reopened.features(np.arange(80)), features)
 
 
-def test_a_sketch_is_made_when_there_is_enough(tmp_path, monkeypatch):
+@pytest.fixture
+def small_sketches(monkeypatch):
+    """Few rows have a sketch, and it is asked, with as many candidates as rows."""
+    monkeypatch.setattr(index_flat, "FROM", 30)
+    monkeypatch.setattr(sketch, "WORTH", 0)
+
+
+def test_a_sketch_is_made_when_there_is_enough(tmp_path, small_sketches, monkeypatch):
     monkeypatch.setattr(index_flat, "FROM", 500)
-    monkeypatch.setattr(index_flat, "LEAST", 100)
     index = GalleryIndex.create(tmp_path / "i", CARD, DIM)
     index.add(make_features(600), make_rows(600))
     before = state_of(index)
@@ -161,18 +179,71 @@ def test_a_sketch_is_made_when_there_is_enough(tmp_path, monkeypatch):
     assert not hits.exact and hits.positions[:, 0].tolist() == reopened.find(["i1", "i601", "i698"]).tolist()
     everything = reopened.search(queries, 650, exact=False)  # more than there are images
     assert (everything.positions >= 0).sum(axis=1).tolist() == [everything.allowed] * 3
-    assert reopened.search(queries, 5, Filter(tags="leisure", domains="spain"), exact=False).exact
+    assert sketch_of(reopened).axes.shape == (DIM, 64)
+    monkeypatch.setattr(sketch, "WORTH", 25)
+    assert reopened.search(queries, 5, exact=False).exact  # of so few it would be slower
+
+
+def test_rows_lie_by_kind_and_place_once_there_is_a_sketch(tmp_path, small_sketches):
+    index = GalleryIndex.create(tmp_path / "i", CARD, DIM)
+    rows = make_rows(200)
+    index.add(make_features(200), rows)
+    index.compact()
+    found = index.rows(np.arange(200))
+    assert [kind for kind, _ in itertools.groupby(found["kind"])] in (["text", "image"], ["image", "text"])
+    for kind in ("image", "text"):
+        own = found[found["kind"] == kind]
+        along = Columns.of(own).along
+        assert (np.diff(along.astype(float)) >= 0).all() and own["lon"].isna().tolist() == sorted(own["lon"].isna())
+        expected = [interleaved(lon, lat) for lon, lat in own[["lon", "lat"]].to_numpy()]
+        assert along.tolist() == expected
+
+
+def interleaved(lon: float, lat: float) -> int:
+    """Bit by bit: 32 of each, the latitude's before the longitude's."""
+    if np.isnan(lon) or np.isnan(lat):
+        return 2**64 - 1
+    x, y = (int((degrees / most + 1) * (2**31 - 1)) for degrees, most in ((lon, 180), (lat, 90)))
+    return int("".join(a + b for a, b in zip(f"{y:032b}", f"{x:032b}", strict=True)), 2)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_bias_counts_in_a_sketch_as_it_does_without(tmp_path, small_sketches, exact):
+    index = GalleryIndex.create(tmp_path / "i", CARD, DIM)
+    bias = np.random.default_rng(1).uniform(-0.5, 0, 120)
+    index.add(make_features(100), make_rows(100).assign(hub_bias=bias[:100]))
+    index.compact()
+    index.add(make_features(20, 7), make_rows(20, 100).assign(hub_bias=bias[100:]))
+    names = index.rows(np.arange(120))["item_id"]
+    own = np.array([bias[int(name[1:])] for name in names])
+    assert sketch_of(index) is not None
+    query = make_features(3, 9)
+    scores = query @ index.features(np.arange(120)).T + own
+    scores[:, index.rows(np.arange(120))["kind"] != "image"] = -9
+    hits = index.search(query, 5, exact=exact, bias=True)
+    assert hits.exact == exact and hits.positions.tolist() == np.argsort(-scores, axis=1)[:, :5].tolist()
+
+
+@pytest.mark.parametrize(("bias", "more"), [(True, 0), (None, 8), (None, 0), (1.5, 8)])
+def test_a_manifest_whose_width_and_bias_disagree_is_damaged(tmp_path, bias, more):
+    GalleryIndex.create(tmp_path / "i", CARD, DIM).add(make_features(5), make_rows(5))
+    manifest = index_files.read_manifest(tmp_path / "i") | {"bias": bias, "width": DIM + more}
+    index_files.write_json(tmp_path / "i" / index_files.NAME, {**manifest, "checksum": content_hash(manifest)})
+    with pytest.raises(DataError, match="is damaged"):
+        GalleryIndex.open(tmp_path / "i")
 
 
 def test_kill_at_any_moment_leaves_a_whole_version(tmp_path):
     PROCESSES.set_forkserver_preload(["ucore.index", "pandas", "pyarrow.parquet", "hypothesis", "pytest"])
     GalleryIndex.create(tmp_path / "i", CARD, DIM)
-    chance = random.Random(0)
+    chance, sketched = random.Random(0), 0
     for _ in range(10):
         kill_while_changing(PROCESSES, tmp_path / "i", chance)
         index = GalleryIndex.open(tmp_path / "i")
         index.verify()
+        sketched += sketch_of(index) is not None
         assert state_of(index) == list(expected_states(index.version))[-1]
+    assert sketched
     with index_files.writing(tmp_path / "i") as manifest:  # what the killed left behind is gone
         there = {path.name for path in (tmp_path / "i").iterdir()}
     assert there == {"index.json", *index_files.named(manifest)}
@@ -202,11 +273,12 @@ def test_more_hits_than_can_be_held_are_refused(tmp_path):
             index.search(make_features(2), k)
 
 
-@pytest.mark.parametrize("pattern", ["vectors-*", "rows-*", "gone-*", "index.json"])
+@pytest.mark.parametrize("pattern", ["vectors-*", "rows-*", "gone-*", "axes-*", "codes-*", "index.json"])
 @pytest.mark.parametrize("how", ["cut", "flip", "remove", "empty"])
-def test_damaged_files_are_named(tmp_path, pattern, how):
+def test_damaged_files_are_named(tmp_path, small_sketches, pattern, how):
     index = GalleryIndex.create(tmp_path / "i", CARD, DIM)
     index.add(make_features(50), make_rows(50))
+    index.compact()
     index.delete(["i7"])
     (path,) = (tmp_path / "i").glob(pattern)
     data = bytearray(path.read_bytes())

@@ -135,8 +135,51 @@ def test_sketched_products_are_those_of_whole_numbers():
     made = sketched(vectors)
     asked = np.random.default_rng(2).integers(-127, 128, (3, 64)).astype(np.float32)
     sums = asked @ (made.codes.astype(np.float32) - 128).T
+    made_up = made._asked(1e37 * make_features(3, 1, 96))  # does not overflow
+    assert abs(made_up).max(axis=1).tolist() == [127] * 3 and (made_up == np.rint(made_up)).all()
+    assert not made._asked(np.zeros((1, 96), np.float32)).any()
     for row, found in enumerate(made._candidates(asked, 50, None)):
         assert sorted(sums[row, found]) == sorted(np.sort(sums[row])[-50:])
+
+
+def test_the_direction_of_the_mean_is_kept_though_rows_hardly_differ_along_it():
+    """Queries of the other modality may weigh it most: 0.2 % of the rows are candidates, in a flat spectrum."""
+    rng = np.random.default_rng(0)
+    strength = np.append(0.4, np.arange(1, 151) ** -0.4 * 0.1)
+    basis = np.linalg.qr(rng.standard_normal((256, 151)))[0].T
+
+    def drawn(count, along):
+        rows = rng.standard_normal((count, 151)) * strength
+        rows[:, 0] = along
+        rows = (rows @ basis).astype(np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    vectors, queries = drawn(20_000, 0.8), drawn(40, -2.0)
+    made = sketched(vectors)
+    assert made.axes.shape[1] < 128
+    found = made._candidates(made._asked(queries), 40, None)
+    wanted = brute_force(vectors, queries, 10)[0]
+    assert np.mean([np.isin(best, of).mean() for best, of in zip(wanted, found, strict=True)]) > 0.95
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_of_equal_rows_the_first_are_found_however_many_threads_there_are(monkeypatch, parts):
+    monkeypatch.setattr(sketch, "SEVERAL", 1 if parts > 1 else 2**60)
+    monkeypatch.setattr(nearest.faiss_module(), "omp_get_max_threads", lambda: parts)
+    vectors = in_few_directions(9000, 1)
+    vectors[np.random.default_rng(0).choice(9000, 3000, replace=False)] = vectors[0]
+    made = sketched(vectors)
+    assert len(made._parts) == parts
+    assert_same(made.search(vectors, vectors[:1], 5, None), brute_force(vectors, vectors[:1], 5))
+
+
+def test_many_queries_are_asked_some_at_a_time(monkeypatch):
+    vectors, queries = in_few_directions(3000, 1), in_few_directions(50, 2)
+    made = sketched(vectors)
+    whole = made.search(vectors, queries, 10, None)
+    monkeypatch.setattr(sketch, "AT_ONCE", 7)
+    assert_same(made.search(vectors, queries, 10, None), whole)
+    assert sketch.Sketch.pays(25_001, 20) and not sketch.Sketch.pays(25_001, 21)
 
 
 def test_a_sketch_needs_as_many_directions_as_hold_the_variance():
@@ -146,6 +189,8 @@ def test_a_sketch_needs_as_many_directions_as_hold_the_variance():
     lengths = np.linalg.norm(few.axes, axis=0)
     np.testing.assert_allclose(few.axes.T @ few.axes, np.eye(64) * lengths[0] ** 2, atol=lengths[0] ** 2 * 1e-4)
     assert abs(few.codes.astype(int) - 128).max() == 127  # nothing is cut, and all of the byte is used
+    narrow = sketched(make_features(500, 1, 5))
+    assert narrow.axes.shape == (5, 64) and np.linalg.matrix_rank(narrow.axes) == 5
 
 
 def test_fewer_rows_than_hits_and_none():

@@ -325,8 +325,8 @@ def test_the_engine_on_disk_gives_the_same_answers(search_place, searcher, tmp_p
 
 
 def test_a_large_index_is_searched_approximately_where_asked_for(search_place, tmp_path, monkeypatch):
-    for name in ("embedding.FROM", "index_flat.FROM", "index_flat.LEAST"):  # there are 144 rows
-        monkeypatch.setattr(f"ucore.{name}", 30)
+    for name, value in (("embedding.FROM", 30), ("index_flat.FROM", 30), ("sketch.WORTH", 0)):  # there are 144 rows
+        monkeypatch.setattr(f"ucore.{name}", value)
     index = build_index(search_place.checkpoint, search_place.manifest, tmp_path / "index", progress=False)
     assert len(index) == 144 and index.search(np.ones((1, index.dim)) / index.dim**0.5, 1, exact=False).exact is False
     version = index.version

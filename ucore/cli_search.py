@@ -56,7 +56,7 @@ def search(
         tag: Only with this OpenStreetMap tag, "key=value" or "key"; repeatable: all of them.
         source: Only of this source; repeatable.
         checkpoint: Where the checkpoint is now, if not where the index says.
-        knn: exact: every row is compared; approximate: 3 % of them, where 50,000 or more were built into the index;
+        knn: exact: every row is compared; approximate: a sketch of every row, where 50,000 or more were built in;
             auto: exact in folders, approximate with the engine lance.
         correct_hubs: Lower the scores of what fits everything a little.
         late: Images and segments in one score, for a checkpoint trained with segments.

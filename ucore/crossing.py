@@ -40,8 +40,8 @@ def two_sides(
     home = read_dataset(folder, split=("train", "val"), skip_bad=skip_bad)
     home = home.domain(source_domain or _first(home, home.domain_splits, OF_SOURCE))
     away = read_dataset(target or folder, skip_bad=skip_bad)
-    known = list(away.domain_splits)
-    others = known if target else [name for name in known if name not in home.domain_splits]
+    known, own = list(away.domain_splits), home.domain_splits
+    others = known if target else [name for name in known if name not in own]
     if not others:
         raise DataError(
             f"{folder} has the domain {few(known)} alone; adaptation needs another. Name a second dataset (target), or "
@@ -52,7 +52,8 @@ def two_sides(
 
 def _first(manifest: Manifest, domains: Iterable[str], splits: set[str]) -> str:
     """The first of some domains that has all of these splits, or else the first."""
-    return min(domains, key=lambda name: (not manifest.domain_splits[name] >= splits, name))
+    own = manifest.domain_splits
+    return min(domains, key=lambda name: (not own[name] >= splits, name))
 
 
 def target_ranks(

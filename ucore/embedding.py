@@ -40,6 +40,7 @@ from ucore.sureness import SURENESS, measure_sureness
 
 AT_ONCE = 1024  # images that are embedded and added together: what a stop can cost
 TEXTS_AT_ONCE = 2**16
+CHANGED = "changed"  # under which an index notes how many rows have changed since it was compacted
 REBUILT = 0.1  # share of the rows that must have changed for a sketch to be made anew
 KINDS = ("image", "text", "segment")
 
@@ -100,9 +101,13 @@ def _fill(
     maker.add_texts()
     if segments is not None:
         maker.add_segments(segments, segment_count)
-    added = len(index) - len(known) + len(stale)
-    if len(index) >= FROM and REBUILT * len(index) <= len(stale) + added:
+    changed = len(index) - len(known) + 2 * len(stale)
+    before = index.note(CHANGED)  # of earlier builds, also of one that was stopped
+    changed += before if type(before) is int else 0
+    index.keep(CHANGED, changed)
+    if len(index) >= FROM and REBUILT * len(index) <= changed:
         index.compact()  # makes the sketch of an approximate search
+        index.keep(CHANGED, 0)
     sure = measure_sureness(index, bank, index.card["temperature"])
     index.keep(SURENESS, None if sure is None else sure.to_dict())
     return index

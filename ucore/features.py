@@ -143,14 +143,20 @@ def _embed_texts(encoder: DualEncoder, texts: Sequence[str], progress: bool, tow
     return result
 
 
-def embed_images(encoder: DualEncoder, manifest: Manifest, views: int = 1, progress: bool = True) -> np.ndarray:
-    """Image features float32 (N, D), L2-normalised: the mean over `views` dihedral views, normalised again."""
-    result = np.empty((len(manifest), encoder.embed_dim), dtype=np.float32)
-    batches = [range(i, min(i + BATCH, len(manifest))) for i in range(0, len(manifest), BATCH)]
+def embed_images(
+    encoder: DualEncoder, manifest: Manifest | Sequence[Path], views: int = 1, progress: bool = True
+) -> np.ndarray:
+    """Image features float32 (N, D), L2-normalised: the mean over `views` dihedral views, normalised again.
+
+    manifest: or the paths of pictures.
+    """
+    paths = manifest.image_paths if isinstance(manifest, Manifest) else manifest
+    result = np.empty((len(paths), encoder.embed_dim), dtype=np.float32)
+    batches = [range(i, min(i + BATCH, len(paths))) for i in range(0, len(paths), BATCH)]
     own = batches[distributed.rank() :: distributed.size()]
     bar = tqdm(total=sum(map(len, own)), desc="Embedding images", unit="img", disable=not progress)
     with bar, encoder.evaluating():
-        for rows, pixels in zip(own, pixel_batches(encoder, manifest.image_paths, own), strict=True):
+        for rows, pixels in zip(own, pixel_batches(encoder, paths, own), strict=True):
             seen = torch.stack([encoder.encode_image(dihedral(pixels, view)) for view in range(views)])
             result[rows[0] : rows[-1] + 1] = F.normalize(seen.mean(0), dim=1).cpu().numpy()
             bar.update(len(rows))

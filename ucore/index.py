@@ -211,8 +211,8 @@ class GalleryIndex:
     ) -> Hits:
         """The k items of a kind with the largest inner products with each query, of those that pass `where`.
 
-        queries: float (Q, D). exact=False looks at 3 % of the rows, where more may be found and
-        `compact` has learned where to look; the hits say whether it did.
+        queries: float (Q, D). exact=False scores those rows exactly that look best in the sketch which `compact`
+        made, where that is faster; the hits say whether it did.
         bias: add each item's hub_bias to its scores.
         Raises ConfigError for an unknown kind, a k below 1, or a name in the filter that no row has.
         """

@@ -17,7 +17,7 @@ class Engine(Protocol):
 
     Positions are int64 and name the rows of the version that is read; `limit` is above all of them. `search` gives
     positions (Q, k), -1 where there is none, scores float32 (Q, k), how many rows kind and filter let through, and
-    whether all of them were looked at. A change is one new version, whole or not at all.
+    whether all of them were scored exactly. A change is one new version, whole or not at all.
     """
 
     name: str  # among index.ENGINES

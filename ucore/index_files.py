@@ -77,9 +77,10 @@ def _is_right(manifest: Manifest) -> bool:
     counts: list[Any] = [manifest.get(name) for name in ("version", "rows", "width", "dim")]
     if not (isinstance(card, dict) and isinstance(parts, list) and all(map(whole, counts))):
         return False
-    if not 1 <= counts[3] <= 100_000 or counts[2] not in (counts[3], counts[3] + 8):
+    bias = manifest.get("bias", "")
+    if not 1 <= counts[3] <= 100_000 or counts[2] != counts[3] + 8 * bool(bias):
         return False
-    if manifest.get("bias") not in (None, True, False) or not {"gone", "sketch", "bias", "vectors"} <= set(manifest):
+    if not {"gone", "sketch", "vectors"} <= set(manifest) or bias not in (True, False, *[None] * (counts[1] == 0)):
         return False
     files = [(part, "rows-*[.]arrow") for part in parts]
     files += [] if manifest["gone"] is None else [(manifest["gone"], "gone-*[.]npy")]

@@ -1,6 +1,7 @@
-"""The embedded engine of a gallery index: memory-mapped float32 vectors, exact search of the rows that may be found."""
+"""The embedded engine of a gallery index: memory-mapped float32 vectors, searched exactly or by a sketch of them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ucore.filters import Filter
 from ucore.index_version import Version
 from ucore.manifest import few
 from ucore.nearest import BLOCK, blocks_of, nearest, rescore
-from ucore.sketch import FROM, LEAST, Sketch
+from ucore.sketch import FROM, Sketch
 
 MOST_PARTS = 32  # files of metadata, before they are joined
 
@@ -49,7 +50,7 @@ class FlatEngine:
         manifest = files.read_manifest(self.place)
         while True:
             try:
-                self.now = Version.load(self.place, manifest)
+                self._read(manifest)
                 return
             except (DataError, OSError):
                 newer = files.read_manifest(self.place)  # a writer may have removed what the older one named
@@ -111,7 +112,7 @@ class FlatEngine:
     def _start(self, manifest: files.Manifest) -> tuple[Version, files.Manifest, str]:
         """The version to write after, the manifest to change, and the number for new files' names."""
         if manifest["version"] != self.manifest["version"]:
-            self.now = Version.load(self.place, manifest)
+            self._read(manifest)
         version = manifest["version"] + 1
         return self.now, {**manifest, "version": version}, f"{version:06d}"
 
@@ -175,7 +176,8 @@ class FlatEngine:
                     np.savez(stream, mean=sketch.mean, axes=sketch.axes)
                 empty = {"name": f"codes-{number}.u8", "chunks": []}
                 new["sketch"] = {"axes": entry, "size": sketch.axes.shape[1], "codes": empty}
-                new["sketch"] = self._sketched(sketch, blocks_of(now.vectors, keep), {**new, "rows": 0})
+                written = files.map_vectors(self.place, new)
+                new["sketch"] = self._sketched(sketch, blocks_of(written, np.arange(len(keep))), {**new, "rows": 0})
             self._commit(new)
 
     def _sketched(self, sketch: Sketch, blocks: Iterator[np.ndarray], manifest: files.Manifest) -> dict[str, Any]:
@@ -197,7 +199,12 @@ class FlatEngine:
 
     def _commit(self, manifest: files.Manifest) -> None:
         files.commit(self.place, manifest)
-        self.now = Version.load(self.place, manifest, check=False)
+        self._read(manifest, check=False)
+
+    def _read(self, manifest: files.Manifest, check: bool = True) -> None:
+        old, self.now = getattr(self, "now", None), Version.load(self.place, manifest, check)
+        if old and old.sketch and old.manifest["sketch"] == manifest["sketch"]:  # it holds what FAISS has copied
+            self.now = replace(self.now, sketch=old.sketch)
 
     def select(self, kind: str, where: Filter | None) -> np.ndarray:
         """Positions that a search may find, ascending int64 (n,)."""
@@ -212,12 +219,13 @@ class FlatEngine:
     def search(
         self, queries: np.ndarray, k: int, where: Filter | None, kind: str, exact: bool, bias: bool
     ) -> tuple[np.ndarray, np.ndarray, int, bool]:
-        """Positions, scores, how many rows were allowed, and whether all of them were looked at."""
+        """Positions, scores, how many rows were allowed, and whether all of them were scored exactly."""
         allowed = self._allowed(kind, where)
         count = int(np.count_nonzero(allowed))
-        wide, sketch, everything = self._wide(queries, bias), self.now.sketch, count == len(allowed)
-        if sketch and not exact and count > max(LEAST, k):
-            return *sketch.search(self.now.vectors, wide, k, None if everything else allowed), count, False
+        wide, everything = self._wide(queries, bias), count == len(allowed)
+        if self.now.sketch and not exact and Sketch.pays(count, k):
+            found = self.now.sketch.search(self.now.vectors, wide, k, None if everything else allowed)
+            return *found, count, False
         rows = None if everything else np.flatnonzero(allowed)
         return *nearest(self.now.vectors, wide, k, rows, self.now.scale), count, True
 
@@ -255,12 +263,12 @@ class FlatEngine:
 
 def _widened(features: np.ndarray, table: pa.Table, manifest: files.Manifest) -> Iterator[np.ndarray]:
     """Blocks of rows as they are stored: with their bias in a coordinate of its own, where the index has one."""
-    if not manifest["bias"]:
-        yield features
-        return
     bias = table["hub_bias"].to_numpy()
     for start in range(0, len(features), BLOCK):
         block = features[start : start + BLOCK]
+        if not manifest["bias"]:
+            yield block
+            continue
         wide = np.zeros((len(block), manifest["width"]), np.float32)
         wide[:, : block.shape[1]], wide[:, block.shape[1]] = block, bias[start : start + BLOCK]
         yield wide

@@ -16,6 +16,7 @@ from ucore.errors import DataError
 from ucore.index_rows import SCHEMA
 from ucore.sketch import Sketch
 
+LARGEST = 1e12  # of the numbers of a sketch: more would overflow in products
 pc: Any = pyarrow.compute  # its functions are made when it is imported, which type checkers do not see
 
 
@@ -103,7 +104,7 @@ def _checked_sketch(folder: Path, manifest: files.Manifest) -> Sketch:
     mean, axes = files.load_arrays(path, "mean", "axes")
     width, size = manifest["width"], manifest["sketch"]["size"]
     fit = mean.shape == (width,) and axes.shape == (width, size) and mean.dtype == axes.dtype == np.float32
-    if not (fit and np.isfinite(mean).all() and np.isfinite(axes).all()):
+    if not (fit and (np.abs(mean) < LARGEST).all() and (np.abs(axes) < LARGEST).all()):
         raise DataError(f"{path} is damaged. To go on, {files.ANEW}")
     codes = np.memmap(folder / manifest["sketch"]["codes"]["name"], np.uint8, "r", shape=(manifest["rows"], size))
     return Sketch(mean, axes, np.asarray(codes))

@@ -198,9 +198,12 @@ def _require_unicode(table: dict[str, list[Any]], root: Path) -> None:
     """JSON permits halves of a character (lone surrogates), which no file, no table and no tokenizer takes."""
     for column, values in table.items():
         for sample, value in zip(table["sample_id"], values, strict=True):
-            text = value if isinstance(value, str) else "".join(map(str, value)) if column in LISTS else ""
-            if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
-                raise DataError(f"The {column} of {sample!r} in {root} is not valid Unicode. Correct that text.")
+            for text in value if column in LISTS else (value,):
+                try:
+                    str(text).encode()
+                except UnicodeEncodeError as error:
+                    where = f"The {column} of {sample!r} in {root}"
+                    raise DataError(f"{where} is not valid Unicode. Correct that text.") from error
 
 
 def _is_right(frame: Any, name: str) -> bool:

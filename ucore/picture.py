@@ -11,6 +11,7 @@ from functools import wraps
 from typing import Any, ParamSpec, Self
 
 import matplotlib
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -47,6 +48,13 @@ def styled(function: Callable[P, "Picture"]) -> Callable[P, "Picture"]:
             return function(*args, **kwargs)
 
     return drawn
+
+
+def ink_on(colour: Any) -> str:
+    """ "black" or "white", what can be read on a colour of matplotlib's: a contrast of 4.5 or more (WCAG 2.2, 1.4.3)."""
+    channels = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+    luminance = 0.2126 * channels[0] + 0.7152 * channels[1] + 0.0722 * channels[2]
+    return "black" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "white"
 
 
 class Picture(Figure):

@@ -42,7 +42,7 @@ class Searcher:
     """Queries over an index.
 
     index: an open one, its folder or address. checkpoint: where its encoder's weights are, if not where the card says.
-    device: of the image tower, for queries that are files. exact: whether a search looks at every row, see
+    device: of the image tower, for queries that are files. exact: whether a search scores every row exactly, see
     `GalleryIndex.search`; None: in folders (engine flat) it does, beyond memory (lance) it does not.
     Raises DataError, CheckpointError: no index, or not the weights that it was built with.
     """
@@ -195,16 +195,15 @@ class Searcher:
         """The k images, or captions, that are closest to a picture of your own. Raises DataError where it is none."""
         from ucore.features import embed_images
         from ucore.images import Unreadable, try_image
-        from ucore.manifest import Manifest
 
         started, path = time.perf_counter(), Path(path)
         picture = try_image(path)
         if isinstance(picture, Unreadable):
             raise DataError(f"Cannot read the image {path}: {picture.reason}. Ask with another file.")
-        row = {"sample_id": path.name, "image": path.name, "captions": [], "domain": "query", "split": "query"}
         views = int(read_card(self.checkpoint)["train"]["test_views"])  # as the index was built
-        vector = embed_images(self.encoder, Manifest.from_rows([row], path.resolve().parent), views, False)[0]
-        return self._answer(self._image(f"image {path.name}", vector, find, k, where, correct_hubs, group, started))
+        vector = embed_images(self.encoder, [path], views, False)[0]
+        name = path.name.encode("utf-8", "replace").decode("utf-8")  # which a file's name need not be
+        return self._answer(self._image(f"image {name}", vector, find, k, where, correct_hubs, group, started))
 
     def position(self, sample_id: str) -> int:
         """Place in the index of a sample's image. Raises DataError, with the nearest name, where there is none."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ucore.picture import INK, WIDTH, Picture, styled
+from ucore.picture import WIDTH, Picture, ink_on, styled
 
 
 @styled
@@ -16,11 +16,11 @@ def plot_gap(domains: Sequence[str], mean_recall: np.ndarray, title: str = "") -
     side = len(domains)
     figure = Picture(figsize=(min(WIDTH, 2.6 + 1.1 * side), 1.6 + 0.62 * side), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(mean_recall, cmap="Blues", vmin=0, vmax=1.25 * mean_recall.max())
+    shades = axes.imshow(mean_recall, cmap="Blues", vmin=0, vmax=1.25 * mean_recall.max())
     for source, target in np.ndindex(side, side):
         home = source == target
         value = f"{mean_recall[source, target]:.1f}"
-        colour = "white" if mean_recall[source, target] > 0.7 * mean_recall.max() else INK  # readable on dark blue
+        colour = ink_on(shades.to_rgba(mean_recall[source, target])[:3])
         axes.text(target, source, value, ha="center", va="center", color=colour, weight="bold" if home else "normal")
     axes.set_xticks(range(side), domains)
     axes.set_yticks(range(side), domains)

@@ -361,17 +361,22 @@ def _index(folder: Path, engine: str = "flat") -> None:
 
 
 def _use_index(folder: Path) -> None:
-    from ucore import index_flat
+    from ucore import sketch
+
+    with patch.object(sketch, "WORTH", 0):  # so that it is asked
+        _ask_index(folder)
+
+
+def _ask_index(folder: Path) -> None:
     from ucore.filters import Filter
     from ucore.index import GalleryIndex
 
-    index_flat.LEAST = 2  # so that the sketch is asked
     index = GalleryIndex.open(folder / "i")
     index.verify()
     query = make_features(2, 9, index.dim)
     for where in (None, Filter(domains=("finland",)), Filter(tags=("building",)), Filter(box=(-180, -90, 180, 90))):
         for exact in (True, False):
-            hits = index.search(query, 3, where, exact=exact)
+            hits = index.search(query, 3, where, exact=exact, bias=index.has_bias)
     found = hits.positions[hits.positions >= 0]
     index.rows(found)
     index.features(found)
