@@ -310,6 +310,8 @@ def run(arguments: argparse.Namespace, place: Path) -> None:
 
     place.mkdir(parents=True, exist_ok=True)
     what = "made-up vectors"
+    if (place / "captions.npy").exists() and not arguments.checkpoint:
+        raise SystemExit(f"{place} holds real rows. Name --checkpoint and --data, or take another --folder.")
     if arguments.checkpoint:
         arguments.rows = make_windows(place, arguments.checkpoint, arguments.data, arguments.rows)
         arguments.dim, what = gallery(place, 0).captions.shape[1], f"windows of pictures of {arguments.data.name}"

@@ -52,7 +52,10 @@ def window_features(encoder: Any, images: "torch.Tensor") -> "torch.Tensor":
 
 
 class Windows:
-    """The gallery that `make` has written, as `search.Mixture` gives its own."""
+    """The gallery that `make` has written, as `search.Mixture` gives its own.
+
+    rows: float32 (N, D), mapped. captions: float32 (T, D). homes: float64 (P, 2), longitude and latitude.
+    """
 
     def __init__(self, place: Path) -> None:
         self.rows = np.load(place / "windows.npy", mmap_mode="r").reshape(-1, np.load(place / "captions.npy").shape[1])
@@ -73,14 +76,22 @@ class Windows:
 
 
 def make(place: Path, checkpoint: Path, data: Path, rows: int) -> int:
-    """Write windows.npy, float32 (P, 87, D), and captions.npy, float32 (T, D), if they are not there; how many rows."""
+    """Write windows.npy, float32 (P, 87, D), and captions.npy, float32 (T, D), if they are not there; how many rows.
+
+    Raises SystemExit where `place` holds those of another checkpoint or dataset.
+    """
     from tqdm.auto import tqdm
 
     from ucore.checkpoint import load_checkpoint
+    from ucore.checkpoint_files import WEIGHTS
     from ucore.data import read_dataset
     from ucore.features import embed_texts, pixel_batches
+    from ucore.files import file_hash, read_json, write_json
 
+    origin = {"checkpoint": file_hash(checkpoint / WEIGHTS), "data": str(data.resolve()), "rows": rows}
     if (place / "captions.npy").exists():
+        if read_json(place / "origin.json") != origin:
+            raise SystemExit(f"{place} holds windows of another checkpoint or dataset. Take another --folder.")
         return min(rows, len(Windows(place).rows))
     encoder, _ = load_checkpoint(checkpoint)
     manifest = read_dataset(data)
@@ -93,5 +104,6 @@ def make(place: Path, checkpoint: Path, data: Path, rows: int) -> int:
             out[list(pictures)] = window_features(encoder, pixels).numpy()
     out.flush()
     held = manifest.split([name for name in ("val", "test") if name in set(manifest.frame["split"])])
+    write_json(place / "origin.json", origin)
     np.save(place / "captions.npy", embed_texts(encoder, sorted(set(held.texts[0]))))
     return min(rows, len(Windows(place).rows))
