@@ -345,6 +345,18 @@ def test_a_new_stepper_pauses_the_one_it_replaces():
 # --- the batch beside the curves --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("simulated", [True, False])
+def test_what_is_trained_on_simulated_images_says_so_live_and_as_a_picture(simulated):
+    trainer = FakeTrainer()
+    trainer.val = SimpleNamespace(simulated=simulated)
+    stepper = TrainingStepper(trainer, probe=lambda: (np.zeros((3, 3)), np.eye(3, dtype=bool)))
+    stepper.run(6)
+    twins = stepper.figure(), stepper.matrix_figure()
+    titles = [axes.get_title(loc="left") for twin in twins for axes in twin.axes]
+    shown = (stepper.curves.value, stepper.matrix.value, *(title for title in titles if "loss" not in title and title))
+    assert len(shown) == 4 and all(("(simulated)" in text) == simulated for text in shown)
+
+
 def test_the_probes_matrix_is_drawn_only_when_there_is_a_probe():
     answers = []
 

@@ -51,7 +51,7 @@ def styled(function: Callable[P, "Picture"]) -> Callable[P, "Picture"]:
 
 
 def ink_on(colour: Any) -> str:
-    """ "black" or "white", what can be read on a colour of matplotlib's: a contrast of 4.5 or more (WCAG 2.2, 1.4.3)."""
+    """What can be read on a colour of matplotlib's, "black" or "white": a contrast of 4.5 or more (WCAG 2.2, 1.4.3)."""
     channels = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
     luminance = 0.2126 * channels[0] + 0.7152 * channels[1] + 0.0722 * channels[2]
     return "black" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "white"

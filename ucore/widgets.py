@@ -17,7 +17,7 @@ import ipywidgets as ipw
 import numpy as np
 
 from ucore.errors import ConfigError, UserError
-from ucore.gallery import shortened
+from ucore.gallery import shortened, simulated_note
 from ucore.live import curves_html, matrix_html, progress_line
 from ucore.picture import Picture
 from ucore.progress import only_trainer
@@ -79,7 +79,9 @@ class TrainingStepper(ipw.VBox):
         gallery: str = GALLERY,
     ) -> None:
         self.trainer, self.run_steps, self.probe, self.query = trainer, run_steps, probe, query
-        self.more, self.gallery = views, gallery
+        val = getattr(trainer, "val", None)
+        self._note = "" if val is None else simulated_note(val)
+        self.more, self.gallery = views, gallery + self._note
         self.running, self.error, self._clicked_pause = False, "", False
         self.task: asyncio.Task[None] | None = None
         self._next_line = 0.0
@@ -286,7 +288,7 @@ class TrainingStepper(ipw.VBox):
     @property
     def _matrix_title(self) -> str:
         when = "with the weights kept" if self.trainer.finished else f"after step {self.trainer.step_count:,}"
-        return f"The same training pairs {when}"
+        return f"The same training pairs {when}{self._note}"
 
     def _show_state(self) -> None:
         self._next_line = time.perf_counter() + REDRAW_SECONDS
