@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from makers_index import CARD, DIM, make_features, make_rows
 
 import ucore.index_evaluation as ie
+from ucore import index_flat, sketch
 from ucore.checkpoint import load_bank
 from ucore.errors import DataError
 from ucore.evaluate import best_ranks, instance_relevance, retrieval_ranks, similarity_matrix
@@ -133,3 +135,34 @@ def test_reliability_is_drawn_with_what_was_said_and_what_was_so():
 def test_what_is_not_in_the_index_is_told(searcher):
     with pytest.raises(DataError, match="no captions of the split 'nothing'"):
         ie.index_ranks(searcher, "nothing")
+
+
+# --- what an approximate search finds -------------------------------------------------------------------------------
+
+
+def test_the_recall_of_approximate_searches_is_that_of_the_indexs_own_captions(tmp_path, monkeypatch):
+    for name, value in (("FROM", 30), ("WORTH", 0), ("CANDIDATES", 12), ("A_HIT", 1), ("FEWEST", 1), ("VARIANCE", 0.3)):
+        monkeypatch.setattr(sketch, name, value)  # a sketch of so few directions that it misses some
+    monkeypatch.setattr(index_flat, "FROM", 30)
+    rows = make_rows(500).assign(kind=["image"] * 400 + ["text"] * 100)
+    features = make_features(500, 1, 64)
+    index = GalleryIndex.create(tmp_path / "i", CARD, 64)
+    index.add(features, rows)
+    assert ie.approximate_recall(index) is None  # there is no sketch yet
+    index.compact()
+    percent, asked = ie.approximate_recall(index) or (0, 0)
+    near = index.search(features[400:], 10, exact=False).positions
+    found = index.rows(near.ravel())["item_id"].to_numpy().reshape(100, 10)
+    right = np.argsort(-(features[400:] @ features[:400].T), axis=1)[:, :10]
+    share = np.mean([len(set(own) & {f"i{n}" for n in of}) / 10 for own, of in zip(found, right, strict=True)])
+    assert asked == 100 and percent == pytest.approx(100 * share) and 20 < percent < 99
+    some = ie.approximate_recall(index, most=7)
+    assert some and some[1] == 7 and ie.approximate_recall(index, most=7) == some
+    monkeypatch.setattr(sketch, "CANDIDATES", 400)
+    assert ie.approximate_recall(index) == (100, 100)
+
+
+def test_an_index_without_captions_has_no_recall(tmp_path):
+    index = GalleryIndex.create(tmp_path / "i", CARD, DIM)
+    index.add(make_features(5), make_rows(5).assign(kind="image"))
+    assert ie.approximate_recall(index) is None

@@ -340,6 +340,8 @@ def test_a_large_index_is_searched_approximately_where_asked_for(search_place, t
     typed = ucore("search", QUERY, "--index", tmp_path / "index", "--knn", "approximate")
     assert typed.status == 0 and "Searched approximately" in typed.out, typed.err
     assert "approximately" not in ucore("search", QUERY, "--index", tmp_path / "index").out
+    told = json.loads(ucore("index", "info", tmp_path / "index", "--recall").out)
+    assert told["approximate_recall@10"] == {"percent": 100.0, "captions": 108}
 
 
 class TestMoving:

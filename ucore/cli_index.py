@@ -68,13 +68,15 @@ def build(
     print(f'Search it: ucore search "a sentence" --index {out}')
 
 
-def info(path: Annotated[str, tyro.conf.Positional]) -> None:
+def info(path: Annotated[str, tyro.conf.Positional], recall: bool = False) -> None:
     """Say what is in an index, how sure its hits are and how far that is off, and check its files.
 
     Args:
         path: Folder of the index, or its address.
+        recall: Ask 200 of its captions, approximately and exactly: what share of the ten best images is found?
     """
     from ucore.index import GalleryIndex
+    from ucore.index_evaluation import approximate_recall
     from ucore.sureness import read_sureness
 
     found = GalleryIndex.open(path)
@@ -83,6 +85,9 @@ def info(path: Annotated[str, tyro.conf.Positional]) -> None:
     counts = {f"{kind}s": len(found.select(kind)) for kind in ("image", "text", "segment")}
     facts = {"segment_settings" if name == "segments" else name: value for name, value in found.card.items()}
     card = {"version": found.version, **facts, **counts, "sureness": None if sure is None else sure.to_dict()}
+    if recall:
+        both = approximate_recall(found)  # None: searches are exact
+        card["approximate_recall@10"] = None if both is None else dict(zip(("percent", "captions"), both, strict=True))
     print(json.dumps(card, indent=2, ensure_ascii=False))
 
 

@@ -4,6 +4,7 @@
     metrics_from_ranks(*ranks)
     segment_ranks(searcher, split="val")                     # text -> tile by its best segment
     semantic_ndcg(searcher, split="val")                     # other tiles that show the same are right, too
+    approximate_recall(searcher.index)                       # of what exact searches find
 
 A search gives float32 scores of the k best. They are computed again exactly (`evaluate`: equal features score exactly
 equal, ties count against the model), and k grows until nothing outside can change a rank.
@@ -29,7 +30,25 @@ FIRST = 64  # hits of a query that are looked at first
 SLACK = 1e-5  # by how much a float32 score of a search may differ from the exact one
 MANY = 8  # where a second look would fetch a hit of so many, all are looked at
 CUTOFF = 10
+ASKED = 200  # captions, to see what an approximate search finds
 SEEN = 3  # of what was found instead
+
+
+def approximate_recall(
+    index: "GalleryIndex", k: int = CUTOFF, most: int = ASKED, seed: int = 0
+) -> tuple[float, int] | None:
+    """Percent of the k best images that approximate searches find for captions of the index itself, and how many asked.
+
+    At most `most` captions, drawn with `seed`. An image that scores as the k-th does counts, whichever it is. None
+    where there are no captions, or where searches are exact, because it is as fast.
+    """
+    texts = index.select("text")
+    asked = np.sort(np.random.default_rng(seed).choice(texts, min(most, len(texts)), replace=False))
+    queries = index.features(asked)
+    if not len(asked) or (near := index.search(queries, k, exact=False)).exact:
+        return None
+    last = index.search(queries, k).scores[:, -1:]
+    return 100 * float((near.scores >= last).mean()), len(asked)
 
 
 class Gallery:
