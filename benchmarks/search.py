@@ -193,7 +193,7 @@ def brute_force(place: Path, dim: int) -> tuple[Ask, float]:
 
 
 def of_faiss(place: Path, dim: int, kind: str) -> tuple[Ask, float]:
-    """FAISS's own indexes with an id bitmap: flat, IVF (1,000 cells, 20 opened), HNSW (32 neighbours, ef 64)."""
+    """FAISS's own indexes with an id bitmap: flat, IVF (the root of the rows cells, 20 opened), HNSW (32, ef 64)."""
     from ucore.nearest import faiss_module
 
     faiss = faiss_module()
@@ -296,6 +296,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a dataset whose pictures' windows are the rows; its captions ask")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if bool(arguments.checkpoint) != bool(arguments.data):
+        parser.error("--checkpoint and --data go together")
     if arguments.stage:
         place = arguments.folder
         print(json.dumps(stage(arguments.stage, place, arguments.rows, arguments.dim, arguments.queries)))
@@ -306,6 +308,7 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, place: Path) -> None:
     """Every stage in a process of its own, and the table."""
+    from ucore.files import read_json, write_json
     from ucore.report import machine_facts
 
     place.mkdir(parents=True, exist_ok=True)
@@ -326,6 +329,10 @@ def run(arguments: argparse.Namespace, place: Path) -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 
+    origin = {"rows": arguments.rows, "dim": arguments.dim, "windows": read_json(place / "origin.json")}
+    if (place / "index").exists() and read_json(place / "built.json") != origin:
+        raise SystemExit(f"{place} has an index of other rows. Take another --folder.")
+    write_json(place / "built.json", origin)
     if not (place / "index").exists():
         made = ask("build")
         print(f"ucore build: {made['add_s']:.1f} s to add, {made['compact_s']:.1f} s to compact; "

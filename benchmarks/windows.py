@@ -3,8 +3,8 @@
 The bundled encoder sees a picture as 7 x 7 cells. A window of w x w of them has the features that a picture of that
 ground would have, were it not for what its cells know of their surroundings: every level of the tower is averaged over
 the window instead of the picture, and passes through the trained head. 87 windows a picture, of 2, 3, 4, 5 and 7 cells:
-neighbours overlap, as tiles of a city do. Captions of val and test ask; none of them was trained on. Places are made
-up: a picture lies anywhere, its windows beside each other.
+neighbours overlap, as tiles of a city do. Captions of pictures of val and test ask, some of which describe training
+pictures, too. Places are made up: a picture lies anywhere, its windows beside each other.
 """
 
 from pathlib import Path
@@ -78,7 +78,7 @@ class Windows:
 def make(place: Path, checkpoint: Path, data: Path, rows: int) -> int:
     """Write windows.npy, float32 (P, 87, D), and captions.npy, float32 (T, D), if they are not there; how many rows.
 
-    Raises SystemExit where `place` holds those of another checkpoint or dataset.
+    Raises SystemExit where `place` holds others.
     """
     from tqdm.auto import tqdm
 
@@ -91,7 +91,7 @@ def make(place: Path, checkpoint: Path, data: Path, rows: int) -> int:
     origin = {"checkpoint": file_hash(checkpoint / WEIGHTS), "data": str(data.resolve()), "rows": rows}
     if (place / "captions.npy").exists():
         if read_json(place / "origin.json") != origin:
-            raise SystemExit(f"{place} holds windows of another checkpoint or dataset. Take another --folder.")
+            raise SystemExit(f"{place} has windows of other --checkpoint, --data or --rows. Take another --folder.")
         return min(rows, len(Windows(place).rows))
     encoder, _ = load_checkpoint(checkpoint)
     manifest = read_dataset(data)

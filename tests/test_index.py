@@ -184,6 +184,26 @@ def test_a_sketch_is_made_when_there_is_enough(tmp_path, small_sketches, monkeyp
     assert reopened.search(queries, 5, exact=False).exact  # of so few it would be slower
 
 
+@pytest.mark.parametrize("pattern", ["vectors-*", "codes-*"])
+@pytest.mark.parametrize("left", [None, 7])
+def test_a_file_that_went_while_the_index_was_open_is_not_filled_with_zeros(tmp_path, small_sketches, pattern, left):
+    index = GalleryIndex.create(tmp_path / "i", CARD, DIM)
+    index.add(make_features(50), make_rows(50))
+    index.compact()
+    (path,) = (tmp_path / "i").glob(pattern)
+    before, data = index.version, path.read_bytes()
+    path.unlink()
+    if left:
+        path.write_bytes(data[:left])
+    with pytest.raises(DataError, match=path.name):
+        index.add(make_features(5), make_rows(5, 50))
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+    again = GalleryIndex.open(tmp_path / "i")
+    again.verify()
+    assert again.version == before and len(again) == 50
+
+
 def test_rows_lie_by_kind_and_place_once_there_is_a_sketch(tmp_path, small_sketches):
     index = GalleryIndex.create(tmp_path / "i", CARD, DIM)
     rows = make_rows(200)
@@ -301,7 +321,7 @@ def test_a_manifest_that_lacks_a_part_is_damaged_whatever_its_checksum(tmp_path,
     manifest = index_files.read_manifest(tmp_path / "i")
     del manifest[key]
     index_files.write_json(tmp_path / "i" / index_files.NAME, {**manifest, "checksum": content_hash(manifest)})
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match=r"index\.json is damaged"):
         GalleryIndex.open(tmp_path / "i")
 
 

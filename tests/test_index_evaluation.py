@@ -162,7 +162,10 @@ def test_the_recall_of_approximate_searches_is_that_of_the_indexs_own_captions(t
     assert ie.approximate_recall(index) == (100, 100)
 
 
-def test_an_index_without_captions_has_no_recall(tmp_path):
+def test_an_index_without_captions_has_no_recall(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_flat, "FROM", 30)
+    monkeypatch.setattr(sketch, "WORTH", 0)
     index = GalleryIndex.create(tmp_path / "i", CARD, DIM)
-    index.add(make_features(5), make_rows(5).assign(kind="image"))
-    assert ie.approximate_recall(index) is None
+    index.add(make_features(50), make_rows(50).assign(kind="image"))
+    index.compact()
+    assert not index.search(make_features(1), 3, exact=False).exact and ie.approximate_recall(index) is None

@@ -1,5 +1,6 @@
 """The exact search gives what sorting all scores gives, to the bit, ties included."""
 
+import multiprocessing
 from dataclasses import replace
 
 import numpy as np
@@ -67,6 +68,20 @@ def test_many_rows_of_few_queries_are_scored_some_at_a_time(monkeypatch):
     np.testing.assert_array_equal(nearest.rescore(vectors, queries, rows), whole)
     assert max(a * b for a, b in seen) <= 64 and sum(a * b for a, b in seen) == 750
     assert nearest.rescore(vectors, queries, rows[:, :0]).shape == (3, 0)
+
+
+def test_a_forked_process_has_threads_of_its_own(monkeypatch):
+    """Those of its parent are not there: a search that waited for them would never end."""
+    monkeypatch.setattr(nearest, "SEVERAL", 1000)
+    monkeypatch.setattr(nearest.faiss_module(), "omp_get_max_threads", lambda: 2)
+    vectors, queries = make_features(700, 1, 20), make_features(1, 2, 20)
+    wanted, context = nearest.nearest(vectors, queries, 10), multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    child = context.Process(target=lambda: answers.put(nearest.nearest(vectors, queries, 10)))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert_same(answers.get(), wanted)
 
 
 def test_rows_whose_scores_float32_confuses_are_told_apart():
@@ -189,6 +204,12 @@ def test_a_sketch_needs_as_many_directions_as_hold_the_variance():
     lengths = np.linalg.norm(few.axes, axis=0)
     np.testing.assert_allclose(few.axes.T @ few.axes, np.eye(64) * lengths[0] ** 2, atol=lengths[0] ** 2 * 1e-4)
     assert abs(few.codes.astype(int) - 128).max() == 127  # nothing is cut, and all of the byte is used
+    poor = make_features(500, 1, 20) @ make_features(20, 2, 96) + 0.2  # its rows differ in 20 directions alone
+    axes = sketched(poor).axes
+    lengths = np.linalg.norm(axes, axis=0)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(64) * lengths[0] ** 2, atol=lengths[0] ** 2 * 1e-4)
+    mean = poor.mean(axis=0)
+    assert axes[:, 0] @ mean == pytest.approx(np.linalg.norm(mean) * lengths[0], rel=1e-4)
     narrow = sketched(make_features(500, 1, 5))
     assert narrow.axes.shape == (5, 64) and np.linalg.matrix_rank(narrow.axes) == 5
 

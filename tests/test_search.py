@@ -1,6 +1,7 @@
 """A gallery embedded once, and what is found in it: against plain arrays, and for everything that is wrong."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -322,6 +323,39 @@ def test_the_engine_on_disk_gives_the_same_answers(search_place, searcher, tmp_p
         ours, theirs = (each.text(QUERY, k=5, **given).hits for each in (searcher, other))
         assert [hit.sample_id for hit in ours] == [hit.sample_id for hit in theirs]
         assert [hit.score for hit in ours] == pytest.approx([hit.score for hit in theirs], abs=1e-5)
+
+
+def test_a_build_that_was_stopped_gets_its_sketch_from_the_next(search_place, tmp_path, monkeypatch):
+    for name, value in (("embedding.FROM", 30), ("index_flat.FROM", 30), ("embedding.AT_ONCE", 30)):
+        monkeypatch.setattr(f"ucore.{name}", value)
+    given = search_place.checkpoint, search_place.manifest, tmp_path / "index"
+
+    def stop(maker):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr("ucore.embedding._Maker.add_texts", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_index(*given, progress=False)
+    index = GalleryIndex.open(tmp_path / "index")
+    assert len(index) == 36 and index.note("changed") is None
+    monkeypatch.setattr("ucore.embedding.REBUILT", 0.9)  # more than the texts that are missing are of all
+    index = build_index(*given, progress=False)
+    assert len(index) == 144 and index.note("changed") == 0 and list((tmp_path / "index").glob("codes-*"))
+    version = index.version
+    index.delete(["image:" + str(search_place.manifest.frame["sample_id"].iloc[0])])
+    build_index(*given, progress=False)
+    assert GalleryIndex.open(tmp_path / "index").version == version + 2  # too little for a new sketch
+    assert index.note("changed") == 1
+    assert "144 items" in ucore("index", "compact", tmp_path / "index").out and index.note("changed") == 0
+
+
+def test_a_picture_whose_name_is_no_unicode_is_asked_with(search_place, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    shutil.copy(search_place.manifest.image_paths[0], path)
+    found = ucore("search", "--image", path, "--index", search_place.index, "--k", 1)
+    own = search_place.manifest.frame["sample_id"].iloc[0]
+    assert found.status == 0 and own in found.out and "caf?.png" in found.out, found.err
 
 
 def test_a_large_index_is_searched_approximately_where_asked_for(search_place, tmp_path, monkeypatch):

@@ -345,10 +345,11 @@ def test_a_new_stepper_pauses_the_one_it_replaces():
 # --- the batch beside the curves --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("simulated", [True, False])
-def test_what_is_trained_on_simulated_images_says_so_live_and_as_a_picture(simulated):
-    trainer = FakeTrainer()
-    trainer.val = SimpleNamespace(simulated=simulated)
+@pytest.mark.parametrize("part", ["train", "finetune", "val", ""])
+def test_what_is_trained_on_simulated_images_says_so_live_and_as_a_picture(part):
+    trainer, simulated = FakeTrainer(), part != ""
+    for name in ("train", "finetune", "val"):
+        setattr(trainer, name, SimpleNamespace(simulated=name == part))
     stepper = TrainingStepper(trainer, probe=lambda: (np.zeros((3, 3)), np.eye(3, dtype=bool)))
     stepper.run(6)
     twins = stepper.figure(), stepper.matrix_figure()

@@ -73,7 +73,7 @@ def info(path: Annotated[str, tyro.conf.Positional], recall: bool = False) -> No
 
     Args:
         path: Folder of the index, or its address.
-        recall: Ask 200 of its captions, approximately and exactly: what share of the ten best images is found?
+        recall: Ask 200 of its captions for ten images, approximately and exactly: how many of these are found?
     """
     from ucore.index import GalleryIndex
     from ucore.index_evaluation import approximate_recall
@@ -86,8 +86,12 @@ def info(path: Annotated[str, tyro.conf.Positional], recall: bool = False) -> No
     facts = {"segment_settings" if name == "segments" else name: value for name, value in found.card.items()}
     card = {"version": found.version, **facts, **counts, "sureness": None if sure is None else sure.to_dict()}
     if recall:
-        both = approximate_recall(found)  # None: searches are exact
-        card["approximate_recall@10"] = None if both is None else dict(zip(("percent", "captions"), both, strict=True))
+        both = approximate_recall(found)
+        card["approximate_recall@10"] = (
+            "Searches are exact: there are no captions to ask, or too few images for a sketch to be faster."
+            if both is None
+            else dict(zip(("percent", "captions"), both, strict=True))
+        )
     print(json.dumps(card, indent=2, ensure_ascii=False))
 
 
@@ -97,10 +101,12 @@ def compact(path: Annotated[str, tyro.conf.Positional]) -> None:
     Args:
         path: Folder of the index, or its address.
     """
+    from ucore.embedding import CHANGED
     from ucore.index import GalleryIndex
 
     found = GalleryIndex.open(path)
     found.compact()
+    found.keep(CHANGED, 0)
     print(f"{path}: version {found.version}, {len(found):,} items.")
 
 

@@ -40,7 +40,7 @@ from ucore.sureness import SURENESS, measure_sureness
 
 AT_ONCE = 1024  # images that are embedded and added together: what a stop can cost
 TEXTS_AT_ONCE = 2**16
-CHANGED = "changed"  # under which an index notes how many rows have changed since it was compacted
+CHANGED = "changed"  # under which an index notes how many rows have changed since it was compacted, or None
 REBUILT = 0.1  # share of the rows that must have changed for a sketch to be made anew
 KINDS = ("image", "text", "segment")
 
@@ -93,6 +93,8 @@ def _fill(
     progress: bool,
 ) -> GalleryIndex:
     """Take out what is no longer so, and add what is missing."""
+    before = index.note(CHANGED)
+    index.keep(CHANGED, None)  # how many is unknown, should this build be stopped
     known = known_items(index)
     stale = [item for item, content in known.items() if not contents.still(item, content)]
     index.delete(stale)
@@ -101,9 +103,9 @@ def _fill(
     maker.add_texts()
     if segments is not None:
         maker.add_segments(segments, segment_count)
-    changed = len(index) - len(known) + 2 * len(stale)
-    before = index.note(CHANGED)  # of earlier builds, also of one that was stopped
-    changed += before if type(before) is int else 0
+    changed = len(index)
+    if type(before) is int and before >= 0:
+        changed = min(changed, before + len(index) - len(known) + 2 * len(stale))
     index.keep(CHANGED, changed)
     if len(index) >= FROM and REBUILT * len(index) <= changed:
         index.compact()  # makes the sketch of an approximate search

@@ -47,8 +47,9 @@ def approximate_recall(
     queries = index.features(asked)
     if not len(asked) or (near := index.search(queries, k, exact=False)).exact:
         return None
-    last = index.search(queries, k).scores[:, -1:]
-    return 100 * float((near.scores >= last).mean()), len(asked)
+    right = index.search(queries, k).scores
+    there = np.isfinite(right)
+    return 100 * float((near.scores >= right[:, -1:])[there].mean()), len(asked)
 
 
 class Gallery:

@@ -80,7 +80,8 @@ def _is_right(manifest: Manifest) -> bool:
     bias = manifest.get("bias", "")
     if not 1 <= counts[3] <= 100_000 or counts[2] != counts[3] + 8 * bool(bias):
         return False
-    if not {"gone", "sketch", "vectors"} <= set(manifest) or bias not in (True, False, *[None] * (counts[1] == 0)):
+    undecided = bias is None and counts[1] == 0
+    if not {"gone", "sketch", "vectors"} <= set(manifest) or not (isinstance(bias, bool) or undecided):
         return False
     files = [(part, "rows-*[.]arrow") for part in parts]
     files += [] if manifest["gone"] is None else [(manifest["gone"], "gone-*[.]npy")]
@@ -144,9 +145,11 @@ def writing(folder: Path) -> Iterator[Manifest]:
 def append(path: Path, offset: int, blocks: Iterator[np.ndarray]) -> tuple[int, int]:
     """Write blocks behind the first `offset` bytes of `path`; what followed is gone. Bytes written, their CRC-32.
 
-    Raises UserError where the disk is full or the file cannot be written.
+    Raises UserError where the disk is full or the file cannot be written, DataError where the first bytes are missing.
     """
     written, crc = 0, 0
+    if offset:  # a hole would be filled with zeros
+        _check_size(path, offset, exact=False)
     try:
         with open(path, "r+b" if path.exists() else "w+b") as stream:
             stream.seek(offset)

@@ -214,7 +214,7 @@ class LanceEngine:
     def search(
         self, queries: np.ndarray, k: int, where: Filter | None, kind: str, exact: bool, bias: bool
     ) -> tuple[np.ndarray, np.ndarray, int, bool]:
-        """Positions, scores, how many rows were allowed, and whether all of them were looked at.
+        """Positions, scores, how many rows were allowed, and whether all of them were scored exactly.
 
         Approximate only where that is asked for, `compact` has indexed the vectors and more than NARROW rows pass.
         Raises ConfigError for a name in the filter that no row has.

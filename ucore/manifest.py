@@ -198,7 +198,7 @@ def _require_unicode(table: dict[str, list[Any]], root: Path) -> None:
     """JSON permits halves of a character (lone surrogates), which no file, no table and no tokenizer takes."""
     for column, values in table.items():
         for sample, value in zip(table["sample_id"], values, strict=True):
-            for text in value if column in LISTS else (value,):
+            for text in value if column in LISTS else (value,) if isinstance(value, str) else ():
                 try:
                     str(text).encode()
                 except UnicodeEncodeError as error:

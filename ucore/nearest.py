@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,16 @@ def faiss_module() -> Any:
     except ImportError as error:
         raise UserError('Searching needs faiss: pip install "faiss-cpu"') from error
     return faiss
+
+
+@cache
+def crew(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay, each of which lets FAISS use no more of its own: these would only wait for each other."""
+    faiss = faiss_module()
+    return ThreadPoolExecutor(threads, "nearest", initializer=faiss.omp_set_num_threads, initargs=(1,))
+
+
+os.register_at_fork(after_in_child=crew.cache_clear)  # a child has none of its parent's threads
 
 
 def nearest(
@@ -132,9 +142,8 @@ def _propose(
         pieces = faiss.omp_get_max_threads() if count * vectors.shape[1] >= SEVERAL else 1
         edges = np.linspace(0, count, pieces + 1).astype(int)
         cuts = [slice(*edge) for edge in itertools.pairwise(edges.tolist())]
-        # Threads of FAISS's own inside each of these would only wait for each other.
-        with ThreadPoolExecutor(pieces, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
-            parts = list((pool.map if pieces > 1 else map)(partial(_walk, vectors, queries, want, rows), cuts))
+        walk = partial(_walk, vectors, queries, want, rows)
+        parts = list(crew(pieces).map(walk, cuts) if pieces > 1 else map(walk, cuts))
     scores = np.full((len(queries), 0), -np.inf, np.float32)
     found = np.full((len(queries), 0), -1, np.int64)
     for more_scores, more in parts:

@@ -2,20 +2,19 @@
 
 A sketch keeps the directions in which the rows differ most (principal components, Pearson 1901), as bytes: a fraction
 of the rows' size, read in a fraction of the time. The rows with the best sketched products are candidates, and their
-exact scores order them, as in `nearest`. No row is left out because it lies in another part of the space than the
-query, as it is where only the cells near a query are opened: a text lies near none of the images' cells. What may be
-missed is a row that owes its place to directions in which rows hardly differ. The price is time that grows with them.
+exact scores order them, as in `nearest`. No row is left out because it lies elsewhere than the query, as with inverted
+files or graphs of neighbours, which a text enters far from all images. What may be missed is a row that owes its place
+to directions in which rows hardly differ. The price is time that grows with the rows.
 """
 
 import itertools
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from ucore.nearest import SEVERAL, best, blocks_of, faiss_module, rescore
+from ucore.nearest import SEVERAL, best, blocks_of, crew, faiss_module, rescore
 
 FROM = 50_000  # rows from which on a sketch is worth its room
 WORTH = 25  # times the candidates: the rows from which on looking at all of them exactly is slower
@@ -54,12 +53,15 @@ class Sketch:
         sample -= mean
         first = mean[:plain] / max(np.linalg.norm(mean[:plain]), np.finfo(np.float32).tiny)
         others = sample[:, :plain] - np.outer(sample[:, :plain] @ first, first)
-        variances, directions = np.linalg.eigh(others.T @ others)
+        square = others.T @ others
+        # Below zero, so that of all directions without variance the mean's comes last, and is left out here.
+        variances, directions = np.linalg.eigh(square - (np.trace(square) + 1) * np.outer(first, first))
+        variances = np.maximum(variances, 0)
         held = np.cumsum(variances[::-1]) / max(variances.sum(), np.finfo(np.float32).tiny)
         always = 1 + int(vectors.shape[1] > plain)
         size = -(-(max(FEWEST, int(np.searchsorted(held, VARIANCE)) + 1 + always)) // STEP) * STEP
         axes = np.zeros((vectors.shape[1], size), np.float32)
-        count = min(plain - 1, size - always)  # the least of all directions is the mean's
+        count = min(plain - int(first.any()), size - always)
         axes[:plain, 0], axes[:plain, 1 : 1 + count] = first, directions[:, ::-1][:, :count]
         if always == 2:
             axes[plain, -1] = 1
@@ -111,6 +113,8 @@ class Sketch:
         edges = np.linspace(0, count, pieces + 1).astype(int) // 8 * 8  # whole bytes of a filter's bits
         edges[-1], parts = count, []
         for start, stop in itertools.pairwise(edges.tolist()):
+            if start == stop:
+                continue
             kind = faiss.ScalarQuantizer.QT_8bit_direct_signed
             index: Any = faiss.IndexScalarQuantizer(size, kind, faiss.METRIC_INNER_PRODUCT)
             index.add_sa_codes(self.codes[start:stop])
@@ -132,10 +136,8 @@ class Sketch:
             scores, places = index.search(asked, min(want, index.ntotal), params=selector)
             return scores, np.where(places < 0, -1, places + start)
 
-        several = len(self._parts) > 1
-        # Threads of FAISS's own inside each of these would only wait for each other.
-        with ThreadPoolExecutor(len(self._parts), initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
-            made = list((pool.map if several else map)(walk, self._parts))
+        parts = self._parts
+        made = list(crew(len(parts)).map(walk, parts) if len(parts) > 1 else map(walk, parts))
         scores, found = (np.hstack(of) for of in zip(*made, strict=True))
         if found.shape[1] > want:  # of equal ones the first, however many threads there are
             keep = np.lexsort((found, -scores), axis=1)[:, :want]

@@ -79,8 +79,8 @@ class TrainingStepper(ipw.VBox):
         gallery: str = GALLERY,
     ) -> None:
         self.trainer, self.run_steps, self.probe, self.query = trainer, run_steps, probe, query
-        val = getattr(trainer, "val", None)
-        self._note = "" if val is None else simulated_note(val)
+        parts = (getattr(trainer, name, None) for name in ("train", "finetune", "val"))
+        self._note = next((note for part in parts if part is not None and (note := simulated_note(part))), "")
         self.more, self.gallery = views, gallery + self._note
         self.running, self.error, self._clicked_pause = False, "", False
         self.task: asyncio.Task[None] | None = None
