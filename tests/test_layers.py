@@ -46,7 +46,7 @@ ORDER = [
         "inspection",
     ),
     *(
-        "depthwise",
+        "convolution",
         "bundled_text",
         "bundled",
         "weights",

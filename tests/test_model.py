@@ -1,5 +1,9 @@
 """The dual encoder: bundled towers equal their origin, pixels and tokens are treated as each model expects."""
 
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -148,8 +152,34 @@ def test_a_hub_tag_without_a_network_says_what_to_do(monkeypatch):
 
 
 def test_glibc_keeps_freed_memory():
-    import platform
-
     from ucore.device import keep_freed_memory
 
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+MEMORY = """
+import torch
+from ucore.device import freed_memory_kept, keep_freed_memory
+
+def held():
+    torch.ones(100, 2**20)  # 400 MB, freed at once
+    return int(open("/proc/self/statm").read().split()[1]) * 4 // 1024
+
+before = held()
+with freed_memory_kept("cuda"):
+    assert held() < before + 100
+with freed_memory_kept():
+    with freed_memory_kept():
+        assert held() > before + 300
+    assert held() > before + 300
+assert held() < before + 100
+keep_freed_memory()
+with freed_memory_kept():
+    pass
+assert held() > before + 300
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_freed_memory_is_kept_within_and_given_back_afterwards():
+    subprocess.run([sys.executable, "-c", MEMORY], check=True)

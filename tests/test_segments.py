@@ -279,7 +279,7 @@ def test_two_processes_store_what_one_does(tiny_rsicd, tmp_path):
 class Means:
     """A stand-in for an encoder: the mean colour of a crop, in three numbers."""
 
-    image_size, image_width, weights = (16, 16), 3, "a"
+    image_size, image_width, weights, device = (16, 16), 3, "a", "cpu"
 
     def __init__(self):
         self.batches = []

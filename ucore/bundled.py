@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ucore.bundled_text import CONTEXT_LENGTH, NAME, TEXT_LEVELS, TEXT_PACKAGE, package_folder
-from ucore.depthwise import replace_depthwise
+from ucore.convolution import fuse_convolutions
 from ucore.errors import CheckpointError
 from ucore.files import file_hash, write_json
 
@@ -135,7 +135,7 @@ def build_clip(load_weights: bool = True, preprocess: dict[str, Any] | None = No
                 f"The bundled text weights lack {missing[0]} and {len(missing) - 1} more; run: make setup"
             )
     fold_batch_norms(clip.visual.trunk.eval())
-    replace_depthwise(clip.visual.trunk)
+    fuse_convolutions(clip.visual.trunk)
     tower = MultiLevelTower(clip.visual.trunk)
     tower.preprocess_cfg = clip.visual.preprocess_cfg
     clip.visual = tower

@@ -99,8 +99,10 @@ def segment_features(
         return rows, crop_segments(np.asarray(load_image(image.path)), segments.take(rows), **crops)
 
     if todo:
+        from ucore.device import freed_memory_kept
+
         bar = tqdm(total=len(todo), desc="Segment features", unit="img", disable=not progress or not someone_looks())
-        with parts.writing(), bar:
+        with parts.writing(), bar, freed_memory_kept(encoder.device):
             for images, cuts in _cut_ahead(store, todo, cut):
                 _embed(encoder, parts, images, cuts)
                 bar.update(len(images))

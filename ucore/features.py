@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ucore import distributed
+from ucore.device import freed_memory_kept
 from ucore.files import atomic_path, content_hash
 from ucore.images import load_image
 from ucore.manifest import Manifest
@@ -80,7 +81,7 @@ def image_tower_features(
     bar = tqdm(total=sum(min(SHARD, len(manifest) - s) for s, _ in missing), desc="Image features", unit="img",
                disable=not progress or not missing)  # fmt: skip
     paths = manifest.image_paths
-    with bar:
+    with bar, freed_memory_kept(encoder.device):
         for start in dict.fromkeys(start for start, _ in missing):
             wanted = [view for first, view in missing if first == start]
             block = np.empty((len(wanted), min(SHARD, len(manifest) - start), encoder.image_width), np.float16)
@@ -155,7 +156,7 @@ def embed_images(
     batches = [range(i, min(i + BATCH, len(paths))) for i in range(0, len(paths), BATCH)]
     own = batches[distributed.rank() :: distributed.size()]
     bar = tqdm(total=sum(map(len, own)), desc="Embedding images", unit="img", disable=not progress)
-    with bar, encoder.evaluating():
+    with bar, freed_memory_kept(encoder.device), encoder.evaluating():
         for rows, pixels in zip(own, pixel_batches(encoder, paths, own), strict=True):
             seen = torch.stack([encoder.encode_image(dihedral(pixels, view)) for view in range(views)])
             result[rows[0] : rows[-1] + 1] = F.normalize(seen.mean(0), dim=1).cpu().numpy()

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ucore.convolution import fuse_convolutions
 from ucore.data import read_dataset
-from ucore.depthwise import replace_depthwise
 from ucore.device import cpu_has_bf16, keep_freed_memory, pick_device
 from ucore.errors import ConfigError, DataError
 from ucore.features import stored_array
@@ -96,7 +96,7 @@ class MicroCaptionerTrainer:
         tower.eval()  # batch statistics stay ImageNet's
         self.upper = [*tower.blocks[FROZEN:], tower.conv_head, tower.bn2]
         for part in self.upper[:-1]:
-            replace_depthwise(part)
+            fuse_convolutions(part)
         own = {id(parameter) for parameter in tower.parameters()}
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(

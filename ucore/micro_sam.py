@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ucore.bundled import IMAGE_WEIGHTS, fold_batch_norms, weight_file
-from ucore.depthwise import replace_depthwise
+from ucore.convolution import fuse_convolutions
 from ucore.errors import CheckpointError
 from ucore.weights import fill, read_weights
 
@@ -54,7 +54,7 @@ class MicroEncoder(nn.Module):
         trunk: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
         trunk.conv_head, trunk.bn2 = nn.Identity(), nn.Identity()  # of the classifier
         fold_batch_norms(trunk.eval())
-        replace_depthwise(trunk)
+        fuse_convolutions(trunk)
         self.trunk = trunk
         self.reduce = nn.ModuleDict(
             {

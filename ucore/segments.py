@@ -16,7 +16,7 @@ import numpy as np
 
 from ucore.config import did_you_mean
 from ucore.crop_features import UNHASHED, ImageFile, distinct_images, image_keys, segment_features
-from ucore.device import pick_device
+from ucore.device import freed_memory_kept, pick_device
 from ucore.errors import ConfigError, UserError
 from ucore.files import content_hash
 from ucore.images import Unreadable, try_image
@@ -189,7 +189,8 @@ class _Work:
         if not waiting:
             return
         start = time.perf_counter()
-        segments = self.generator.generate(list(waiting.values()))
+        with freed_memory_kept():
+            segments = self.generator.generate(list(waiting.values()))
         seconds = (time.perf_counter() - start) / len(waiting)
         for number, of_image in zip(waiting, segments, strict=True):
             results[number] = row_of("", of_image, seconds)
