@@ -142,3 +142,27 @@ def test_manifest_files_that_are_none(small, tmp_path):
         Manifest.load(file)
     with pytest.raises(DataError, match="repeated: a"):
         Manifest.from_rows([{"sample_id": "a"}, {"sample_id": "a"}], tmp_path)
+
+
+def test_a_manifest_with_bytes_that_are_no_text_is_refused(small, tmp_path):
+    import geopandas
+
+    file = tmp_path / "manifest.parquet"
+    read_dataset(small).save(file)
+    frame = geopandas.read_parquet(file)
+    frame.to_parquet(file, index=False, compression=None)
+    name = frame["image"][0].encode()
+    file.write_bytes(file.read_bytes().replace(name, name[:1] + b"\xdf" + name[2:]))
+    with pytest.raises(DataError, match="image holds what it must not"):
+        Manifest.load(file)
+
+
+def test_a_root_that_is_no_possible_path_is_not_found(small, tmp_path):
+    import geopandas
+
+    file = tmp_path / "manifest.parquet"
+    read_dataset(small).save(file)
+    frame = geopandas.read_parquet(file)
+    frame.attrs["root"] = "9" * 400
+    frame.to_parquet(file, index=False)
+    assert Manifest.load(file).root == small / "images"

@@ -181,7 +181,7 @@ class Manifest:
             raise DataError(f"{path} is not a manifest: it lacks {', '.join(absent)}. Make it again.")
         roots = [str(frame.attrs.get(name, "")).replace("\0", "") for name in ("root", "absolute_root")]
         root = (path.parent / roots[0]).resolve()
-        root = root if root.is_dir() else Path(roots[1])
+        root = root if os.path.isdir(root) else Path(roots[1])  # False for a name that is too long, too
         frame.attrs = {}
         for name in [name for name in COLUMNS if name not in frame.columns]:  # a version without them wrote it
             frame[name] = [COLUMNS[name]] * len(frame)
@@ -208,6 +208,13 @@ def _require_unicode(table: dict[str, list[Any]], root: Path) -> None:
 
 def _is_right(frame: Any, name: str) -> bool:
     """Whether a column holds what `Manifest` says of it."""
+    try:
+        return _holds(frame, name)
+    except Exception:  # pyarrow's own, of bytes that are no UTF-8: it decodes them when they are looked at
+        return False
+
+
+def _holds(frame: Any, name: str) -> bool:
     column = frame[name]
     if name == "footprint":
         return getattr(frame, "active_geometry_name", None) == name and frame.crs == "EPSG:4326"
