@@ -1,6 +1,7 @@
 """Fused convolutions agree with PyTorch's own, a ReLU6 behind them, in outputs and in gradients."""
 
 import copy
+import platform
 
 import pytest
 import torch
@@ -75,6 +76,53 @@ def test_frozen_weights_get_no_gradient_and_pass_one_on():
         layer(x).float().sum().backward()
     assert layer.weight.grad is None
     assert x.grad is not None
+
+
+def test_trained_weights_of_a_layer_whose_input_needs_no_gradient():
+    layer = FusedConv(list(convolutions())[2], clipped=True)
+    layer(torch.randn(2, 6, 8, 8)).sum().backward()
+    assert layer.weight.grad is not None and layer.bias.grad is not None
+
+
+def test_what_the_original_refuses_is_refused():
+    layer, original = FusedConv(list(convolutions())[5], clipped=True), list(convolutions())[5]
+    for x in (torch.ones(1, 6, 4, 4, dtype=torch.uint8), torch.ones(1, 6, 4, 4, dtype=torch.float64)):
+        for one in (layer, original):
+            with torch.inference_mode(), pytest.raises(RuntimeError):
+                one(x)
+    single = torch.randn(6, 4, 4)
+    torch.testing.assert_close(layer(single), original(single).clamp(0, 6))
+
+
+def test_gradients_in_float64_are_exact():
+    for number in (0, 2, 3):
+        layer = FusedConv(list(convolutions())[number].double(), clipped=True)
+        assert torch.autograd.gradcheck(layer, torch.randn(1, 6, 5, 5, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not torch.backends.mkldnn.is_available(), reason="of oneDNN on x86-64 alone"
+)
+def test_the_operator_is_there():
+    """If not, a new version of PyTorch has renamed it: all would still be right, and slow."""
+    assert convolution._clips_in_passing(torch.float32)
+
+
+def test_compiled_layers_are_one_graph_and_give_the_same():
+    block = nn.Sequential(*(FusedConv(list(convolutions())[number], clipped=True) for number in (0, 2)))
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 6, 9, 9)
+    for mine, theirs in zip(gradients(compiled, x), gradients(copy.deepcopy(block), x), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_fusing_twice_changes_nothing():
+    block = nn.Sequential(*(part for number in (0, 2) for part in (list(convolutions())[number], nn.ReLU6())))
+    x = torch.randn(2, 6, 9, 9)
+    expected = block(x)
+    for _ in range(2):
+        fuse_convolutions(block)
+        torch.testing.assert_close(block(x), expected)
 
 
 def test_fusing_keeps_names_and_leaves_other_convolutions():

@@ -158,12 +158,12 @@ def test_glibc_keeps_freed_memory():
 
 
 MEMORY = """
-import torch
+import os, torch
 from ucore.device import freed_memory_kept, keep_freed_memory
 
 def held():
     torch.ones(100, 2**20)  # 400 MB, freed at once
-    return int(open("/proc/self/statm").read().split()[1]) * 4 // 1024
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE") >> 20
 
 before = held()
 with freed_memory_kept("cuda"):

@@ -36,8 +36,9 @@ class FusedConv(nn.Conv2d):
         """Float (B, C, H, W) to float (B, C', H', W'), as the original and the ReLU6 give it."""
         weight, padding = self._evenly_padded(x)
         how = (self.stride, padding, self.dilation, self.groups)
-        if x.device.type == "cpu":
-            kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        autocast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64 and x.is_floating_point()
+        if x.device.type == "cpu" and x.dim() == 4 and (autocast or x.dtype == weight.dtype):
+            kind = torch.get_autocast_dtype("cpu") if autocast else x.dtype
             tensors = (x, weight, *(() if self.bias is None else (self.bias,)))
             if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
                 return _Convolution.apply(x, weight, self.bias, how, self.clipped, kind)  # type: ignore[return-value]
@@ -64,7 +65,7 @@ class FusedConv(nn.Conv2d):
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, how: Any, clipped: bool, kind: torch.dtype) -> Tensor:
     x, weight, bias = x.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
     stride, padding, gaps, groups = how
-    if clipped and _clips_in_passing(kind) and x.numel() and not torch.compiler.is_compiling():
+    if clipped and not torch.compiler.is_compiling() and _clips_in_passing(kind) and x.numel():
         convolve = torch.ops.mkldnn._convolution_pointwise
         return convolve(x, weight, bias, padding, stride, gaps, groups, "hardtanh", [0.0, CEILING], "")
     out = F.conv2d(x, weight, bias, stride, padding, gaps, groups)
@@ -76,8 +77,8 @@ def _clips_in_passing(kind: torch.dtype) -> bool:
     """Whether this PyTorch and this processor convolve and clip in one pass: an operator that compiled models use."""
     if kind not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
-    x = torch.linspace(-9, 9, 32).view(1, 2, 4, 4).to(kind)
-    weight = torch.ones(2, 1, 1, 1, dtype=kind)
+    x = torch.linspace(-9, 9, 32, device="cpu").view(1, 2, 4, 4).to(kind)
+    weight = torch.ones(2, 1, 1, 1, dtype=kind, device="cpu")
     try:
         convolve = torch.ops.mkldnn._convolution_pointwise
         found = convolve(x, weight, None, (0, 0), (1, 1), (1, 1), 2, "hardtanh", [0.0, CEILING], "")
@@ -104,7 +105,8 @@ class _Convolution(torch.autograd.Function):
         if out:  # what was clipped is known by its value: nothing else is exactly 0 or 6
             gradient = torch.ops.aten.hardtanh_backward(gradient, out[0], 0.0, CEILING)
         stride, padding, gaps, groups = ctx.how
-        kind = torch.float32 if 1 < groups == x.shape[1] == len(weight) else ctx.kind
+        slow = ctx.kind == torch.bfloat16 and 1 < groups == x.shape[1] == len(weight)
+        kind = torch.float32 if slow else ctx.kind
         needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
         to_x, to_weight, to_bias = torch.ops.aten.convolution_backward(
             gradient.to(kind), x.to(kind), weight.to(kind), [len(weight)] if ctx.has_bias else None,
@@ -119,10 +121,10 @@ class _Convolution(torch.autograd.Function):
 
 def fuse_convolutions(module: nn.Module) -> None:
     """Put a `FusedConv` in the place of every depthwise convolution below `module` and of every one that a ReLU6
-    follows (which leaves); names of tensors stay."""
+    follows (which leaves); names of tensors stay. Each ReLU6 must follow one convolution alone."""
     children = list(module.named_children())
     for number, (name, child) in enumerate(children):
-        if not isinstance(child, nn.Conv2d):
+        if type(child) not in (nn.Conv2d, Conv2dSame):  # a FusedConv, or one that computes otherwise, stays as it is
             fuse_convolutions(child)
             continue
         after_name, after = children[number + 1] if number + 1 < len(children) else ("", None)

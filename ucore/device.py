@@ -1,6 +1,7 @@
 """What computes: the processor or a GPU, and whether it multiplies bfloat16."""
 
 import ctypes
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,8 @@ def keep_freed_memory() -> bool:
     On a processor that saves a twelfth to a third of the time. Says whether it was done; elsewhere it does nothing.
     """
     global _kept_for_good
-    _kept_for_good = _set_memory(trim=-1, mapped=0) or _kept_for_good
+    with _lock:
+        _kept_for_good = _set_memory(trim=-1, mapped=0) or _kept_for_good
     return _kept_for_good
 
 
@@ -74,6 +76,8 @@ def freed_memory_kept(device: torch.device | str = "cpu") -> Iterator[None]:
 
 def _set_memory(trim: int, mapped: int, threshold: int | None = None) -> bool:
     """glibc's mallopt: free bytes on top that go back, how many blocks are mapped apart, and from which size on."""
+    if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False  # somebody has decided otherwise
     try:
         library = ctypes.CDLL(None)
         done = bool(library.mallopt(-1, trim)) and bool(library.mallopt(-4, mapped))

@@ -7,6 +7,7 @@ made of both. Work is stored in shards, each whole or absent; a repeated call co
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,8 @@ def embed_images(
     batches = [range(i, min(i + BATCH, len(paths))) for i in range(0, len(paths), BATCH)]
     own = batches[distributed.rank() :: distributed.size()]
     bar = tqdm(total=sum(map(len, own)), desc="Embedding images", unit="img", disable=not progress)
-    with bar, freed_memory_kept(encoder.device), encoder.evaluating():
+    kept = freed_memory_kept(encoder.device) if len(own) > 1 else nullcontext()
+    with bar, kept, encoder.evaluating():
         for rows, pixels in zip(own, pixel_batches(encoder, paths, own), strict=True):
             seen = torch.stack([encoder.encode_image(dihedral(pixels, view)) for view in range(views)])
             result[rows[0] : rows[-1] + 1] = F.normalize(seen.mean(0), dim=1).cpu().numpy()
