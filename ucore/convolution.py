@@ -124,7 +124,7 @@ def fuse_convolutions(module: nn.Module) -> None:
     follows (which leaves); names of tensors stay. Each ReLU6 must follow one convolution alone."""
     children = list(module.named_children())
     for number, (name, child) in enumerate(children):
-        if type(child) not in (nn.Conv2d, Conv2dSame):  # a FusedConv, or one that computes otherwise, stays as it is
+        if not isinstance(child, nn.Conv2d) or type(child) not in (nn.Conv2d, Conv2dSame):
             fuse_convolutions(child)
             continue
         after_name, after = children[number + 1] if number + 1 < len(children) else ("", None)
