@@ -561,6 +561,7 @@ BAD_CHECKPOINTS = {
     "pickled weights": (evil_weights, "is cut short or not a safetensors file"),
     "other weights": (new_weights(lambda state: {"conv.weight": torch.zeros(2)}), "another architecture (no "),
     "a layer too few": (new_weights(lambda state: state.pop("logit_scale") and None), "(no logit_scale);"),
+    "NaN weights": (new_weights(lambda state: state["logit_scale"].fill_(torch.nan) and None), "NaN or infinite"),
     "card is not JSON": (spoil_file("encoder.json", b"{"), "encoder.json is damaged"),
     "card is a list": (edit_card(lambda card: [1]), "encoder.json is damaged"),
     "card of another format": (edit_card(lambda card: card.update(format=99)), "has format 99, this ucore reads 1"),

@@ -200,6 +200,28 @@ def test_a_mismatch_of_many_layers_is_counted():
         fill(two_layers(), {"a": torch.ones(1), "b": torch.ones(1)}, "it")
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 1e39])
+def test_weights_that_are_no_numbers_are_refused_by_name(number):
+    broken = {key: value.double() for key, value in two_layers().state_dict().items()}
+    broken["0.weight"][1, 2] = number
+    message = r"a\.pt as ViT holds NaN or infinite weights, in 0\.weight: its training went wrong, or .* copy it again"
+    with pytest.raises(CheckpointError, match=message):
+        fill(two_layers(), broken, "a.pt as ViT")
+    broken["1.bias"][0] = number
+    with pytest.raises(CheckpointError, match=r"in 0\.weight and 1 more: "):
+        fill(two_layers(), broken, "it")
+
+
+def test_a_mask_may_be_minus_infinity():
+    def masked() -> torch.nn.Module:
+        model = two_layers()
+        model.register_buffer("attn_mask", torch.full((2, 2), -torch.inf).triu(1))
+        model.register_buffer("count", torch.tensor(3))
+        return model
+
+    fill(masked(), masked().state_dict(), "it")
+
+
 # --- checkpoints as published for open_clip -----------------------------------------------------------------
 
 

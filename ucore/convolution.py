@@ -22,7 +22,7 @@ CEILING = 6.0  # of ReLU6
 class FusedConv(nn.Conv2d):
     """A nn.Conv2d or timm Conv2dSame with the same parameters, outputs and gradients; `clipped`: a ReLU6 behind it.
 
-    On a processor what is not a number may leave a clipped one as 0 or 6.
+    On a processor what is not a number may leave a clipped one as 0 or 6 (`weights.fill` refuses NaN weights).
     """
 
     def __init__(self, original: nn.Conv2d, clipped: bool = False) -> None:

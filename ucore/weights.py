@@ -55,7 +55,10 @@ def _holds_code(path: Path, error: Exception) -> bool:
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load `state` into `model` strictly. Raises CheckpointError naming the layers that do not fit."""
+    """Load `state` into `model` strictly. Raises CheckpointError naming the layers that do not fit, or hold NaN.
+
+    A network that clips its activations turns NaN weights into features that look like any others.
+    """
     own = model.state_dict()
     # Old CLIP files carry a mask buffer that newer code computes; position ids likewise.
     state = {k: v for k, v in state.items() if not k.endswith(("attn_mask", "position_ids")) or k in own}
@@ -81,6 +84,19 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
         raise CheckpointError(
             f"Cannot load {what}: its tensors are not plain numbers; save it as safetensors"
         ) from error
+    masks = ("attn_mask",)  # buffers that hold -inf by intention
+    broken = [key for key, value in model.state_dict().items() if not key.endswith(masks) and not _finite(value)]
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise CheckpointError(
+            f"{what} holds NaN or infinite weights, in {broken[0]}{more}: its training went wrong, or the file is "
+            f"damaged; take an earlier checkpoint or copy it again"
+        )
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity in a tensor; kinds without either have none."""
+    return not value.is_floating_point() or bool(value.isfinite().all())
 
 
 def read_state(path: Path, remedy: str, needed: Sequence[str]) -> dict[str, Any]:
