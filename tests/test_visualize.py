@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
@@ -216,6 +217,35 @@ def test_bars_without_an_interval_stand_beside_others():
     lines = [collection.get_segments() for collection in frames(figure)[0].collections[:2]]
     assert [sum(len(line) > 0 and bool(np.isfinite(line).all()) for line in of) for of in lines] == [6, 0]
     assert "25.0" in words(figure)
+
+
+def test_each_gallery_has_a_frame_with_its_own_queries():
+    home = [{**row, "gallery": "home", "n": 30} for row in report_rows("heads", 5)]
+    away = [{**row, "gallery": "$away$", "n": 1000} for row in [*report_rows("heads", 50), *report_rows("towers", 60)]]
+    figure = plot_recalls([*home, *away])
+    first, second = frames(figure)
+    assert [[bars[0].get_height() for bars in axes.containers[::2]] for axes in (first, second)] == [[5], [50, 60]]
+    assert [axes.get_title(loc="left") for axes in (first, second)] == ["home", "$away$"]
+    asked = [[text.get_text() for text in axes.texts if "queries" in text.get_text()] for axes in (first, second)]
+    assert asked == [[f"{way}, {n} queries" for way in ("image → text", "text → image")] for n in ("30", "1,000")]
+    assert figure.alt == ("Recall bars. home: heads (mR 11.0). $away$: heads (mR 56.0); towers (mR 66.0).")
+
+
+def test_galleries_of_several_sizes_in_one_frame_say_so():
+    other = [{**row, "n": 1000} for row in report_rows("towers", 60)]
+    assert "image → text, 10 to 1,000 queries" in words(plot_recalls([*report_rows("heads", 5), *other]))
+
+
+def test_nothing_of_many_models_runs_into_something_else():
+    rows = [{**row, "gallery": f"a gallery with a long name {at % 3}"} for at in range(12)
+            for row in report_rows(f"lite0-minilm, trained (small), hubs corrected, {at}", at)]  # fmt: skip
+    figure = plot_recalls(rows)
+    FigureCanvasAgg(figure).draw()
+    shown = [text for axes in frames(figure) for text in (
+        axes._left_title, *axes.get_xticklabels(), *axes.texts, *axes.get_legend().get_texts())]  # fmt: skip
+    boxes = [text.get_window_extent() for text in shown]
+    assert len(boxes) == 3 * (1 + 6 + 2 + 4)
+    assert not [1 for at, one in enumerate(boxes) for other in boxes[:at] if one.overlaps(other)]
 
 
 def test_labels_are_chosen_and_ordered_and_an_unknown_one_is_refused():

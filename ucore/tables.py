@@ -105,13 +105,13 @@ def recall_table(
 
 def recall_rows(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The metrics of `recall_table` for a plot, without those that accept equal captions; where there are several
-    datasets, each label begins with its own."""
+    datasets, each row names its own as `gallery`."""
     several = len({dataset_of(report) for report in reports}) > 1
     rows = []
     for report, label, of_label in _models(reports):
         if "duplicate" not in label and all(name in of_label for name in RECALLS):
-            shown = f"{dataset_of(report)}: {label}" if several else label
-            rows += [{**entry, "label": shown} for entry in of_label.values() if entry["metric"] in METRICS]
+            gallery = {"gallery": dataset_of(report)} if several else {}
+            rows += [{**entry, **gallery} for entry in of_label.values() if entry["metric"] in METRICS]
     return rows
 
 

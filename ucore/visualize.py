@@ -4,6 +4,7 @@ Every function returns a `Picture`: shown once by a notebook, 800 pixels wide, w
 it. No meaning rests on colour alone. Captions and labels are untrusted and drawn as plain text, never as mathematics.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -23,6 +24,8 @@ COLOURS = {"1": BLUE, "5": ORANGE, "10": PURPLE}  # of R@k
 # Of the parts of a loss, in their order: colour, and lengths of dashes and gaps in line widths.
 PARTS: tuple[tuple[str, tuple[float, ...]], ...] = ((GREEN, (1, 1.5)), (PURPLE, (5, 1.5, 1, 1.5)), (ORANGE, (3.5, 2)))
 GALLERY = "the validation gallery"
+WANTED = "give the rows of Scores.rows for every label"
+LEGEND = 30  # letters a line, beside bars
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
 
@@ -220,49 +223,67 @@ def plot_differences(rows: Sequence[dict[str, Any]], unit: str = "points of mR")
 def plot_recalls(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = None) -> Picture:
     """The six recalls (percent) as bars with their intervals, one colour a label.
 
-    rows: a report's, dicts with `label`, `metric`, `value`, `low`, `high` (None: no interval), `n` (queries); metrics
-    but the recalls and mR are passed over. labels: which to show, in this order; by default all with recalls.
+    rows: a report's, dicts with `label`, `metric`, `value`, `low`, `high` (None: no interval), `n` (queries) and, where
+    there are several, `gallery`: each gets a frame of its own, since their recalls do not compare; metrics but the
+    recalls and mR are passed over. labels: which to show, in this order; by default all with recalls.
     Raises DataError for a label that the rows lack or that lacks a recall.
     """
-    table = {(row["label"], row["metric"]): row for row in rows}
+    known: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        known.setdefault((row["label"], row.get("gallery", "")), {})[row["metric"]] = row
     if labels is None:
         labels = list(dict.fromkeys(row["label"] for row in rows if row["metric"] in RECALLS))
-    labels = list(labels)
-    missing = [(label, metric) for label in labels for metric in RECALLS if (label, metric) not in table]
-    if missing or not labels:
-        what = f"no {missing[0][1]} of {missing[0][0]!r}" if missing else "no rows"
-        raise DataError(f"There is {what} to plot; give the rows of Scores.rows for every label.")
-    figure = Picture(figsize=(WIDTH, 4.2), layout="constrained")
-    axes = figure.subplots()
-    wide = 0.84 / len(labels)
-    colours = (SKY, ORANGE, BLUE, GREEN, PURPLE, VERMILLION, FAINT)
-    for number, label in enumerate(labels):
-        found = [table[label, metric] for metric in RECALLS]
-        centres = np.arange(len(RECALLS)) + (number - (len(labels) - 1) / 2) * wide
+    frames: dict[str, dict[str, Mapping[str, dict[str, Any]]]] = {}
+    for label in labels:
+        for gallery in [place for of, place in known if of == label] or [""]:
+            of = known.get((label, gallery), {})
+            if missing := [metric for metric in RECALLS if metric not in of]:
+                raise DataError(f"There is no {missing[0]} of {label!r} to plot; {WANTED}.")
+            frames.setdefault(gallery, {})[label] = of
+    if not frames:
+        raise DataError(f"There are no rows to plot; {WANTED}.")
+    figure = Picture(figsize=(WIDTH, 4.0 if len(frames) == 1 else 0.3 + 2.9 * len(frames)), layout="constrained")
+    told = []
+    for axes, (gallery, of) in zip(figure.subplots(len(frames), squeeze=False).flat, frames.items(), strict=True):
+        told.append(_draw_bars(axes, of))
+        if gallery:
+            axes.set_title(textwrap.shorten(gallery, 80, placeholder=" …"), loc="left")
+            told[-1] = f"{gallery}: {told[-1]}"
+    whole = "Recall on the whole gallery; lines: 95 % intervals"
+    figure.suptitle(whole, x=0, ha="left", size="large", weight="bold")
+    figure.alt = f"Recall bars. {'. '.join(told)}."
+    return figure
+
+
+def _draw_bars(axes: Axes, models: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
+    """Bars of every label's rows by metric, the legend beside them; returns labels and mR in words."""
+    wide = 0.84 / len(models)
+    colours, hatches = (SKY, ORANGE, BLUE, GREEN, PURPLE, VERMILLION, FAINT), ("", "//", "..")
+    told = []
+    for number, (label, of) in enumerate(models.items()):
+        found = [of[metric] for metric in RECALLS]
+        centres = np.arange(len(RECALLS)) + (number - (len(models) - 1) / 2) * wide
         values = np.array([row["value"] for row in found])
-        mean = table.get((label, "mR"))
-        bars = axes.bar(centres, values, 0.94 * wide, color=colours[number % len(colours)])
-        bars.set_label(f"{label} (mR {mean['value']:.1f})" if mean else label)
+        told.append(f"{label} (mR {of['mR']['value']:.1f})" if "mR" in of else label)
+        look = {"color": colours[number % len(colours)], "hatch": hatches[number // len(colours) % len(hatches)]}
+        axes.bar(centres, values, 0.94 * wide, label=textwrap.fill(told[-1], LEGEND), edgecolor="white", lw=0, **look)
         low, high = (np.array([row[end] for row in found], float) for end in ("low", "high"))  # NaN: no interval
-        reach = values - low, high - values
-        axes.errorbar(centres, values, reach, fmt="none", ecolor=INK, elinewidth=1.2, capsize=2.5)
-        if len(labels) <= 4:  # numbers above more bars would run into each other
+        axes.errorbar(centres, values, (values - low, high - values), fmt="none", ecolor=INK, elinewidth=1.2, capsize=2)
+        if len(models) <= 2:  # numbers above more bars would run into each other
             for x, row in zip(centres, found, strict=True):
                 place = x, row["value"] if row["high"] is None else row["high"]
                 axes.annotate(f"{row['value']:.1f}", place, (0, 3), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xticks(range(len(RECALLS)), [f"R@{name.split('@')[1]}" for name in RECALLS])
     for number, (direction, shown) in enumerate(DIRECTIONS.items()):
-        queries = table[labels[0], f"{direction}_R@1"]["n"]
-        axes.text(3 * number + 1, -0.10, f"{shown}, {queries:,} queries", ha="center", va="top",
-                  transform=axes.get_xaxis_transform())  # fmt: skip
+        asked = sorted({of[f"{direction}_R@1"]["n"] for of in models.values()})
+        queries = f"{asked[0]:,}" if len(asked) == 1 else f"{asked[0]:,} to {asked[-1]:,}"
+        place = {"xy": (3 * number + 1, 0), "xycoords": axes.get_xaxis_transform(), "xytext": (0, -22)}
+        axes.annotate(
+            f"{shown}, {queries} queries", **place, textcoords="offset points", ha="center", va="top", fontsize=9
+        )
     axes.axvline(2.5, color=FAINT, lw=0.8, ls=":")
     axes.set(ylabel="recall (%)", ylim=(0, max(1.0, 1.12 * axes.dataLim.ymax)))
-    axes.set_xlabel(" ")  # keeps room for the two directions
     axes.grid(axis="y")
     axes.set_axisbelow(True)
-    axes.set_title("Recall on the whole gallery; lines: 95 % intervals", loc="left")
-    # Long labels go below each other: a legend wider than the figure would be cut off.
-    longest = max(len(text) for text in axes.get_legend_handles_labels()[1])
-    legend = figure.legend(loc="outside lower left", ncols=max(1, min(3, len(labels), 96 // (longest + 8))))
-    figure.alt = "Recall bars. " + "; ".join(text.get_text() for text in legend.get_texts()) + "."
-    return figure
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+    return "; ".join(told)
