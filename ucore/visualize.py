@@ -265,7 +265,10 @@ def _draw_bars(axes: Axes, models: Mapping[str, Mapping[str, dict[str, Any]]]) -
         centres = np.arange(len(RECALLS)) + (number - (len(models) - 1) / 2) * wide
         values = np.array([row["value"] for row in found])
         told.append(f"{label} (mR {of['mR']['value']:.1f})" if "mR" in of else label)
-        look = {"color": colours[number % len(colours)], "hatch": hatches[number // len(colours) % len(hatches)]}
+        look: dict[str, Any] = {
+            "color": colours[number % len(colours)],
+            "hatch": hatches[number // len(colours) % len(hatches)],
+        }
         axes.bar(centres, values, 0.94 * wide, label=textwrap.fill(told[-1], LEGEND), edgecolor="white", lw=0, **look)
         low, high = (np.array([row[end] for row in found], float) for end in ("low", "high"))  # NaN: no interval
         axes.errorbar(centres, values, (values - low, high - values), fmt="none", ecolor=INK, elinewidth=1.2, capsize=2)
