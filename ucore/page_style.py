@@ -47,6 +47,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; margin: 1rem 0 1.75rem; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: 0 0 .5rem; font-size: 1rem; }
+caption span { display: inline-block; position: sticky; left: 0; max-width: calc(100vw - 3rem); }  /* not the table's */
 th, td { padding: .35rem .75rem .35rem 0; border-bottom: 1px solid #e3e7ea; text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; }
 tbody th { font-weight: normal; }

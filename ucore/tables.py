@@ -49,7 +49,8 @@ class Table(NamedTuple):
             first, *others = map(html.escape, row)
             cells = "".join(f"<td{self._class(i)}>{cell}</td>" for i, cell in enumerate(others, start=1))
             body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
-        caption = f"<caption><strong>{html.escape(self.title)}.</strong> {html.escape(self.note)}</caption>"
+        told = f"<strong>{html.escape(self.title)}.</strong> {html.escape(self.note)}"
+        caption = f"<caption><span>{told}</span></caption>"
         # What is wider than the window can be scrolled, with the keyboard, too.
         inner = f"<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table>"
         return f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(self.title)}">{inner}</div>'

@@ -76,6 +76,15 @@ def test_nothing_is_wider_than_the_window_but_tables_that_scroll(page, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_what_is_said_of_a_table_stays_in_the_window_while_it_scrolls(page):
+    page.set_viewport_size({"width": 360, "height": 800})
+    table = page.locator(".wide").first
+    table.evaluate("element => { element.scrollLeft = 100 }")
+    assert table.evaluate("element => element.scrollLeft") > 0  # it is wider than the window
+    place = table.locator("caption > span").bounding_box()
+    assert place["x"] >= 0 and place["x"] + place["width"] <= 360
+
+
 def test_words_stand_out_from_the_ground(page):
     """Contrast by the formula of WCAG 2.1 for every text on the page: at least 4.5 to 1."""
     lowest = page.evaluate("""() => {
