@@ -201,6 +201,11 @@ def test_skyscript_metadata_as_columns_without_and_pickled(tmp_path):
     write_csv(tmp_path / "SkyScript_train_5K_filtered.csv", [{**row, "filepath": "../a.png"}])
     with pytest.raises(DataError, match="leaves the folder"):
         read_skyscript(tmp_path)
+    for name in ("9" * 2000, f"{'ü' * 128}.png", f"images2/{'9' * 300}.png", "a/" * 2000 + "a.png"):
+        write_csv(tmp_path / "SkyScript_train_5K_filtered.csv", [{**row, "filepath": name}])
+        with pytest.raises(DataError, match=r"train_5K_filtered\.csv is longer than a file's may be\. Correct it"):
+            read_skyscript(tmp_path)
+    write_csv(tmp_path / "SkyScript_train_5K_filtered.csv", [{**row, "filepath": "../a.png"}])
     shutil.copy(tmp_path / "SkyScript_train_5K_filtered.csv", tmp_path / "SkyScript_train_top30pct.csv")
     with pytest.raises(DataError, match="several caption files for one split"):
         read_skyscript(tmp_path)

@@ -27,6 +27,8 @@ from ucore.manifest import Names, few, known_names
 
 Entry = dict[str, Any]
 
+LONGEST_PART, LONGEST_NAME = 255, 3000  # bytes of a file's name and of its path; the folder has a path, too
+
 
 def caption_groups(captions: Sequence[str]) -> np.ndarray:
     """int64 (T,): equal ids mark equal captions up to case, spacing and trailing punctuation.
@@ -168,10 +170,14 @@ def number(cell: str, column: str, where: str) -> float:
 
 
 def clean_name(name: str, where: str) -> str:
-    """A file name as the index has it, with "/" and without "./"; DataError for one that cannot be printed."""
+    """A file name as the index has it, with "/" and without "./"; DataError for one that no file can have."""
     if not name or not name.isprintable():
         raise DataError(f"The file name {name[:80]!r} in {where} is empty or cannot be printed. Correct it.")
-    return str(PurePosixPath(name.replace("\\", "/")))
+    path = PurePosixPath(name.replace("\\", "/"))
+    part, whole = max(len(part.encode()) for part in path.parts or [""]), len(str(path).encode())
+    if part > LONGEST_PART or whole > LONGEST_NAME:
+        raise DataError(f"The file name {name[:40]!r}... in {where} is longer than a file's may be. Correct it.")
+    return str(path)
 
 
 def name_samples(entries: list[Entry], index: Path) -> None:
