@@ -24,6 +24,7 @@ from ucore.data import read_dataset
 from ucore.features import embed_images, embed_texts
 from ucore.files import file_hash
 from ucore.hubness import correct_hubs
+from ucore.report import load_report
 from ucore.train import Trainer
 
 INDEX = "dataset_rsicd.json"
@@ -368,7 +369,11 @@ def test_what_is_printed_is_what_is_written(scored):
     for label in ("checkpoint", "checkpoint, duplicate-aware"):
         row = reported(scored, label)["mR"]
         assert f"mR {row['value']:5.2f} [{row['low']:.2f}, {row['high']:.2f}]" in printed
-    assert (measured["split"], measured["views"], measured["encoder"]["name"]) == ("test", 1, "lite0-minilm")
+    report = load_report(scored / "metrics.json")  # it has all that a notebook's report has
+    assert report == measured and report["seed"] == report["trained"]["seed"] == 0
+    assert report["command"] == "ucore eval --split test --views 1"
+    assert report["parameters"] == {"views": 1, "hubs_corrected": True}
+    assert len(report["code"]) == len(report["data"]) == 16 and report["encoder"]["name"] == "lite0-minilm"
     assert measured["trained"]["head_epochs"] == 2
     assert set(measured["seconds"]) == {"images", "texts", "scores", "metrics"}
 

@@ -1,6 +1,7 @@
 """What changed between two runs, and the exit status that says whether anything did."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,46 @@ def test_what_differs_is_said_with_intervals_and_ends_with_status_1(tmp_path):
     assert told["same"] is False and told["only_b"] == ["05_domain_gap"]
     value = {"value": 25.0, "low": 24.0, "high": 26.0, "n": 100}
     assert told["metrics"][0]["b"] == value
+
+
+def altered(path: Path, place: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """A copy of a report at `place`, changed."""
+    document = json.loads(path.read_text())
+    change(document)
+    place.mkdir(parents=True)
+    write_json(place / "metrics.json", document)
+    return place
+
+
+def test_every_fact_of_a_report_is_compared(tmp_path):
+    one = make(tmp_path / "a")
+    facts = set(json.loads(one.read_text())) - {"metrics", "name", "date", "seconds", "peak_memory_gb"}
+    assert {"code", "commit", "command", "data", "dataset", "machine", "parameters", "seed", "simulated"} <= facts
+    for key in sorted(facts - {"machine", "parameters", "simulated", "seed"}):
+        other = altered(one, tmp_path / key / "04_train", lambda document, key=key: document.update({key: "0" * 12}))
+        assert [change.what for change in compare_runs(one, other).facts] == [key]
+    for key, value in {"simulated": True, "seed": 3, "parameters": {"epochs": 4}}.items():
+        other = altered(one, tmp_path / key / "04_train", lambda document, new={key: value}: document.update(new))
+        assert [change.what.split(".")[0] for change in compare_runs(one, other).facts] == [key]
+    other = altered(one, tmp_path / "m" / "04_train", lambda document: document["machine"].update(cpu="another"))
+    assert [change.what for change in compare_runs(one, other).facts] == ["machine.cpu"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("value", 20.25), ("low", 18.0), ("low", None), ("high", 30.0), ("n", 99)])
+def test_a_number_its_interval_and_its_count_are_compared(tmp_path, key, value):
+    one = make(tmp_path / "a")
+    new = {"low": None, "high": None} if value is None else {key: value}
+    other = altered(one, tmp_path / "b" / "04_train", lambda document: document["metrics"][0].update(new))
+    (change,) = compare_runs(one, other).metrics
+    assert change.what == "trained, mR" and change.b[key] == value
+    assert compare_runs(one, other, tolerance=0.3).same == (key == "value")
+
+
+def test_two_folders_with_one_name_are_refused(tmp_path):
+    make(tmp_path / "a")
+    altered(tmp_path / "a/04_train/metrics.json", tmp_path / "a" / "copy", lambda document: None)
+    outcome = ucore("diff", tmp_path / "a", tmp_path / "a")
+    assert outcome.status == 2 and "both hold a report of the name '04_train'" in outcome.err
 
 
 def test_two_single_reports_are_compared_whatever_they_are_called_within_a_tolerance(tmp_path):

@@ -54,6 +54,13 @@ def test_reports_of_other_files_or_seeds_are_mixed(change, words):
     check_reports([pair[0], {**pair[1], "dataset": "nepal val"}])  # another set may have other files and another seed
 
 
+@pytest.mark.parametrize("called", ["rsicd val, 30 images", "rsicd, 1,200 images", "rsicd test", "rsicd"])
+def test_neither_split_nor_size_makes_another_dataset(called):
+    pair = [report("04_train-a"), report("02_segments-a", dataset=called, data="d2")]
+    with pytest.raises(DataError, match="Mixed"):
+        check_reports(pair)
+
+
 def test_what_one_run_must_have_is_of_one_set():
     pair = [report("04_train-a"), report("05_domain_gap-b", dataset="nepal test", data="d2")]
     check_reports(pair)

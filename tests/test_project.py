@@ -180,7 +180,7 @@ def test_a_new_notebook_passes_the_tests_of_notebooks_and_runs(tiny_rsicd, tmp_p
     for source in code_cells(path):
         exec(source, names)
         names |= {"dataset": str(tiny_rsicd), "out": "runs"}
-    assert load_report("reports/10_first_seasons-tiny/metrics.json")["metrics"][0]["value"] == 32
+    assert load_report("reports/10_first_seasons-tiny-rsicd/metrics.json")["metrics"][0]["value"] == 32
     for wrong in ("", "seasons", "1_x", "10_Seasons", "../10_x", "10_other"):
         with pytest.raises(ConfigError, match=r"cannot name a notebook|is taken"):
             new_notebook(wrong, tmp_path)

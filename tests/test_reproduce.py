@@ -260,7 +260,7 @@ def test_ctrl_c_stops_all_kernels_and_leaves_a_job_that_goes_on(tmp_path):
 def test_the_series_names_every_notebook_once_and_only_what_comes_before():
     names = [chapter.name for chapter in SERIES]
     on_disk = sorted(path.stem for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-    assert names == on_disk
+    assert names == [*sorted(names[:-1]), "09_results"] and sorted(names) == on_disk
     for number, chapter in enumerate(SERIES):
         assert set(chapter.after) <= set(names[:number])
 

@@ -145,6 +145,10 @@ def test_shards_on_several_disks_are_listed(tmp_path: Path) -> None:
     (tmp_path / "set" / "shards.txt").write_text("nowhere.tar\n")
     with pytest.raises(DataError, match=r"nowhere\.tar, which does not exist"):
         read_dataset(tmp_path / "set")
+    for line in ("[" * 100_000, "\0" * 100_000, "a\x1b[2J.tar"):  # to look for the first took nine minutes
+        (tmp_path / "set" / "shards.txt").write_text(f"# mine\n{line}\n")
+        with pytest.raises(DataError, match=r"shards\.txt, line 2, is no path: .{4,100}\. Correct that line\."):
+            read_dataset(tmp_path / "set")
 
 
 def test_without_splits_they_are_drawn_alike_every_time(tmp_path: Path) -> None:

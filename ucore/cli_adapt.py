@@ -122,7 +122,8 @@ def adapt(
     write_metrics(
         out / "adaptation.json",
         [*before.rows("before adaptation", config.seed), *after.rows(f"adapted ({config.method})", config.seed)],
-        dataset=val.name, simulated=val.simulated or pairs.simulated, split="val", seed=config.seed, source=pairs.name,
+        val, f"ucore adapt --method {config.method} --scale {config.scale} --seed {config.seed}", seed=config.seed,
+        simulated=val.simulated or pairs.simulated, split="val", source=pairs.name,
         parameters=config.to_dict(), chosen=best, started_from=card["train"], seconds=seconds, history=adapter.history,
     )  # fmt: skip
     mR = [scores.metrics()[0]["mR"] for scores in (before, after)]

@@ -25,11 +25,11 @@ source = find_dataset(dataset, scale, seed, out)
 manifest = read_dataset(source, split=("train", "val"))
 print("SIMULATED data." if manifest.simulated else "Real data.", f"{len(manifest):,} images.")"""
 REPORT = """\
-from ucore.report import Report
+from ucore.report import Report, report_name
 
-name = f"{stem}-{{scale}}" + ("-simulated" if manifest.simulated else "")
 report = Report(
-    name, reports, dataset=manifest.name, simulated=manifest.simulated, seed=seed, data=source,
+    report_name("{stem}", scale, of=manifest), reports,
+    dataset=manifest.name, simulated=manifest.simulated, seed=seed, data=source,
     command=f"ucore run {number} -p scale={{scale}} -p seed={{seed}}", parameters={{"scale": scale}},
 )  # fmt: skip
 report.add("all", "images", len(manifest))

@@ -125,11 +125,9 @@ class Report:
     def write(self) -> Path:
         """Check the report against the schema, then write it whole or not at all. Returns the file's path."""
         seconds = self.seconds or {"notebook": round(time.perf_counter() - ucore.STARTED, 1)}
-        document = _plain(self._facts | {"seconds": seconds, "metrics": list(self._metrics.values())})
-        document |= {"commit": git_commit(), "machine": machine_facts(), "code": present_code(self._facts["name"])}
-        document["data"] = UNKNOWN if self._data is None else data_key(self._data)
-        _check(document, self.path)
-        write_json(self.path, document)
+        facts = self._facts | {"seconds": seconds, "metrics": list(self._metrics.values())}
+        data = UNKNOWN if self._data is None else data_key(self._data)
+        write_report(self.path, {**facts, "code": present_code(self._facts["name"]), "data": data})
         return self.path
 
     def save_figure(self, name: str, png: bytes) -> Path:
@@ -140,6 +138,15 @@ class Report:
         with atomic_path(path) as temporary:
             temporary.write_bytes(png)
         return path
+
+
+def write_report(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write `facts`, with commit and machine, as a report, whole or not at all; its folder's name is its own, unless
+    they name it. Raises DataError for what the schema lacks or does not know as such."""
+    name = re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]+", "-", path.resolve().parent.name).lstrip("-._") or "run"
+    document = _plain({"name": name[:150], **facts}) | {"commit": git_commit(), "machine": machine_facts()}
+    _check(document, path)
+    write_json(path, document)
 
 
 def present_code(name: str) -> str:
@@ -168,11 +175,17 @@ def load_report(path: str | Path) -> dict[str, Any]:
 
 
 def load_reports(root: str | Path = "reports") -> list[dict[str, Any]]:
-    """Every report under `root`, by name. Raises DataError when there is none or one is damaged."""
+    """Every report under `root`, by name. Raises DataError when there is none, one is damaged, or two bear one name."""
     paths = sorted(Path(root).glob("*/metrics.json"))
     if not paths:
         raise DataError(f"There is no report under {root}; run the notebooks first: ucore reproduce --data FOLDER")
-    return [load_report(path) for path in paths]
+    reports = [load_report(path) for path in paths]
+    names = [report["name"] for report in reports]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            both = f"{paths[names.index(name)].parent} and {paths[number].parent}"
+            raise DataError(f"{both} both hold a report of the name {name[:80]!r}; remove one of these folders.")
+    return reports
 
 
 def _plain(value: Any) -> Any:

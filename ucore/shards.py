@@ -28,7 +28,7 @@ from ucore.errors import DataError, UserError
 from ucore.files import atomic_path, content_hash, parse_json
 from ucore.images import find_bad_images, someone_looks
 from ucore.manifest import COLUMNS, Manifest, Names, few
-from ucore.readers import Entry, check_captions, number, of_split, read_text, say
+from ucore.readers import LONGEST_NAME, Entry, check_captions, number, of_split, read_text, say
 from ucore.spans import image_column, part_name
 from ucore.splits import spatial_split
 
@@ -94,9 +94,11 @@ def shard_files(folder: Path) -> list[Path]:
         files = sorted(_inside(folder))
     else:
         files = []
-        for line in map(str.strip, read_text(folder / LIST).splitlines()):
+        for at, line in enumerate(map(str.strip, read_text(folder / LIST).splitlines()), start=1):
             if not line or line.startswith("#"):
                 continue
+            if len(line) > LONGEST_NAME or not line.isprintable():  # to look for thousands of "[" takes minutes
+                raise DataError(f"{folder / LIST}, line {at:,}, is no path: {line[:20]!r}. Correct that line.")
             found = sorted(
                 glob.glob(line if Path(line).is_absolute() else os.path.join(glob.escape(str(folder)), line))
             )

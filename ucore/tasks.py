@@ -18,13 +18,13 @@ from ucore.data import caption_groups
 from ucore.errors import ConfigError, DataError
 from ucore.evaluate import Metrics, bootstrap_ci, metrics_from_ranks, retrieval_ranks, similarity_matrix
 from ucore.features import embed_images, embed_texts
-from ucore.files import atomic_path, only_writer, require_writable, write_json
+from ucore.files import atomic_path, only_writer, require_writable
 from ucore.fusion import fused_biases, segment_sets, segment_vectors, with_segments
 from ucore.hubness import MOST_BANK, Bank, correct_hubs
 from ucore.manifest import Manifest, subset
 from ucore.model import DualEncoder
-from ucore.origin import git_commit, machine_facts
-from ucore.report import check_metrics
+from ucore.origin import code_key
+from ucore.report import write_report
 from ucore.segment_store import SegmentStore
 from ucore.train import Trainer
 
@@ -194,11 +194,15 @@ def forget_run(out: Path) -> None:
         shutil.rmtree(out / "tensorboard", ignore_errors=True)
 
 
-def write_metrics(path: Path, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
-    """A JSON file beside what was measured: `rows` as from `Scores.rows`, the facts given, and the machine's."""
-    document = {**facts, "commit": git_commit(), "machine": machine_facts(), "metrics": list(rows)}
-    check_metrics(document, f"The measurements of {path}")
-    write_json(path, document)
+def write_metrics(
+    path: Path, rows: Sequence[dict[str, Any]], of: Manifest, command: str, *, seed: int, **facts: Any
+) -> None:
+    """A JSON file beside what was measured, with all that a report has (`report.REPORT_KEYS`) and the facts given.
+
+    rows: as from `Scores.rows`; of: what was scored; command: without folders, so that runs elsewhere compare.
+    """
+    facts = {"simulated": of.simulated, "parameters": {}, **facts, "seed": seed, "command": command, "dataset": of.name}
+    write_report(path, {**facts, "code": code_key(["import ucore.cli"]), "data": of.content_key(), "metrics": [*rows]})
 
 
 def metrics_text(metrics: Metrics, intervals: dict[str, tuple[float, float]]) -> str:

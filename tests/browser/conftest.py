@@ -35,6 +35,7 @@ def watched(browser, request) -> Iterator[Callable[..., Any]]:
         page = browser.new_page(**settings)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: failed.append(str(error)))
+        page.on("console", lambda message: failed.append(message.text) if message.type == "error" else None)
         pages.append(page)
         return page
 
