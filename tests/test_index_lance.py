@@ -10,10 +10,12 @@ import shapely
 from makers_index import CARD, DIM, expected_states, kill_while_changing, make_features, make_rows, state_of
 from test_nearest import assert_same, brute_force
 
-from ucore import index_lance
+from ucore import index_lance, lance_files
 from ucore.errors import ConfigError, DataError, UserError
+from ucore.files import parse_json
 from ucore.filters import Filter
 from ucore.index import GalleryIndex
+from ucore.index_files import crc_of
 
 pytest.importorskip("lancedb", reason="the extra lance is not installed")
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -157,14 +159,61 @@ def test_damage_is_told_in_one_sentence(tmp_path, pattern):
     index.add(make_features(50), make_rows(50))
     for path in (tmp_path / "i").glob(pattern):
         path.write_bytes(path.read_bytes()[:5])
-    with pytest.raises(DataError, match=r"cannot be used|no index") as told:
+    for said in (r"is damaged: 5 bytes instead of|cannot be used", r"cannot be used|no index"):
+        with pytest.raises(DataError, match=said) as told:
+            GalleryIndex.open(tmp_path / "i").verify()
+        assert "\n" not in str(told.value)
+        (tmp_path / "i" / "checksums.json").unlink(missing_ok=True)  # as before there were any
+
+
+def test_one_bit_of_any_file_is_noticed_before_lance_sees_it(tmp_path, monkeypatch):
+    index = GalleryIndex.create(tmp_path / "i", CARD, DIM, engine="lance")
+    index.add(make_features(50), make_rows(50))
+    index.delete(["i3"])
+    files = [path for path in (tmp_path / "i").rglob("*") if path.is_file() and path.suffix != ".json"]
+    assert {path.suffix for path in files} >= {".lance", ".manifest", ".txn", ".arrow"}
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:])
+        with pytest.raises(DataError, match=f"{path.name} is damaged: its checksum differs"):
+            GalleryIndex.open(tmp_path / "i")
+        path.write_bytes(whole)
+    data = next(path for path in files if path.suffix == ".lance" and "items" in str(path))
+    monkeypatch.setattr(lance_files, "CHECKED", data.stat().st_size - 1)  # larger ones: when that is asked for
+    data.write_bytes(data.read_bytes()[:100] + b"\xff" + data.read_bytes()[101:])
+    opened = GalleryIndex.open(tmp_path / "i")
+    with pytest.raises(DataError, match=f"{data.name} is damaged"):
+        opened.verify()
+
+
+def test_checksums_follow_every_change_and_are_no_condition(tmp_path, monkeypatch):
+    index = GalleryIndex.create(tmp_path / "i", CARD, DIM, engine="lance")
+    index.add(make_features(50), make_rows(50))
+    noted = tmp_path / "i" / "checksums.json"
+    for text in (None, "{", "[]", '{"a": 1}', '{"items.lance/../../x": [1, 2]}', '{"about.lance/gone": [1, 2]}'):
+        noted.unlink() if text is None else noted.write_text(text)
         GalleryIndex.open(tmp_path / "i").verify()
-    assert "\n" not in str(told.value)
+    index.compact()
+    files = {path for path in (tmp_path / "i").rglob("*") if path.is_file() and path.suffix != ".json"}
+    assert {tmp_path / "i" / name for name in parse_json(noted.read_text())} == files
+    read = []
+    monkeypatch.setattr(lance_files, "crc_of", lambda path: read.append(path.name) or crc_of(path))
+    index.add(make_features(60)[50:], make_rows(60)[50:])
+    assert 0 < len(read) == len(set(read))  # what was read through before is not read again
+    GalleryIndex.open(tmp_path / "i").verify()
+
+
+def test_an_object_store_gets_no_checksums(monkeypatch):
+    monkeypatch.setattr(lance_files, "write_json", lambda *_: pytest.fail("written"))
+    files = lance_files.LanceFiles("s3://bucket/index")
+    files.check(whole=True)
+    files.note()
 
 
 def test_damage_that_lance_takes_on_trust_is_told_too(tmp_path):
     index = GalleryIndex.create(tmp_path / "i", CARD, DIM, engine="lance")
     index.add(make_features(50), make_rows(50))
+    (tmp_path / "i" / "checksums.json").unlink()
     newest = min((tmp_path / "i" / "items.lance" / "_versions").iterdir())  # Lance counts them backwards
     whole, refused = newest.read_bytes(), []
     for start in range(200, 240, 3):

@@ -116,6 +116,7 @@ ORDER = [
         "index_engine",
         "index_version",
         "index_flat",
+        "lance_files",
         "lance_tables",
         "index_lance",
         "index",

@@ -132,6 +132,9 @@ def test_names_that_repeat_from_shard_to_shard_become_distinct(tmp_path: Path) -
     for shard in ("train-0.tar", "train-1.tar"):
         tar_of(tmp_path / "set" / shard, {"0.png": png(3), "0.txt": shard.encode()})
     assert list(read_shards(tmp_path / "set").frame["sample_id"]) == ["train-0/0", "train-1/0"]
+    parquet_of(tmp_path / "twice" / "train-0.parquet", [*hf_rows(2), hf_rows(1)[0]])
+    with pytest.raises(DataError, match=r"Shards in .*twice hold samples of one name: train-0/0\. Give each its own"):
+        read_shards(tmp_path / "twice")
 
 
 def test_shards_on_several_disks_are_listed(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from ucore.filter_sql import exactly, one_of
 from ucore.filters import Filter
 from ucore.index_files import FORMAT
 from ucore.index_rows import SCHEMA
+from ucore.lance_files import LanceFiles
 from ucore.lance_tables import EXTRA, condition_of, lancedb_module, opened, told, vectors_of, with_vectors
 from ucore.manifest import few
 from ucore.nearest import BLOCK, SPARE, best, rescore
@@ -49,7 +50,7 @@ class LanceEngine:
     name = "lance"
 
     def __init__(self, place: Place) -> None:
-        self.place, self.uri = place, str(place)
+        self.place, self.uri, self._files = place, str(place), LanceFiles(place)
         with told(self.uri):
             self._database = lancedb_module().connect(self.uri)
         self._facts: tuple[int, dict[str, Any]] = -1, {}
@@ -81,9 +82,11 @@ class LanceEngine:
             about = json.dumps({"format": FORMAT, "card": card, "dim": dim, "bias": False, "notes": {}})
             data = pa.table({"about": [about]})
             database.create_table(ABOUT, data=data, mode="overwrite" if ABOUT in left else "create")
+        LanceFiles(place).note()
 
     def refresh(self) -> None:
-        """Read the newest version. Raises DataError where there is none, or one of another format."""
+        """Read the newest version. Raises DataError where there is none, or a damaged one, or one of another format."""
+        self._files.check()
         with told(self.uri):
             table = opened(self._database, ABOUT)
             if table is None:
@@ -136,7 +139,8 @@ class LanceEngine:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Within, the newest version is written; of other processes on this machine none does."""
-        with only_writer(self.place) if isinstance(self.place, Path) else nullcontext(), told(self.uri):
+        alone = only_writer(self.place) if isinstance(self.place, Path) else nullcontext()
+        with alone, told(self.uri), self._files.noting():
             self.refresh()
             yield
 
@@ -167,8 +171,7 @@ class LanceEngine:
     def delete(self, item_ids: Sequence[str]) -> None:
         """Delete items in one commit. Raises DataError for an unknown one, and then deletes none."""
         with self._writing():
-            unknown = [name for name, row in zip(item_ids, self.find(item_ids), strict=True) if row < 0]
-            if unknown:
+            if unknown := [name for name, row in zip(item_ids, self.find(item_ids), strict=True) if row < 0]:
                 raise DataError(f"The index has no item {few(unknown)}; nothing was deleted.")
             self._items.delete(one_of("item_id", item_ids))
 
@@ -195,11 +198,11 @@ class LanceEngine:
     def verify(self) -> None:
         """Raise DataError where a row cannot be read, or an item is there twice: two processes have added it."""
         times: Counter[str] = Counter()
+        self._files.check(whole=True)
         with told(self.uri):
             for batch in self._items.search().to_batches():
                 times.update(batch["item_id"].to_pylist())
-        twice = [name for name, count in times.items() if count > 1]
-        if twice:
+        if twice := [name for name, count in times.items() if count > 1]:
             raise DataError(
                 f"{self.uri} holds twice: {few(twice)}. Two processes have written at once: build the index again."
             )

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -74,7 +75,7 @@ def read_shards(
         for found in _indexed(file, index):
             entry = {**found, "image": f"{name}/{found['image']}", "split": found["split"] or given}
             entries.append({**entry, "domain": found["domain"].lower() or folder.name.lower()})
-    _name(entries)
+    _name(entries, root)
     blank = [entry["sample_id"] for entry in entries if not entry["split"]]
     if 0 < len(blank) < len(entries):
         raise DataError(f"{len(blank):,} samples of {folder} have no split: {few(blank)}. Say it of all, or of none.")
@@ -278,13 +279,16 @@ def _tags(value: Any, where: str) -> list[str]:
     return value or []
 
 
-def _name(entries: list[Entry]) -> None:
-    """Names that occur in several shards, as counted ones do, become distinct by the shard's."""
+def _name(entries: list[Entry], root: Path) -> None:
+    """Names that occur in several shards, as counted ones do, become distinct by the shard's. DataError for others."""
     names = [entry["sample_id"] for entry in entries]
     if len(set(names)) < len(names):
         for entry in entries:
             shard = entry["image"].partition(".tar/")[0].partition(".parquet/")[0]
             entry["sample_id"] = f"{shard}/{entry['sample_id']}"
+        again = [name for name, count in Counter(entry["sample_id"] for entry in entries).items() if count > 1]
+        if again:
+            raise DataError(f"Shards in {root} hold samples of one name: {few(again)}. Give each its own.")
 
 
 def _readable(entries: list[Entry], folder: Path, skip_bad: bool) -> list[Entry]:
