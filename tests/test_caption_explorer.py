@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
-from test_visualize import frames, size, words
+from test_visualize import contrast, frames, size, words
 
 from ucore.caption_explorer import CaptionExplorer, caption_card
 from ucore.caption_figures import measure_texts, plot_captions, plot_dropped, plot_measures, told_of
@@ -40,6 +41,12 @@ def runs(tiles) -> dict[str, Any]:
     prompts = dict.fromkeys(TEXTS, 'Describe it: "<b>".')
     refined, report = refine_captions(tiles, TEXTS, prompts)
     return {"micro": SimpleNamespace(manifest=refined, report=report, texts=TEXTS, prompts=prompts)}
+
+
+def test_words_beside_a_tile_can_be_read(tiles, runs):
+    shown = [text for text in plot_captions(tiles, range(4), runs).findobj(Text) if text.get_text().strip()]
+    assert any("contradicted" in text.get_text() for text in shown)
+    assert min(contrast(text.get_color()) for text in shown) >= 4.5
 
 
 # --- counting ---------------------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ ORDER = [
     *("tables", "freshness", "differences", "page_style", "page", "new_notebook"),
     *("cli_data", "cli_augment", "cli_adapt", "cli_index", "cli_search", "cli_reproduce", "adapt_ablations", "cli"),
 ]
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__"))
 HEAVY = ("torch", "open_clip", "transformers", "timm", "geopandas", "pandas", "matplotlib", "papermill")
 
 

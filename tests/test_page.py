@@ -30,7 +30,8 @@ class Tags(html.parser.HTMLParser):
 
 
 def make_run(root: Path, name: str, simulated: bool, dataset: str = "city val") -> None:
-    report = Report(name, root / "reports", dataset=dataset, simulated=simulated, seed=0, command="ucore run 04")
+    command = f"ucore run 04 -p dataset={HOSTILE}"
+    report = Report(name, root / "reports", dataset=dataset, simulated=simulated, seed=0, command=command)
     report.add("trained", "image_to_text_R@1", 5.0, 4.0, 6.0, n=10)
     report.add(f"{HOSTILE} words", "count", 3)
     report.write()
@@ -48,7 +49,12 @@ def page(tmp_path) -> tuple[str, Tags]:
     from PIL import Image
 
     noise = np.random.default_rng(0).integers(0, 255, (400, 1600, 3), dtype=np.uint8)
+    from PIL.PngImagePlugin import PngInfo
+
+    words = PngInfo()
+    words.add_text("Description", f'"><img src=x onerror=alert(2)>{HOSTILE}')
     Image.fromarray(noise).save(tmp_path / "runs/01_explore_map/sheet.png")
+    Image.fromarray(noise[:9, :9]).save(tmp_path / "runs/01_explore_map/<i onclick=alert(3)>.png", pnginfo=words)
     (tmp_path / "runs/01_explore_map/broken.png").write_bytes(b"\x89PNG")
     path = write_page(load_reports(tmp_path / "reports"), tmp_path / "reports", tmp_path / "runs", ["04_train-a"])
     assert path == tmp_path / "reports" / "index.html"
@@ -60,7 +66,7 @@ def test_the_page_needs_nothing_from_elsewhere(page):
     text, tags = page
     assert not re.findall(r"<link|@import|url\(", text)
     assert all(image["src"].startswith("data:image/") for image in tags.of("img"))
-    assert len(tags.of("img")) == 3  # two figures and the sheet; a broken picture is left out
+    assert len(tags.of("img")) == 4  # two figures and two of 01's own; a broken picture is left out
     links = {link["href"] for link in tags.of("a")}
     assert {link for link in links if "://" in link} == set()
     assert "../runs/notebooks/04_train/04_train.html" in links
@@ -71,6 +77,7 @@ def test_the_page_needs_nothing_from_elsewhere(page):
 def test_names_are_text_and_the_map_is_confined(page):
     text, tags = page
     assert tags.of("script") == [] and HOSTILE not in text and "&lt;script&gt;alert(1)" in text
+    assert not any(name.startswith("on") for _, attributes in tags.found for name in attributes)
     (frame,) = tags.of("iframe")
     assert frame["sandbox"] == "allow-scripts" and frame["srcdoc"] == "<b>map</b>"
     assert "default-src 'none'" in tags.of("meta")[2]["content"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -206,7 +207,7 @@ def test_a_damaged_record_means_run_again(tmp_path, record):
     assert finished(tmp_path, "k") is None
 
 
-def test_a_key_counts_the_content_of_the_data_and_of_files_that_parameters_name(notebooks, tmp_path):
+def test_a_key_counts_the_content_of_the_data_and_of_files_that_parameters_name(notebooks, tmp_path, monkeypatch):
     data = tmp_path / "data"
     data.mkdir()
     (data / "a.txt").write_text("one")
@@ -224,6 +225,21 @@ def test_a_key_counts_the_content_of_the_data_and_of_files_that_parameters_name(
     (tmp_path / "prompt.txt").write_text("sing")
     keys = {first, second, key(), key(seed=1)}
     assert len(keys) == 4
+    monkeypatch.setattr(platform, "python_version", lambda: "3.99.0")
+    assert key() not in keys
+
+
+def test_a_key_counts_the_locked_packages(notebooks, tmp_path, monkeypatch):
+    def key() -> str:
+        return run_key(Task(Chapter("04_train"), notebooks["04_train"], {"seed": 0}))
+
+    (tmp_path / "ucore").mkdir()
+    monkeypatch.setattr(module.ucore, "__file__", str(tmp_path / "ucore" / "__init__.py"))
+    keys = {key()}
+    for text in ("torch==2.15.0", "torch==2.16.0"):
+        (tmp_path / "requirements.lock").write_text(text)
+        keys.add(key())
+    assert len(keys) == 3
 
 
 def test_ctrl_c_stops_all_kernels_and_leaves_a_job_that_goes_on(tmp_path):

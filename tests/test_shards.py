@@ -288,6 +288,9 @@ def test_shards_are_not_mixed_with_old_ones(tmp_path: Path) -> None:
     write_shards(manifest, tmp_path / "shards", images=10)
     with pytest.raises(UserError, match="holds shards already"):
         write_shards(manifest, tmp_path / "shards", images=20)
+    with pytest.raises(UserError, match="is the dataset itself"):
+        write_shards(manifest, tmp_path / "shards" / ".." / "set")
+    assert not list((tmp_path / "set").glob("*.tar"))
 
 
 def test_compressed_tar_files_are_refused_by_name(tmp_path: Path) -> None:

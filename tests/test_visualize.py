@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
 
+from ucore import picture
 from ucore.data import caption_groups
 from ucore.errors import ConfigError, DataError
 from ucore.evaluate import RECALLS, retrieval_ranks
@@ -42,6 +44,12 @@ def lines(axes: Any) -> dict[str, Any]:
 
 def frames(figure: Picture) -> list[Any]:
     return list(figure.axes)
+
+
+def contrast(colour: Any) -> float:
+    """Of a colour on white, by the formula of WCAG 2.1; words need 4.5."""
+    parts = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+    return 1.05 / (float(np.dot(parts, (0.2126, 0.7152, 0.0722))) + 0.05)
 
 
 def words(figure: Picture) -> list[str]:
@@ -175,6 +183,13 @@ def test_a_large_similarity_matrix_is_cut_and_says_so():
     assert np.shape(axes.images[0].get_array()) == (48, 48)
     assert len(axes.patches) == 48
     assert any("the first 48 x 48 of 50 x 60" in text for text in words(figure))
+
+
+def test_colours_of_words_can_be_read_on_white():
+    assert contrast("white") == pytest.approx(1) and contrast("black") == pytest.approx(21)
+    assert contrast("#777777") == pytest.approx(4.48, abs=0.01)  # as the published calculators have it
+    for colour in (picture.INK, picture.FAINT, picture.DARK_GREEN, picture.DARK_VERMILLION, picture.DARK_PURPLE):
+        assert contrast(colour) >= 4.5
 
 
 def test_a_similarity_matrix_without_its_positives_is_refused():

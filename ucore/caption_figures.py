@@ -14,7 +14,22 @@ from ucore.gallery import printable, simulated_note
 from ucore.grounding import grounding
 from ucore.images import load_image
 from ucore.manifest import Manifest
-from ucore.picture import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, Picture, styled
+from ucore.picture import (
+    BLUE,
+    DARK_GREEN,
+    DARK_PURPLE,
+    DARK_VERMILLION,
+    FAINT,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    WIDTH,
+    Picture,
+    styled,
+)
 from ucore.refining import Refined, refine
 
 if TYPE_CHECKING:
@@ -133,10 +148,10 @@ def _lines(manifest: Manifest, row: int, runs: Mapping[str, "CaptionRun"]) -> li
         add(f"by {told.captioner}: {told.refined.text or 'dropped'}{why}", fontweight="bold", color=INK)
         verdict = told.refined.refined if told.refined.text else told.refined.cleaned
         for mark, what, names, colour in (
-            ("✓", "mentioned", verdict.mentioned, GREEN),
+            ("✓", "mentioned", verdict.mentioned, DARK_GREEN),
             ("–", "missing", verdict.missing, FAINT),
-            ("✗", "contradicted", told.refined.cleaned.contradicted, VERMILLION),
-            ("?", "no tag knows", verdict.unsupported, PURPLE),
+            ("✗", "contradicted", told.refined.cleaned.contradicted, DARK_VERMILLION),
+            ("?", "no tag knows", verdict.unsupported, DARK_PURPLE),
         ):
             if names:
                 add(f"   {mark} {what}: {', '.join(names)}", 2, color=colour)

@@ -15,7 +15,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-INK, FAINT = "#222222", "#8a8a8a"
+INK, FAINT = "#222222", "#6b6b6b"
+# The same three, dark enough for words on white (4.5 to 1 and more).
+DARK_GREEN, DARK_VERMILLION, DARK_PURPLE = "#00704F", "#A84A00", "#9A3F74"
 SHADES = ("#e8f1f8", "#fbf1dc")  # behind the phases, in turn
 SIMULATED = "SIMULATED data"
 WIDTH = 8.0  # inches; 800 pixels where a page shows 100 an inch
