@@ -6,7 +6,8 @@ import os
 import shutil
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
@@ -32,12 +33,13 @@ def measured(name: str, cases: int) -> Tally:
 
 def judged(name: str, cases: int) -> Tally:
     """The tally of a target, also where its reader hung or crashed."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        answer = pool.apply_async(measured, (name, cases))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return answer.get(HOURS * 3600 + 100)
-        except multiprocessing.TimeoutError:
-            return Tally(name, count_wrong=1, wrong={"?": f"{name}: it hung or crashed"})
+            return pool.submit(measured, name, cases).result()
+        except BrokenProcessPool:  # at once where it crashed; after HOURS, `measured` ends it
+            return Tally(
+                name, count_wrong=1, wrong={"?": f"{name}: it hung or crashed; the last lines above say where"}
+            )
 
 
 def main() -> int:
