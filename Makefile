@@ -15,6 +15,9 @@ endif
 BIN := .venv/bin
 # JupyterLab would otherwise ask PyPI for a newer version, and Jupyter's site for news.
 QUIET := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+# Nor does it ask whether it may.
+LAB := .venv/share/jupyter/lab/settings
+NEWS := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
 STAMP := .venv/.complete
 SCALE ?= tiny
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -41,7 +44,8 @@ $(STAMP): requirements.lock pyproject.toml
 	rm -rf .venv; \
 	$$uv venv -q --python $(PYTHON) .venv; \
 	$$uv pip sync -q --python $(BIN)/python --require-hashes requirements.lock; \
-	$$uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	$$uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .; \
+	mkdir -p $(LAB); echo '$(NEWS)' > $(LAB)/overrides.json
 	@touch $@
 	@echo "Ready. For the ucore command: . .venv/bin/activate"
 
