@@ -5,11 +5,11 @@
 
 Lance keeps versions, commits a change whole or not at all, and applies SQL conditions before the search. Positions are
 its row ids. What SQL cannot say (a circle, a polygon) is asked as a box and checked here, with more rows fetched until
-there are k. A lock keeps other writers out where the index is a local folder. An object store knows no such lock: Lance
-then keeps every change whole and loses none of two at the same time, but two processes that add the same item both
-succeed. So let one process write; `verify` finds an item that is there twice. Keys and endpoints come from the
-environment, as the stores' own tools read them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT, GOOGLE_APPLICATION_CREDENTIALS,
-AZURE_STORAGE_ACCOUNT_NAME, ...). Lance must not be used in a process that was forked after it was imported.
+there are k. In a local folder a lock keeps other writers out, and files have checksums (`lance_files`). An object store
+has neither: Lance then keeps every change whole and loses none of two at the same time, but two processes that add the
+same item both succeed. So let one process write; `verify` finds an item that is there twice. Keys and endpoints come
+from the environment, as the stores' own tools read them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT, AZURE_STORAGE_ACCOUNT_NAME,
+GOOGLE_APPLICATION_CREDENTIALS, ...). Lance must not be used in a process that was forked after it was imported.
 """
 
 import json
