@@ -65,6 +65,15 @@ def test_a_run_is_kept_and_what_was_stopped_makes_only_what_is_missing(new_study
     assert len(files(tmp_path)) == 5
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), -1e300, float("inf"), None, "soon"])
+def test_a_kept_run_with_impossible_seconds_is_made_again(tmp_path, seconds):
+    kept = {"image_to_text": [0, 1], "text_to_image": [2]}
+    for value in (3, seconds):
+        (tmp_path / "arm.json").write_text(json.dumps({**kept, "seconds": value}))
+        run = ablations._read(tmp_path / "arm.json")
+        assert (run is None) == (value != 3)
+
+
 def test_the_kept_ranks_are_those_of_the_weights_the_trainer_chose(new_study, parts, shared, tiny_clip_factory):
     import torch
 

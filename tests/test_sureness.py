@@ -54,9 +54,13 @@ def test_it_is_kept_with_the_index(tmp_path, engine):
     assert read_sureness(index) == sure == read_sureness(GalleryIndex.open(tmp_path / "i"))
     index.keep(SURENESS, None)
     assert read_sureness(index) is None and index.card == CARD
-    index.keep(SURENESS, {"slope": 1})
-    with pytest.raises(DataError, match="damaged"):
-        read_sureness(index)
+    unmeasured = {**sure.to_dict(), "error": None}
+    index.keep(SURENESS, unmeasured)
+    assert read_sureness(index).error is None
+    for damaged in ({"slope": 1}, {**unmeasured, "offset": None}, {**unmeasured, "own": "1"}):
+        index.keep(SURENESS, damaged)
+        with pytest.raises(DataError, match="damaged"):
+            read_sureness(index)
 
 
 def test_the_error_is_measured_on_what_the_curve_was_not_fitted_to():

@@ -194,6 +194,7 @@ def _read(path: Path) -> Run | None:
         kept = parse_json(path.read_text("utf-8"))
         ranks = np.array(kept["image_to_text"]), np.array(kept["text_to_image"])
         right = all(of.ndim == 1 and len(of) and of.dtype.kind in "iu" and of.min() >= 0 for of in ranks)
-        return Run(float(kept["seconds"]), ranks) if right else None
+        seconds = float(kept["seconds"])
+        return Run(seconds, ranks) if right and 0 <= seconds < 1e12 else None
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None

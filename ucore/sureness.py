@@ -71,7 +71,8 @@ class Sureness:
         if not values:
             return None
         bins = tuple(tuple(part) for part in values.get("bins", ()))
-        numbers = [value for name, value in values.items() if name != "bins" and value is not None]
+        unmeasured = values.get("error") is None  # nothing else may be
+        numbers = [value for name, value in values.items() if name != "bins" and not (name == "error" and unmeasured)]
         for value in (*numbers, *(value for part in bins for value in part)):
             if type(value) not in (int, float) or not abs(value) < 1e12:
                 raise ValueError("a value is no number")
