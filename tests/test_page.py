@@ -56,6 +56,7 @@ def page(tmp_path) -> tuple[str, Tags]:
     Image.fromarray(noise).save(tmp_path / "runs/01_explore_map/sheet.png")
     Image.fromarray(noise[:9, :9]).save(tmp_path / "runs/01_explore_map/<i onclick=alert(3)>.png", pnginfo=words)
     (tmp_path / "runs/01_explore_map/broken.png").write_bytes(b"\x89PNG")
+    Image.new("1", (4000, 3001)).save(tmp_path / "runs/01_explore_map/huge.png")
     path = write_page(load_reports(tmp_path / "reports"), tmp_path / "reports", tmp_path / "runs", ["04_train-a"])
     assert path == tmp_path / "reports" / "index.html"
     text = path.read_text("utf-8")
@@ -66,7 +67,7 @@ def test_the_page_needs_nothing_from_elsewhere(page):
     text, tags = page
     assert not re.findall(r"<link|@import|url\(", text)
     assert all(image["src"].startswith("data:image/") for image in tags.of("img"))
-    assert len(tags.of("img")) == 4  # two figures and two of 01's own; a broken picture is left out
+    assert len(tags.of("img")) == 4  # two figures and two of 01's own; a broken picture is left out, and one too large
     links = {link["href"] for link in tags.of("a")}
     assert {link for link in links if "://" in link} == set()
     assert "../runs/notebooks/04_train/04_train.html" in links

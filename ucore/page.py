@@ -23,6 +23,7 @@ from ucore.series import SERIES
 from ucore.tables import dataset_of, measure_tables, result_tables, short_commit
 
 WIDEST = 1200  # pixels of an embedded picture
+MOST_PIXELS = 12_000_000
 MAP, MAP_BYTES = "01_explore_map/map.html", 8_000_000
 Reports = Sequence[Mapping[str, Any]]
 
@@ -110,11 +111,17 @@ def _figures(reports: Reports, root: Path, out: Path) -> Iterator[str]:
 
 
 def _picture(path: Path) -> tuple[str, str] | None:
-    """A picture as a data address, small enough for a page, and the words that its maker left in it; None: broken."""
+    """A picture as a data address, small enough for a page, and the words that its maker left in it.
+
+    None: broken, or of more than MOST_PIXELS, as no figure of ours is; a damaged header may claim thousands of times so
+    many.
+    """
     from PIL import Image
 
     try:
         with Image.open(path, formats=["PNG"]) as image:
+            if image.width * image.height > MOST_PIXELS:
+                return None
             image.load()
             alt = str(image.info.get("Description", ""))
             raw, kind = path.read_bytes(), "png"
