@@ -101,6 +101,12 @@ def test_two_single_reports_are_compared_whatever_they_are_called_within_a_toler
     assert ucore("diff", one, other, "--tolerance", "0.5").status == 0
 
 
+@pytest.mark.parametrize("name", ["validation.json", "adaptation.json"])
+def test_the_folder_of_a_training_is_a_run(tmp_path, name):
+    one = make(tmp_path / "a").rename(tmp_path / "a" / name).parent
+    assert compare_runs(one, one).compared == 1
+
+
 def test_a_number_that_one_run_lacks_differs(tmp_path):
     one = make(tmp_path / "a")
     report = Report("04_train", tmp_path / "b", dataset="rsicd val", simulated=False, seed=0, command="ucore run 04",

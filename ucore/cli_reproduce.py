@@ -61,7 +61,7 @@ def diff(
     Exit status 0 when nothing did, 1 when something did, 2 when one cannot be read. How long it took does not count.
 
     Args:
-        run_a: A folder of reports, one of them, or a metrics.json or validation.json.
+        run_a: A folder of reports, one of them, or a metrics.json, validation.json or adaptation.json.
         run_b: The other.
         tolerance: How far two numbers may be apart and count as the same.
         as_json: Print JSON instead of text.

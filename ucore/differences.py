@@ -64,7 +64,7 @@ class Differences:
 
 
 def compare_runs(a: str | Path, b: str | Path, tolerance: float = 0.0) -> Differences:
-    """What differs between two runs; each a metrics.json (or validation.json), its folder, or a folder of reports.
+    """What differs between two runs; each a metrics.json (or validation.json, adaptation.json), its folder, or a folder of reports.
 
     Two single reports are compared whatever they are called, several by name. tolerance: how far two numbers, or two
     bounds of intervals, may be apart and count as the same. Raises DataError for what is no report.
@@ -83,7 +83,7 @@ def compare_runs(a: str | Path, b: str | Path, tolerance: float = 0.0) -> Differ
 
 def _load(path: Path) -> dict[str, dict[str, Any]]:
     """The reports of a run by name."""
-    names = ("metrics.json", "validation.json")
+    names = ("metrics.json", "validation.json", "adaptation.json")
     single = path if path.is_file() else next((path / name for name in names if (path / name).is_file()), None)
     if single is not None:
         return {single.parent.name if single.name in names else single.name: _load_one(single)}
