@@ -288,7 +288,7 @@ def test_shards_are_not_mixed_with_old_ones(tmp_path: Path) -> None:
     write_shards(manifest, tmp_path / "shards", images=10)
     with pytest.raises(UserError, match="holds shards already"):
         write_shards(manifest, tmp_path / "shards", images=20)
-    with pytest.raises(UserError, match="is the dataset itself"):
+    with pytest.raises(UserError, match="holds the dataset itself"):
         write_shards(manifest, tmp_path / "shards" / ".." / "set")
     assert not list((tmp_path / "set").glob("*.tar"))
 

@@ -64,10 +64,11 @@ class Differences:
 
 
 def compare_runs(a: str | Path, b: str | Path, tolerance: float = 0.0) -> Differences:
-    """What differs between two runs; each a metrics.json (or validation.json, adaptation.json), its folder, or a folder of reports.
+    """What differs between two runs; each a metrics.json, its folder, or a folder of reports.
 
-    Two single reports are compared whatever they are called, several by name. tolerance: how far two numbers, or two
-    bounds of intervals, may be apart and count as the same. Raises DataError for what is no report.
+    What `ucore train` and `adapt` leave, validation.json and adaptation.json, can be named as well. Two single reports
+    are compared whatever they are called, several by name. tolerance: how far two numbers, or two bounds of intervals,
+    may be apart and count as the same. Raises DataError for what is no report.
     """
     if not 0 <= tolerance < math.inf:
         raise ConfigError(f"tolerance is {tolerance}; it must be 0 or a finite number above it")

@@ -21,14 +21,14 @@ def write_shards(manifest: Manifest, out: str | Path, images: int = 1000) -> lis
     """Write tar files SPLIT-NUMBER.tar of at most `images` images each, in the manifest's order; `read_shards` gives
     the same rows back. A shard is whole or absent.
 
-    Raises UserError where `out` cannot be written, has shards or is the dataset, DataError for an image that cannot be
-    read.
+    Raises UserError where `out` cannot be written, has shards or holds the dataset, DataError for an image that cannot
+    be read.
     """
     out = Path(out)
     if images < 1:
         raise ConfigError(f"images is {images}; a shard holds 1 or more")
-    if out.resolve() == manifest.root.resolve():
-        raise UserError(f"{out} is the dataset itself. Choose another --out, or its shards would be read with it.")
+    if manifest.root.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"{out} holds the dataset itself. Choose another --out, or the shards would be taken for it.")
     require_writable(out)
     if out.is_dir() and (old := sorted(path.name for path in out.glob("*.tar"))):
         raise UserError(
