@@ -26,7 +26,7 @@ SERIES = {
     "embedding": (),
     "loading": (),
     "evaluation": (),
-    "train_step": ("--quick",),
+    "train_step": ("--batch", "32"),
     "mask_generator": ("--images", "2", "--rounds", "2"),
     "search": ("--rows", "200000", "--queries", "30", "--only", "ucore exact", "ucore approximate", "faiss flat"),
 }

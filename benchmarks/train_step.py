@@ -1,6 +1,6 @@
 """A training step of both towers: with cached segments, in chunks, and against open_clip's own, side by side.
 
-    python benchmarks/train_step.py [--batch N] [--rounds R] [--steps S] [--device cuda] [--quick]
+    python benchmarks/train_step.py [--batch N] [--rounds R] [--steps S] [--device cuda]
 
 Images are RSICD's where UCORE_DATA is set, else generated JPEGs. Every contender trains its own copy of the bundled
 encoder, the same layers of it, with AdamW in the same precision, on batches it decodes itself. "open_clip" is the loop
@@ -118,9 +118,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2, help="steps of each contender a round")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--quick", action="store_true", help="batches of 16, five rounds of one step")
     options = parser.parse_args()
-    batch, rounds, steps = (16, 5, 1) if options.quick else (options.batch, options.rounds, options.steps)
+    batch, rounds, steps = options.batch, options.rounds, options.steps
     device = pick_device(options.device)
     with tempfile.TemporaryDirectory() as folder:
         # One epoch is never ended, as validation would be counted.
