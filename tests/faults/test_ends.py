@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness import Command, leftovers, rarely, run
-from stages import DATA, NOTEBOOKS, PARTS, SEGMENT, SIMULATE, TORCH, TRAIN, notebook, rsicd
+from stages import DATA, INDEX, NOTEBOOKS, PARTS, SEGMENT, SIMULATE, TORCH, TRAIN, notebook, rsicd, trained
 
 SOON_S = 12  # the machine may be busy; alone it takes a second or two
 REPRODUCE = """
@@ -134,13 +134,13 @@ def test_sigterm_ends_a_long_command_and_its_workers(tmp_path, name):
 
 @rarely
 def test_sigterm_ends_the_application_and_its_server(tmp_path):
-    from ucore.index import GalleryIndex
-
-    GalleryIndex.create(tmp_path / "index", {"name": "made-up"}, 8)
+    trained(tmp_path)  # the application wants an index with its checkpoint
+    made = run(INDEX.replace("{inputs}", str(tmp_path)).replace("*ENGINE", ""), tmp_path / "made", imports=TORCH)
+    assert made.status == 0, made.printed
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = f"ucore('app', '--index', {str(tmp_path / 'index')!r}, '--port', {port}, '--no-browser')"
+    code = f"ucore('app', '--index', {str(tmp_path / 'made' / 'index')!r}, '--port', {port}, '--no-browser')"
     command = Command(code, tmp_path / "work")
     last = time.monotonic() + 120
     while True:
