@@ -78,7 +78,7 @@ bench: $(STAMP)  ## every ratio that is claimed, measured now, as one table (a q
 	@$(BIN)/python benchmarks/claims.py
 
 faults: $(STAMP) ## kill every stage 20 times and fill its disk 10 times; a table (half an hour; KILLS=20)
-	@UCORE_FAULTS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/faults
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/faults
 	@$(BIN)/python tests/faults/table.py $(if $(KILLS),--kills $(KILLS))
 
 new-notebook: $(STAMP)  ## a stub that runs and passes the tests (NAME=10_seasons)

@@ -16,15 +16,11 @@ import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
-
 HERE = Path(__file__).parent
 HOOK = HERE / "hook"
 sys.path.insert(0, str(HOOK))
 from tripwire import WIDTH  # noqa: E402
 
-# For what takes longer than `make test` may: `make faults` does it.
-rarely = pytest.mark.skipif(not os.environ.get("UCORE_FAULTS"), reason="NOT TESTED: takes minutes; make faults does it")
 PATIENCE = 240  # seconds that a command may take
 # Never the same twice: how long it took, when, where.
 CLOCKS = re.compile(r"seconds|^time|^this_call$|^machine$|^commit$|peak_memory|^created|^started|mtime")

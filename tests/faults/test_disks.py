@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Command, content, differences, leftovers, rarely, refused, run
+from harness import Command, content, differences, leftovers, refused, run
 from stages import CAPTION, DATA, PARTS, SEGMENT, SIMULATE, STAGES, TORCH, TRAIN, rsicd, starve
 
 from ucore.files import only_writer
@@ -37,7 +37,7 @@ def remount(place: Path, options: str) -> None:
 # --- full disks ---------------------------------------------------------------------------------------------------
 
 
-@rarely
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_a_sentence_and_with_room_the_work_goes_on(mounted, tmp_path):
     """48 tiles with masks need more than 1 MiB; what was whole stays, and is not made again."""
     code = SIMULATE.replace('"--tiles", 12', '"--tiles", 48')
@@ -53,7 +53,7 @@ def test_a_disk_that_fills_up_is_a_sentence_and_with_room_the_work_goes_on(mount
     assert [name for name in differ if name != "set/manifest.parquet"] == []  # which names its folder
 
 
-@pytest.mark.parametrize("name", ["archive", pytest.param("simulate", marks=rarely)])
+@pytest.mark.parametrize("name", ["archive", pytest.param("simulate", marks=pytest.mark.slow)])
 def test_no_room_at_any_moment_is_a_sentence_and_harms_nothing(tmp_path, name):
     """Files cannot be made from the k-th change on: the same as a full disk, at the moments that matter."""
     tally = starve(BY_NAME[name], tmp_path, 2)
@@ -84,7 +84,7 @@ def test_a_read_only_folder_is_refused_before_any_work(mounted, tmp_path, name):
 # --- clocks -------------------------------------------------------------------------------------------------------
 
 
-@rarely
+@pytest.mark.slow
 def test_nothing_depends_on_the_clock(tmp_path):
     """The same command under clocks that are years ahead and behind, on files that are as old as they like."""
     stage = BY_NAME["caption"]
@@ -111,7 +111,7 @@ LOCKED = {
 }
 
 
-@rarely
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(LOCKED))
 def test_the_second_command_in_a_folder_says_that_another_writes(tmp_path, name):
     where, code, imports = LOCKED[name]
@@ -131,7 +131,7 @@ def test_the_second_command_in_a_folder_says_that_another_writes(tmp_path, name)
     assert run(code, tmp_path / "work", imports=imports).status == 0  # the lock ended with its holder
 
 
-@rarely
+@pytest.mark.slow
 def test_two_that_unpack_one_archive_both_find_it_whole(tmp_path):
     stage = BY_NAME["archive"]
     inputs = tmp_path / "inputs"

@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Command, leftovers, rarely, run
+from harness import Command, leftovers, run
 from stages import DATA, INDEX, NOTEBOOKS, PARTS, SEGMENT, SIMULATE, TORCH, TRAIN, notebook, rsicd, trained
 
+SLOW = pytest.mark.slow
 SOON_S = 12  # the machine may be busy; alone it takes a second or two
 REPRODUCE = """
 import json
@@ -66,7 +67,7 @@ def test_sigterm_ends_a_notebook_and_its_kernel_after_the_cell_has_saved(tmp_pat
     assert again.status == 0 and leftovers(tmp_path / "work") == []
 
 
-@pytest.mark.parametrize("code", [pytest.param(SLEEPS, marks=rarely), STUBBORN], ids=["saves", "does not listen"])
+@pytest.mark.parametrize("code", [pytest.param(SLEEPS, marks=SLOW), STUBBORN], ids=["saves", "does not listen"])
 def test_sigterm_ends_a_series_and_its_kernels(tmp_path, code):
     names = [str(notebook(tmp_path / "n" / f"{name}.ipynb", code.replace('"on"', f'"{name}.on"'), "wait = 300"))
              for name in "ab"]  # fmt: skip
@@ -112,7 +113,7 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("name", ["simulate", *(pytest.param(name, marks=rarely) for name in ("segment", "train"))])
+@pytest.mark.parametrize("name", ["simulate", *(pytest.param(name, marks=SLOW) for name in ("segment", "train"))])
 def test_sigterm_ends_a_long_command_and_its_workers(tmp_path, name):
     rsicd(tmp_path / "inputs")
     if name == "segment":
@@ -132,7 +133,7 @@ def test_sigterm_ends_a_long_command_and_its_workers(tmp_path, name):
     assert leftovers(tmp_path / "work") == []
 
 
-@rarely
+@pytest.mark.slow
 def test_sigterm_ends_the_application_and_its_server(tmp_path):
     trained(tmp_path)  # the application wants an index with its checkpoint
     made = run(INDEX.replace("{inputs}", str(tmp_path)).replace("*ENGINE", ""), tmp_path / "made", imports=TORCH)

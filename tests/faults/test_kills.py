@@ -1,6 +1,6 @@
 """kill -9 at any change of a file, in any process: what goes on afterwards ends as if nothing had happened.
 
-A few kills of quick stages here; `make faults` makes twenty of every stage.
+A few kills of quick stages here, and of the others with `ALL=1`; `make faults` makes twenty of every stage.
 """
 
 import os
@@ -9,18 +9,20 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import content, differences, leftovers, rarely, run
+from harness import content, differences, leftovers, run
 from stages import DATA, STAGES, Stage, nothing, torment
 
 BY_NAME = {stage.name: stage for stage in STAGES}
-KILLS = {"simulate": 3, "data build": 3, "archive": 3}
+QUICK = {"simulate", "data build", "archive"}
+OFTEN = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in BY_NAME]
 
 
-@pytest.mark.parametrize("name", list(KILLS))
+@pytest.mark.parametrize("name", OFTEN)
 def test_what_was_killed_goes_on_to_the_same_result(tmp_path, name):
-    tally = torment(BY_NAME[name], tmp_path, KILLS[name])
+    kills = 3 if name in QUICK else 1
+    tally = torment(BY_NAME[name], tmp_path, kills)
     assert tally.wrong == []
-    assert tally.faults >= KILLS[name]
+    assert tally.faults >= kills
 
 
 CARELESS = """
@@ -62,7 +64,7 @@ def command_line(pid: int) -> str:
         return ""
 
 
-@rarely
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(tmp_path):
     """As by a system that lacks memory: the stage goes on, and gives what it gives otherwise."""
     stage = BY_NAME["segment, 2 workers"]
