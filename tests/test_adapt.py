@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ucore.adapt import Adapter
 from ucore.adapt_config import METHODS, AdaptConfig
 from ucore.adversary import reversal_strength
 from ucore.checkpoint import load_checkpoint
-from ucore.cli_adapt import refuse_shared
+from ucore.cli_adapt import collapsed, refuse_shared, target_parts, warn_of_trained
 from ucore.data import read_dataset
 from ucore.errors import ConfigError, DataError
 
@@ -240,6 +241,14 @@ def test_the_command_adapts_and_its_checkpoint_scores_the_test_part(tiny_rsicd, 
     assert scored.status == 0, scored.err
     tests = {name for names in parts["test"].values() for name in names}
     assert set(np.load(tmp_path / "scores.npz")["image_ids"]) == tests
+    scoring = ("eval", "--checkpoint", tmp_path / "out", "--out", tmp_path / "own.npz", "--data")
+    alone = ucore(*scoring, tmp_path / "tiles")  # the tiles' own test part was drawn without knowing of the adaptation
+    assert alone.status == 0 and "was adapted to this data: scoring the part 'test'" in alone.out
+    assert set(np.load(tmp_path / "own.npz")["image_ids"]) == tests
+    make_geotiles(tmp_path / "others", side=12, columns=("x", "y", "z"))  # some of the names, and fewer tiles
+    with pytest.warns(UserWarning, match="are named as images that"):
+        other = ucore(*scoring, tmp_path / "others", "--split", "train")
+    assert other.status == 0 and "adapted to this data" not in other.out
     again = ucore(*command(tiny_rsicd, trained, tmp_path, "--method", "paper"))
     assert again.status == 0 and "finished" in again.out
 
@@ -273,3 +282,39 @@ def test_a_target_of_several_domains_asks_which(tiny_rsicd, trained, tmp_path):
     make_skyscript(tmp_path / "tiles")
     done = ucore(*command(tiny_rsicd, trained, tmp_path))
     assert done.status == 2 and "Choose one with --target-domain" in done.err
+
+
+def test_a_checkpoint_that_has_learned_from_the_target_is_told_of(tiny_rsicd, trained, tmp_path):
+    data = read_dataset(tiny_rsicd)
+    with pytest.warns(UserWarning, match=rf"{len(data.split('train'))} of the target's {len(data)} images are named"):
+        warn_of_trained(trained, data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_trained(trained, data.split("test"))
+        warn_of_trained(tmp_path, data)
+
+
+def test_a_target_too_small_for_its_parts_is_refused(tmp_path):
+    from makers_geo import make_geotiles
+
+    with pytest.raises(DataError, match="'finland' .* cannot fill . splits. Choose a smaller block_m"):
+        target_parts(read_dataset(make_geotiles(tmp_path / "tiles", side=2, columns=("x", "y", "z"))), None, 0)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "told"),
+    [
+        ([50, 72, 50, 50, 50], "tells nothing apart"),
+        ([50, 50.2, 49.9], "tells nothing apart"),
+        ([50, 99.5, 99.4, 100], "never lost"),
+        ([50, 12, 5, 1], "one for the other"),
+        ([50, 0, 0, 0], "one for the other"),
+        ([50, 72, 64, 55, 52], ""),
+        ([50, 100, 80, 62], ""),
+        ([50], ""),
+        ([], ""),
+    ],
+)
+def test_a_discriminator_that_collapses_is_said(accuracies, told):
+    said = collapsed([{"mR": 1.0}, *({"discriminator_accuracy": value} for value in accuracies)])
+    assert (told in said) if told else said == ""

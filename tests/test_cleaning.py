@@ -20,6 +20,12 @@ PROMPT = (
         "A red house, a blue house and a red house beside a red house .",
         "Here a road crosses the river. The description ends not.",
         "Two houses & a <5 m wide road.",
+        "I can see a river between green fields.",
+        "Great lakes, lawns and several ponds lie around the buildings.",
+        "Hi-rise buildings stand along a road.",
+        "Note that the river is brown.",
+        "Thanks to a wide river the fields are green.",
+        "This is a satellite image of a port: ships lie at the quay.",
     ],
 )
 def test_good_text_stays_as_it_is(text):
@@ -35,6 +41,10 @@ def test_good_text_stays_as_it_is(text):
         ("Please give a comprehensive and detailed description of it. A school.", "A school.", ("prompt echo",)),
         ("Sure! Here is a detailed description:\n\nA school. Let me know.", "A school.", ("chatter",)),
         ("Sure, here's a caption: A red house.", "A red house.", ("chatter",)),
+        ("Sure, the image shows a lake.", "the image shows a lake.", ("chatter",)),
+        ("Great question! Of course I can help. Here you go: a lake.", "a lake.", ("chatter",)),
+        ("Thanks for asking. A lake. Note that this description is based on the tags.", "A lake.", ("chatter",)),
+        ("Okay", "", ("chatter", "empty")),
         ("As an AI language model, I cannot see images. A school stands.", "A school stands.", ("refusal",)),
         ("I'm sorry, but I can't help with that.", "", ("refusal", "empty")),
         ("No image was provided. Please upload it.", "", ("refusal", "empty")),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ucore.comparison import seeded_difference
+from ucore.comparison import pooled_difference, seeded_difference
 from ucore.errors import ConfigError, DataError
 from ucore.evaluate import metrics_from_ranks, paired_difference
 
@@ -50,3 +50,18 @@ def test_what_does_not_pair_up_is_refused():
         seeded_difference([(made(0)[0][:3], made(0)[1])], [made(0)], OWNER)
     with pytest.raises(ConfigError, match="n_resamples"):
         seeded_difference([made(0)], [made(0)], OWNER, n_resamples=0)
+
+
+def test_several_directions_count_the_same_and_share_the_queries_of_a_gallery():
+    ours, base = [made(0, 4), made(1, 4)], [made(10), made(11)]
+    alone = seeded_difference(ours, base, OWNER)
+    twice = pooled_difference([("a", ours, base, OWNER), ("a", ours, base, OWNER)])
+    apart = pooled_difference([("a", ours, base, OWNER), ("b", ours, base, OWNER)])
+    assert twice[0] == apart[0] == pytest.approx(alone[0])
+    # The same queries twice say nothing new; other queries would have, by the square root of two.
+    assert twice[2] - twice[1] == pytest.approx(alone[2] - alone[1], rel=0.1)
+    assert apart[2] - apart[1] == pytest.approx((alone[2] - alone[1]) / 2**0.5, rel=0.1)
+    back = pooled_difference([("a", ours, base, OWNER), ("b", base, ours, OWNER)])
+    assert back[0] == pytest.approx(0) and back[1] < 0 < back[2]
+    with pytest.raises(DataError, match="no direction"):
+        pooled_difference([])

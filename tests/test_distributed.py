@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,12 @@ from command import ucore
 
 from ucore import distributed
 from ucore.checkpoint import load_state
+from ucore.config import TrainConfig
+from ucore.data import read_dataset
 from ucore.errors import ConfigError
+from ucore.model import load_encoder
+from ucore.tower_phase import TowerPhase
+from ucore.train import Trainer
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]  # seven processes import torch
 
@@ -116,3 +122,25 @@ def test_a_lone_process_needs_nobody():
     assert (distributed.size(), distributed.is_first(), distributed.agree(False)) == (1, True, False)
     assert distributed.from_first("mine") == "mine"
     assert distributed.join("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("batch", "chunk", "processes"),
+    [(40, 0, 16), (128, 0, 24), (128, 0, 48), (256, 0, 96), (10, 0, 8), (12, 6, 4), (12, 3, 2), (13, 5, 2), (7, 3, 1)],
+)
+def test_every_process_has_a_share_of_every_batch(monkeypatch, batch, chunk, processes):
+    monkeypatch.setattr(distributed, "size", lambda: processes)
+    phase = SimpleNamespace(config=SimpleNamespace(chunk=chunk), batch_size=batch)
+    chunks = TowerPhase.chunks.fget(phase)  # type: ignore[attr-defined]
+    assert len(chunks) >= processes and all(part.stop > part.start for part in chunks)
+    assert [row for part in chunks for row in range(batch)[part]] == list(range(batch))
+    assert all(part.stop - part.start <= (chunk or batch) for part in chunks)
+
+
+def test_more_processes_than_images_in_a_batch_are_refused(tiny_clip, tiny_rsicd, monkeypatch):
+    data = read_dataset(tiny_rsicd)
+    config = TrainConfig(head_epochs=0, tune_epochs=1, tune_batch_size=4, test_views=1)
+    trainer = Trainer(load_encoder(tiny_clip), data.split("train"), data.split("val"), config, progress=False)
+    monkeypatch.setattr(distributed, "size", lambda: 5)
+    with pytest.raises(ConfigError, match="A batch of 4 images cannot be shared by 5 processes"):
+        TowerPhase(trainer)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ucore.errors import ConfigError
+from ucore.errors import ConfigError, DataError
 from ucore.manifest import Manifest
 from ucore.pairs import TrainingTexts
 
@@ -66,3 +66,9 @@ def test_descriptions_that_nobody_wrote_are_refused(manifest):
     manifest.frame["description"] = ""
     with pytest.raises(ConfigError, match=r"none of the 3 training images has one: run ucore caption"):
         TrainingTexts(manifest, with_descriptions=True)
+
+
+def test_images_without_a_caption_are_named_and_never_trained_with_a_neighbours(manifest):
+    manifest.frame["captions"] = [["a"], [], []]
+    with pytest.raises(DataError, match=r"2 of 3 training images of .* have no caption \(1, 2\)"):
+        TrainingTexts(manifest)

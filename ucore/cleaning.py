@@ -39,8 +39,15 @@ LINE_MARK = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|[-*+\u2022][ \t]+|>[ \t]*|\d{1,2
 EMPHASIS = re.compile(r"(\*\*\*|\*\*|__|(?<!\w)[*_`](?=\S)|(?<=\S)[*_`](?!\w))")
 LABEL = re.compile(r"^(?:(?:short |detailed |image |final )?(?:caption|description|answer|response|output|summary))"
                    r"\s*:\s*", re.IGNORECASE)  # fmt: skip
+ABOUT_TEXT = r"(?:descriptions?|captions?|sentences?|summar(?:y|ies)|answers?|responses?|texts?|versions?)"
 LEAD = re.compile(
-    r"^(?:\w{1,30} ?\w{0,30}[,!.] {0,9})?(?:here(?:'s| is| are)|this is|the following is)\b[^:]{0,120}:\s*(?=\w)",
+    r"^(?:\w{1,30} ?\w{0,30}[,!.] {0,9})?(?:here(?:'s| is| are| you)|this is|the following is)\b"
+    rf"(?=[^:]{{0,120}}\b{ABOUT_TEXT}\b|(?: it| go| are| what| how)\b)[^:]{{0,120}}:\s*(?=\w)",
+    re.IGNORECASE,
+)
+GREETING = re.compile(
+    r"^(?:(?:sure|certainly|of course|absolutely|okay|ok|alright|got it|understood)(?: thing)?|great(?: question| choice| idea)?|"
+    r"(?:hello|hi)(?: there)?)(?:\s*[,!:;]\s*|\s*[.\u2014]+\s+|\.?$|\s+(?=i\b|here(?:'s| is| are)\b))",
     re.IGNORECASE,
 )
 RAW_TAGS = re.compile(r"\b[a-z_:]{2,}=[\w:;-]+")
@@ -54,12 +61,13 @@ REFUSAL = re.compile(
     r"|\bplease (?:provide|upload|attach|share|send)\b|\bagainst (?:my|the) (?:guidelines|policy|policies)\b",
     re.IGNORECASE,
 )
+SEEN = r"(?:see|observe|spot|notice|identify|make out)\b"  # "I can see a river": a description
 CHATTER = re.compile(
-    r"^(?:sure|certainly|of course|absolutely|okay|ok|great|alright|got it|understood|hello|hi|thank you|thanks)\b"
-    r"[^.!?]{0,80}$|^(?:\w{1,30} ?\w{0,30}[,!. ]{1,9})?here(?:'s| is| are)\b.{0,120}"
-    r"(?:description|caption|sentence|summary|answer|response)s?\b"
+    r"^thank(?:s| you)\b(?! to\b)|^here you (?:go|are)\b|^how (?:can|may) i\b"
+    rf"|^(?:\w{{1,30}} ?\w{{0,30}}[,!. ]{{1,9}})?here(?:'s| is| are)\b.{{0,120}}\b{ABOUT_TEXT}\b"
     r"|\b(?:let me know|feel free to|happy to help|would you like|is there anything|if you (?:need|have|would|want))\b"
-    r"|^(?:please )?note(?: that|:)|^disclaimer\b|^i (?:can|will|would|have|hope)\b"
+    rf"|^(?:please )?note(?: that|:).{{0,200}}?\b(?:{ABOUT_TEXT}|tags?|information|provided|based on|i|not|may|might)\b"
+    rf"|^disclaimer\b|^i (?:can|will|would|have|hope)\b(?! (?:\w+ )?{SEEN})"
     r"|^this (?:description|caption) (?:is|was|includes|captures|mentions|covers)\b",
     re.IGNORECASE,
 )
@@ -114,9 +122,14 @@ def clean_caption(text: str, prompt: str = "", most_words: int = MOST_WORDS) -> 
     seen: set[str] = set()
     candidates = split_sentences(text)
     for number, sentence in enumerate(candidates):
-        unlabelled, greeted = LEAD.subn("", sentence)
+        unlabelled, greeted = sentence, 0
+        for pattern in (GREETING, LEAD):
+            unlabelled, count = pattern.subn("", unlabelled)
+            greeted += count
         if greeted:
             _note(found, "chatter")
+        if greeted and not unlabelled:
+            continue
         unlabelled = LABEL.sub("", unlabelled)
         words, problem = _plain(unlabelled), ""
         if not re.search(r"[^\W\d_]{2}", unlabelled):

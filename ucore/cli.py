@@ -9,12 +9,13 @@ import os
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ucore.cli_adapt import adapt
+from ucore.cli_adapt import adapt, untouched
 from ucore.cli_augment import caption, captions, segment, segments
 from ucore.cli_data import data, simulate
 from ucore.cli_index import index_command
@@ -161,11 +162,11 @@ def evaluate(
         views: Dihedral views averaged per image (1, 2, 4, 8); default: as the checkpoint was trained to use.
         correct_hubs: Lower the scores of texts and images that fit much of the training data; otherwise plain cosines.
         segments: Folder of masks that `ucore segment` wrote for these images; wanted by a checkpoint trained with any.
-        splits: split.json that `ucore adapt` wrote for this data, in place of the dataset's own splits.
+        splits: split.json in place of the dataset's own splits. That of an adaptation to this data is found by itself.
         device: auto, cpu, cuda or cuda:N.
         skip_bad: Leave unreadable images out instead of stopping.
     """
-    if views is not None and views not in (1, 2, 4, 8):
+    if views not in (None, 1, 2, 4, 8):
         raise ConfigError(f"--views is {views}; choose 1, 2, 4 or 8")
     if out.is_dir() or out.suffix != ".npz":
         raise ConfigError(f"--out {out} must be a file name that ends in .npz, for example scores.npz")
@@ -178,6 +179,9 @@ def evaluate(
             from ucore.splits import load_split
 
             manifest = load_split(manifest, splits).split(split)
+        else:
+            everything = partial(read_dataset, data, domain=domain, skip_bad=skip_bad)
+            manifest = untouched(checkpoint, manifest, split, everything)
 
         from ucore.checkpoint import load_bank, load_checkpoint
         from ucore.config import TrainConfig
@@ -209,10 +213,8 @@ def evaluate(
         trained=card["train"],
         seconds=seconds,
     )
-    print(
-        f"{len(manifest):,} images, {scores.similarity.shape[1]:,} texts, {views} view(s) an image; "
-        f"hubs {'corrected' if bank is not None else 'not corrected'}."
-    )
+    hubs = "corrected" if bank is not None else "not corrected"
+    print(f"{len(manifest):,} images, {scores.similarity.shape[1]:,} texts, {views} view(s) an image; hubs {hubs}.")
     print("Standard protocol:")
     print(metrics_text(*metrics))
     print("Duplicate-aware protocol:")

@@ -1,6 +1,8 @@
 """The command that takes a trained model across a border: `ucore adapt`."""
 
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,6 +92,7 @@ def adapt(
     everything = read_dataset(target, domain=target_domain, skip_bad=skip_bad)
     finetune, val = target_parts(everything, target_domain, config.seed)
     refuse_shared(pairs, everything)
+    warn_of_trained(checkpoint, everything)
 
     import torch
 
@@ -128,10 +131,9 @@ def adapt(
     )  # fmt: skip
     mR = [scores.metrics()[0]["mR"] for scores in (before, after)]
     print(f"Validation mR {mR[0]:.2f} before, {mR[1]:.2f} after (weights of epoch {best['epoch']}: {config.choose_by})")
-    if (accuracy := best.get("discriminator_accuracy")) and best["step"]:
-        print(
-            f"The discriminator told the domains apart in {accuracy:.0f} % (50: a guess).{_collapsed(adapter.history)}"
-        )
+    if (accuracy := best.get("discriminator_accuracy")) is not None and best["step"]:
+        said = collapsed([row["metrics"] for row in adapter.history if "metrics" in row])
+        print(f"The discriminator told the domains apart in {accuracy:.0f} % (50: a guess).{said}")
     chosen = f" --domain {target_domain}" if target_domain else ""
     chosen += " --skip-bad" if skip_bad else ""
     chosen += "" if encoder.segments is None else f" --segments {target_segments or segments}"
@@ -184,15 +186,68 @@ def refuse_shared(source: "Manifest", target: "Manifest") -> None:
         raise DataError(f"{told}: {few(shared)}. Choose another --target-domain or --source-domain.")
 
 
-def _collapsed(history: list[dict[str, Any]]) -> str:
-    """A warning where the discriminator said one thing of everything, or never lost."""
-    found = [
-        row["metrics"]["discriminator_accuracy"]
-        for row in history
-        if "discriminator_accuracy" in row.get("metrics", {})
-    ]
-    if len(found) > 1 and min(found[1:]) > 99:
+def warn_of_trained(checkpoint: Path, target: "Manifest") -> None:
+    """Warn where images of the target are named as images that `checkpoint` learned from, by the splits beside it."""
+    from ucore.splits import samples_of
+
+    path = checkpoint / "split.json"
+    if not path.is_file():
+        return
+    known = samples_of(path)
+    keys = zip(target.frame["domain"], target.frame["sample_id"], strict=True)
+    if seen := sum(known.get(key) in ("train", "finetune") for key in keys):
+        warnings.warn(
+            f"{seen:,} of the target's {len(target):,} images are named as images that {checkpoint} was trained on. If they "
+            "are the same, nothing here is unknown to it: train a checkpoint on the source alone (--domain)",
+            stacklevel=2,
+        )
+
+
+def collapsed(epochs: "list[dict[str, Any]]") -> str:
+    """A warning where the discriminator, in the later half of the epochs, taught nothing that aligns; or nothing.
+
+    epochs: what each showed, "discriminator_accuracy" in percent among it: 100 is a discriminator that never loses, 50
+    to the decimal one that says the same of everything, and far below 50 one that takes either domain for the other.
+    """
+    found = [row["discriminator_accuracy"] for row in epochs if "discriminator_accuracy" in row]
+    later = found[max(1, len(found) // 2) :]
+    if later and min(later) > 99:
         return " It never lost: its gradient vanishes there. Lower adversarial_weight or choose another method."
-    if len(found) > 1 and max(abs(value - 50) for value in found[1:]) < 0.5:
-        return " It never told them apart: it has collapsed, and aligns nothing. Raise the number of epochs."
+    if later and max(abs(value - 50) for value in later) < 0.5:
+        return " It tells nothing apart: it has collapsed, and aligns nothing. Raise the number of epochs."
+    if later and max(later) < 40:
+        return " It takes one for the other: features are driven past each other. Lower adversarial_weight."
     return ""
+
+
+def untouched(checkpoint: Path, scored: "Manifest", split: str, read: "Callable[[], Manifest]") -> "Manifest":
+    """What to score of a dataset: `scored`, its own `split`, or the adaptation's where `checkpoint` was adapted to it.
+
+    Splits of an adaptation are drawn anew, so that images of the dataset's own test part may have been adapted to.
+    read: all of the dataset, with the domain that is scored. Where names alone are those of the adaptation, and places or
+    the other images are not, the data may be others: a warning says so.
+    """
+    from ucore.splits import load_split, samples_of
+
+    path = checkpoint / "split.json"
+    if not path.is_file() or not (checkpoint / "adaptation.json").is_file():
+        return scored
+    known = samples_of(path)
+    keys = list(zip(scored.frame["domain"], scored.frame["sample_id"], strict=True))
+    if not any(key in known for key in keys):
+        return scored
+    try:
+        parts = load_split(read(), path)
+    except DataError:
+        used = sum(known.get(key) in ("finetune", "val") for key in keys)
+        if used:
+            warnings.warn(
+                f"{used:,} of the {len(scored):,} images to be scored are named as images that {checkpoint} was adapted to "
+                f"or chosen by. If they are the same, score what is left: --domain as adapted to, --splits {path}",
+                stacklevel=2,
+            )
+        return scored
+    own = parts.split(split)
+    if list(own.frame["sample_id"]) != list(scored.frame["sample_id"]):
+        print(f"{checkpoint} was adapted to this data: scoring the part {split!r} of its own split.json.")
+    return own

@@ -24,6 +24,44 @@ def seeded_difference(
     says what other queries and other seeds would have shown. With one seed it is `evaluate.paired_difference`'s.
     Raises DataError where the two sides do not have as many seeds, or the ranks not as many queries.
     """
+    difference, draws = _draws(ours, base, text_image_index, seed, n_resamples, confidence)
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return difference, float(low), float(high)
+
+
+def pooled_difference(
+    directions: Sequence[tuple[str, Sequence[Ranks], Sequence[Ranks], np.ndarray]],
+    *,
+    seed: int = 0,
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+) -> tuple[float, float, float]:
+    """(difference, low, high) of mR in points over several directions, each counting the same, with its interval.
+
+    directions: the gallery's name, ranks of ours and of base, one pair a seed, and text_image_index, as in
+    `seeded_difference`. Directions that lead to one gallery are drawn with the same queries: they share them.
+    """
+    if not directions:
+        raise DataError("There is no direction to compare; run some.")
+    galleries = sorted({name for name, *_ in directions})
+    found = [
+        _draws(ours, base, owner, (seed, galleries.index(name)), n_resamples, confidence)
+        for name, ours, base, owner in directions
+    ]
+    draws = np.mean([one for _, one in found], axis=0)
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(np.mean([difference for difference, _ in found])), float(low), float(high)
+
+
+def _draws(
+    ours: Sequence[Ranks],
+    base: Sequence[Ranks],
+    text_image_index: np.ndarray,
+    seed: int | tuple[int, int],
+    n_resamples: int,
+    confidence: float,
+) -> tuple[float, np.ndarray]:
+    """The difference of mR, mean over seeds, and (n_resamples,) of it with queries and seeds drawn again."""
     if len(ours) != len(base) or not ours:
         raise DataError(f"{len(ours)} and {len(base)} seeds do not pair up; run the same seeds on both sides.")
     if n_resamples < 1 or not 0 < confidence < 1:
@@ -38,9 +76,8 @@ def seeded_difference(
     by_seed = np.stack([_means(a, owner, times) - _means(b, owner, times) for a, b in zip(ours, base, strict=True)])
     seeds = rng.integers(len(ours), size=(len(ours), n_resamples))
     draws = np.take_along_axis(by_seed, seeds, axis=0).mean(axis=0)
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     each = [metrics_from_ranks(*a)["mR"] - metrics_from_ranks(*b)["mR"] for a, b in zip(ours, base, strict=True)]
-    return float(np.mean(each)), float(low), float(high)
+    return float(np.mean(each)), draws
 
 
 def _means(ranks: Ranks, owner: np.ndarray, times: np.ndarray) -> np.ndarray:

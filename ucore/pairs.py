@@ -4,8 +4,8 @@ import numpy as np
 
 from ucore.cleaning import split_sentences
 from ucore.data import caption_groups
-from ucore.errors import ConfigError
-from ucore.manifest import Manifest
+from ucore.errors import ConfigError, DataError
+from ucore.manifest import Manifest, few
 
 
 class TrainingTexts:
@@ -13,11 +13,17 @@ class TrainingTexts:
 
     texts: list[str] (T,); first: int64 (N + 1,), where each image's captions begin; groups: int64 (T,), equal for equal
     texts. An image's description is there as a whole and sentence by sentence. Raises ConfigError where descriptions
-    are asked for and no image has any.
+    are asked for and no image has any, and DataError, naming them, where images have no caption.
     """
 
     def __init__(self, manifest: Manifest, with_descriptions: bool = False) -> None:
         captions = [list(of_image) for of_image in manifest.frame["captions"]]
+        names = zip(manifest.frame["sample_id"], captions, strict=True)
+        if bare := [str(name) for name, of_image in names if not of_image]:
+            raise DataError(
+                f"{len(bare):,} of {len(captions):,} training images of {manifest.root} have no caption ({few(bare)}). "
+                "Leave them out, or write captions with ucore caption."
+            )
         more = [_parts(text) if with_descriptions else [] for text in manifest.frame["description"]]
         if with_descriptions and not any(more):
             raise ConfigError(

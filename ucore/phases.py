@@ -150,11 +150,11 @@ class Phase:
     def averaged_weights(self) -> Iterator[None]:
         """Within: the averaged weights in place of the trained ones, and eval mode."""
         trained = [p.detach().clone() for p in self.parameters] if self.average else []
-        with torch.no_grad():
-            for average, parameter in zip(self.average, self.parameters, strict=False):
-                parameter.copy_(average)
-        self.encoder.eval()
-        try:
+        try:  # from the first copy on: Ctrl-C may come at any moment
+            with torch.no_grad():
+                for average, parameter in zip(self.average, self.parameters, strict=False):
+                    parameter.copy_(average)
+            self.encoder.eval()
             yield
         finally:
             with torch.no_grad():

@@ -186,27 +186,8 @@ def load_split(manifest: Manifest, path: str | Path) -> Manifest:
 
     Raises DataError for a file that is none, and naming samples that only one of the two has or that moved.
     """
-    path = Path(path)
-    try:
-        content = parse_json(path.read_text("utf-8"))
-        settings, key = dict(content["settings"]), content["content_key"]
-        rows = [
-            (name, (split, block))
-            for splits in content["samples"].values()
-            for split, blocks in splits.items()
-            for block, names in blocks.items()
-            for name in names
-        ]
-        listed = dict(rows)
-        if len(listed) < len(rows) or not all(isinstance(name, str) for name in listed):
-            raise ValueError("a name is listed twice, or is not text")
-        for name, share in settings.get("fractions", []):
-            if not isinstance(name, str) or not 0 < float(share) <= 1:
-                raise ValueError("a split has no share")
-    except OSError as error:
-        raise DataError(f"Cannot read the split {path} ({error.strerror}). Write it with save_split.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise DataError(f"{path} is not a split that save_split wrote. Write it again.") from error
+    settings, key, rows = _read_split(Path(path))
+    listed = {name: (split, block) for _, split, block, name in rows}
     frame: Any = manifest.frame.copy()
     missing, extra = sorted(listed.keys() - set(frame["sample_id"])), sorted(set(frame["sample_id"]) - listed.keys())
     if missing or extra:
@@ -224,6 +205,36 @@ def load_split(manifest: Manifest, path: str | Path) -> Manifest:
     frame["block"] = [listed[name][1] for name in frame["sample_id"]]
     frame.attrs = {"split": settings}
     return Manifest(frame, manifest.root)
+
+
+def samples_of(path: str | Path) -> dict[tuple[str, str], str]:
+    """What `save_split` wrote: the split of every domain's sample id. Raises DataError for a file that is none."""
+    return {(domain, name): split for domain, split, _, name in _read_split(Path(path))[2]}
+
+
+def _read_split(path: Path) -> tuple[dict[str, Any], str, list[tuple[str, str, str, str]]]:
+    """Settings, key of the places, and domain, split, block and sample id of every sample."""
+    try:
+        content = parse_json(path.read_text("utf-8"))
+        settings, key = dict(content["settings"]), content["content_key"]
+        rows = [
+            (domain, split, block, name)
+            for domain, splits in content["samples"].items()
+            for split, blocks in splits.items()
+            for block, names in blocks.items()
+            for name in names
+        ]
+        names = {name for *_, name in rows}
+        if len(names) < len(rows) or not all(isinstance(name, str) for name in names):
+            raise ValueError("a name is listed twice, or is not text")
+        for name, share in settings.get("fractions", []):
+            if not isinstance(name, str) or not 0 < float(share) <= 1:
+                raise ValueError("a split has no share")
+    except OSError as error:
+        raise DataError(f"Cannot read the split {path} ({error.strerror}). Write it with save_split.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise DataError(f"{path} is not a split that save_split wrote. Write it again.") from error
+    return settings, key, rows
 
 
 def _places_key(manifest: Manifest) -> str:

@@ -30,6 +30,12 @@ class TowerPhase(Phase):
 
     def __init__(self, trainer: "Trainer") -> None:
         encoder, config = trainer.encoder, trainer.config
+        least = min(config.tune_batch_size, len(trainer.train))
+        if least < distributed.size():
+            raise ConfigError(
+                f"A batch of {least} images cannot be shared by {distributed.size()} processes: start fewer, or raise "
+                "tune_batch_size"
+            )
         first = encoder.image_stages()[: config.frozen_image_stages + 1] if config.frozen_image_stages else []
         frozen = {p for stage in first for p in stage.parameters()}
         frozen |= set(encoder.token_embedding().parameters())  # rare words keep the meaning they came with
@@ -104,9 +110,12 @@ class TowerPhase(Phase):
 
     @property
     def chunks(self) -> list[slice]:
-        """Rows of a batch that are encoded at once, by one process."""
-        size = self.config.chunk or math.ceil(self.batch_size / distributed.size())
-        return [slice(start, min(start + size, self.batch_size)) for start in range(0, self.batch_size, size)]
+        """Rows of a batch that are encoded at once, by one process; at least one chunk for each of them."""
+        batch, processes = self.batch_size, distributed.size()
+        size = self.config.chunk or batch
+        if math.ceil(batch / size) >= processes:
+            return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
+        return [slice(batch * n // processes, batch * (n + 1) // processes) for n in range(processes)]
 
     def _encode(self, pixels: Tensor, texts: np.ndarray) -> tuple[Tensor, Tensor]:
         return self.encoder.encode_image(pixels), self.encoder.encode_text(self.encoder.trim(self.tokens[texts]))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness import Command, leftovers, run
-from stages import DATA, INDEX, NOTEBOOKS, PARTS, SEGMENT, SIMULATE, TORCH, TRAIN, notebook, rsicd, trained
+from stages import CAPTION, DATA, INDEX, NOTEBOOKS, PARTS, SEGMENT, SIMULATE, TORCH, TRAIN, notebook, rsicd, trained
 
 SLOW = pytest.mark.slow
 SOON_S = 12  # the machine may be busy; alone it takes a second or two
@@ -109,21 +109,29 @@ def test_a_kernel_that_is_killed_is_named(tmp_path):
 LONG = {
     "simulate": SIMULATE.replace('"--tiles", 12', '"--tiles", 200'),
     "segment": SEGMENT.replace("WORKERS", "2"),
+    "caption": CAPTION.replace("CAPTIONER", "micro").replace('"--limit", 16,', ""),
     "train": TRAIN.replace("head_epochs=2", "head_epochs=300").replace("=8", "=2"),
+}
+FIRST = {  # what lies there when a command is at work, and what it imports
+    "simulate": ("set/parts/*.json", DATA),
+    "segment": ("segments/*/part-*.parquet", PARTS),
+    "caption": ("captions/*/part-*.parquet", TORCH),
+    "train": ("run/state.pt", TORCH),
 }
 
 
-@pytest.mark.parametrize("name", ["simulate", *(pytest.param(name, marks=SLOW) for name in ("segment", "train"))])
+@pytest.mark.parametrize("name", ["simulate", *(pytest.param(name, marks=SLOW) for name in list(LONG)[1:])])
 def test_sigterm_ends_a_long_command_and_its_workers(tmp_path, name):
     rsicd(tmp_path / "inputs")
-    if name == "segment":
+    many = name in ("segment", "caption")
+    if many:
         from makers import make_rsicd
 
         make_rsicd(tmp_path / "inputs" / "more", 300, 100, 100, size=160)
-    code = LONG[name].replace("{inputs}/rsicd", "{inputs}/more" if name == "segment" else "{inputs}/rsicd")
+    code = LONG[name].replace("{inputs}/rsicd", "{inputs}/more" if many else "{inputs}/rsicd")
     code = code.replace("{inputs}", str(tmp_path / "inputs"))
-    command = Command(code, tmp_path / "work", imports={"simulate": DATA, "segment": PARTS, "train": TORCH}[name])
-    first = {"simulate": "set/parts/*.json", "segment": "segments/*/part-*.parquet", "train": "run/state.pt"}[name]
+    first, imports = FIRST[name]
+    command = Command(code, tmp_path / "work", imports=imports)
     last = time.monotonic() + 120
     while not list((tmp_path / "work").glob(first)):
         assert command.poll() is None and time.monotonic() < last, command.printed()
