@@ -38,9 +38,16 @@ def new_adapter(sides, cache, tiny_clip_factory):
     return make
 
 
-@pytest.mark.parametrize("method", ["paper", "ucore"])
-def test_resuming_equals_never_stopping(new_adapter, tmp_path, method):
-    changes = {"pseudo_start": 0.0} if method == "ucore" else {}
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("paper", {}),
+        ("paper", {"curriculum": "density"}),
+        ("cdan", {"regime": "paired", "shots": 3}),
+        ("ucore", {"pseudo_start": 0.0}),
+    ],
+)
+def test_resuming_equals_never_stopping(new_adapter, tmp_path, method, changes):
     whole = new_adapter(method, **changes)
     whole.fit()
     broken = new_adapter(method, tmp_path, **changes)

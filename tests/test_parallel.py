@@ -4,18 +4,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from makers import make_rsicd
 from makers_workers import broken, dies, refuses, squares, too_few
 
+from ucore.captions import caption_dataset
 from ucore.cluster import connected, room
+from ucore.data import read_dataset
 from ucore.errors import ConfigError, DataError, UserError
 from ucore.parallel import Failed, map_stage
 from ucore.processes import local_workers
+from ucore.segments import segment_dataset
 
 
 def results(*arguments: Any, **settings: Any) -> dict[int, Any]:
@@ -186,6 +192,47 @@ def test_a_cluster_gives_what_one_process_gives_though_a_worker_is_killed(ray_cl
     assert (tmp_path / "killed").exists()
     assert found.pop(20).reason.startswith("TypeError") and expected.pop(20) == 1
     assert found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["segment", "caption"])
+def test_the_stages_on_a_cluster_give_what_they_give_here_though_a_worker_is_killed(ray_cluster, tmp_path, stage):
+    """Every image exactly once, in the store of masks and in the dataset with captions."""
+    manifest = read_dataset(make_rsicd(tmp_path / "data", 20, 6, 6, size=64))
+
+    def done(engine: str) -> Any:
+        common: dict[str, Any] = {"engine": engine, "workers": 2, "progress": False}
+        if stage == "segment":
+            store = segment_dataset(manifest, "slic", tmp_path / engine, **common)
+            return store.parts.table(["key", "rles", "predicted_iou", "stability", "count", "covered"])
+        run = caption_dataset(manifest, "micro", tmp_path / engine, batch_size=2, device="cpu", **common)
+        return read_dataset(run.folder).frame[["sample_id", "captions", "description"]].to_dict("list")
+
+    killer = threading.Thread(target=kill_a_ray_worker)
+    killer.start()
+    away = done("ray")
+    killer.join()
+    assert killed, "no worker was killed: it did not find one"
+    here = done("local")
+    assert len(here["key"] if stage == "segment" else here["sample_id"]) == 32
+    assert away.equals(here) if stage == "segment" else away == here
+
+
+killed: list[int] = []
+
+
+def kill_a_ray_worker() -> None:
+    """As by a system that lacks memory: the first process that works for Ray, once it has begun to."""
+    killed.clear()
+    last = time.monotonic() + 120
+    while not killed and time.monotonic() < last:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if path.read_bytes().startswith(b"ray::_Remote.work"):
+                    os.kill(int(path.parent.name), signal.SIGKILL)
+                    killed.append(int(path.parent.name))
+                    return
+        time.sleep(0.002)
 
 
 def test_a_cluster_gives_up_what_always_kills_its_worker(ray_cluster):
