@@ -253,7 +253,7 @@ def test_the_command_adapts_and_its_checkpoint_scores_the_test_part(tiny_rsicd, 
     assert alone.status == 0 and "was adapted to this data: scoring the part 'test'" in alone.out
     assert set(np.load(tmp_path / "own.npz")["image_ids"]) == tests
     make_geotiles(tmp_path / "others", side=12, columns=("x", "y", "z"))  # some of the names, and fewer tiles
-    with pytest.warns(UserWarning, match="are named as images that"):
+    with pytest.warns(UserWarning, match="are named as ones that"):
         other = ucore(*scoring, tmp_path / "others", "--split", "train")
     assert other.status == 0 and "adapted to this data" not in other.out
     again = ucore(*command(tiny_rsicd, trained, tmp_path, "--method", "paper"))
@@ -304,7 +304,7 @@ def test_a_checkpoint_that_has_learned_from_the_target_is_told_of(tiny_rsicd, tr
 def test_a_target_too_small_for_its_parts_is_refused(tmp_path):
     from makers_geo import make_geotiles
 
-    with pytest.raises(DataError, match="'finland' .* cannot fill . splits. Choose a smaller block_m"):
+    with pytest.raises(DataError, match=r"'finland' .* cannot fill . splits\. Choose a smaller block_m"):
         target_parts(read_dataset(make_geotiles(tmp_path / "tiles", side=2, columns=("x", "y", "z"))), None, 0)
 
 

@@ -46,8 +46,9 @@ LEAD = re.compile(
     re.IGNORECASE,
 )
 GREETING = re.compile(
-    r"^(?:(?:sure|certainly|of course|absolutely|okay|ok|alright|got it|understood)(?: thing)?|great(?: question| choice| idea)?|"
-    r"(?:hello|hi)(?: there)?)(?:\s*[,!:;]\s*|\s*[.\u2014]+\s+|\.?$|\s+(?=i\b|here(?:'s| is| are)\b))",
+    r"^(?:(?:sure|certainly|of course|absolutely|okay|ok|alright|got it|understood)(?: thing)?|"
+    r"great(?: question| choice| idea)?|(?:hello|hi)(?: there)?)"
+    r"(?:\s*[,!:;]\s*|\s*[.\u2014]+\s+|\.?$|\s+(?=i\b|here(?:'s| is| are)\b))",
     re.IGNORECASE,
 )
 RAW_TAGS = re.compile(r"\b[a-z_:]{2,}=[\w:;-]+")

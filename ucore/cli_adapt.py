@@ -197,8 +197,8 @@ def warn_of_trained(checkpoint: Path, target: "Manifest") -> None:
     keys = zip(target.frame["domain"], target.frame["sample_id"], strict=True)
     if seen := sum(known.get(key) in ("train", "finetune") for key in keys):
         warnings.warn(
-            f"{seen:,} of the target's {len(target):,} images are named as images that {checkpoint} was trained on. If they "
-            "are the same, nothing here is unknown to it: train a checkpoint on the source alone (--domain)",
+            f"{seen:,} of the target's {len(target):,} images are named as images that {checkpoint} was trained on. If "
+            "they are the same, nothing here is unknown to it: train a checkpoint on the source alone (--domain)",
             stacklevel=2,
         )
 
@@ -224,8 +224,8 @@ def untouched(checkpoint: Path, scored: "Manifest", split: str, read: "Callable[
     """What to score of a dataset: `scored`, its own `split`, or the adaptation's where `checkpoint` was adapted to it.
 
     Splits of an adaptation are drawn anew, so that images of the dataset's own test part may have been adapted to.
-    read: all of the dataset, with the domain that is scored. Where names alone are those of the adaptation, and places or
-    the other images are not, the data may be others: a warning says so.
+    read: all of the dataset, with the domain that is scored. Where names alone are those of the adaptation, and places
+    or the other images are not, the data may be others: a warning says so.
     """
     from ucore.splits import load_split, samples_of
 
@@ -242,8 +242,8 @@ def untouched(checkpoint: Path, scored: "Manifest", split: str, read: "Callable[
         used = sum(known.get(key) in ("finetune", "val") for key in keys)
         if used:
             warnings.warn(
-                f"{used:,} of the {len(scored):,} images to be scored are named as images that {checkpoint} was adapted to "
-                f"or chosen by. If they are the same, score what is left: --domain as adapted to, --splits {path}",
+                f"{used:,} of the {len(scored):,} images to be scored are named as ones that {checkpoint} was adapted "
+                f"to or chosen by. If they are the same, score the rest: --domain as adapted to, --splits {path}",
                 stacklevel=2,
             )
         return scored
