@@ -252,6 +252,13 @@ def test_the_command_adapts_and_its_checkpoint_scores_the_test_part(tiny_rsicd, 
     alone = ucore(*scoring, tmp_path / "tiles")  # the tiles' own test part was drawn without knowing of the adaptation
     assert alone.status == 0 and "was adapted to this data: scoring the part 'test'" in alone.out
     assert set(np.load(tmp_path / "own.npz")["image_ids"]) == tests
+    assert " --splits split.json" in json.loads((tmp_path / "metrics.json").read_text())["command"]
+    watched = ucore(*scoring, tmp_path / "tiles", "--split", "val")
+    assert watched.status == 0 and "scoring the part 'val'" in watched.out
+    with pytest.warns(
+        UserWarning, match="the scores flatter"
+    ):  # the tiles have a part of that name, the adaptation not
+        assert ucore(*scoring, tmp_path / "tiles", "--split", "train").status == 0
     make_geotiles(tmp_path / "others", side=12, columns=("x", "y", "z"))  # some of the names, and fewer tiles
     with pytest.warns(UserWarning, match="are named as ones that"):
         other = ucore(*scoring, tmp_path / "others", "--split", "train")

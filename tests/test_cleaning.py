@@ -26,6 +26,9 @@ PROMPT = (
         "Note that the river is brown.",
         "Thanks to a wide river the fields are green.",
         "This is a satellite image of a port: ships lie at the quay.",
+        "Here is a roof with white text painted on it.",
+        "Here are two versions of the same house.",
+        "Here you are looking at a port.",
     ],
 )
 def test_good_text_stays_as_it_is(text):
@@ -45,6 +48,30 @@ def test_good_text_stays_as_it_is(text):
         ("Great question! Of course I can help. Here you go: a lake.", "a lake.", ("chatter",)),
         ("Thanks for asking. A lake. Note that this description is based on the tags.", "A lake.", ("chatter",)),
         ("Okay", "", ("chatter", "empty")),
+        *(
+            (f"{chatter} A lake.", "A lake.", ("chatter",))
+            for chatter in (
+                "Sure, I'd be happy to describe this image.",
+                "Sure, I'll describe the image for you.",
+                "Sure, let me describe the image.",
+                "Okay let me take a look at this image.",
+                "Of course, I'd be glad to help you with that.",
+                "Sure, hope this helps.",
+                "Okay, so the user wants a description of this image.",
+                "Hello everyone.",
+                "Alright then.",
+                "Great job on this photo.",
+                "Sure - here's a caption:",
+                "Here is a detailed overview of the image:",
+                "Here is a rewritten paragraph:",
+                "Here's my attempt:",
+                "Here are the details of the satellite image:",
+                "I will identify the main objects in the image.",
+                "I can help identify features.",
+                "I can see the image you uploaded.",
+                "Thanks to the tags I know that it is a school.",
+            )
+        ),
         ("As an AI language model, I cannot see images. A school stands.", "A school stands.", ("refusal",)),
         ("I'm sorry, but I can't help with that.", "", ("refusal", "empty")),
         ("No image was provided. Please upload it.", "", ("refusal", "empty")),

@@ -52,15 +52,18 @@ def test_what_does_not_pair_up_is_refused():
         seeded_difference([made(0)], [made(0)], OWNER, n_resamples=0)
 
 
-def test_several_directions_count_the_same_and_share_the_queries_of_a_gallery():
+def test_several_directions_count_the_same_and_share_seeds_and_the_queries_of_a_gallery():
     ours, base = [made(0, 4), made(1, 4)], [made(10), made(11)]
     alone = seeded_difference(ours, base, OWNER)
     twice = pooled_difference([("a", ours, base, OWNER), ("a", ours, base, OWNER)])
     apart = pooled_difference([("a", ours, base, OWNER), ("b", ours, base, OWNER)])
     assert twice[0] == apart[0] == pytest.approx(alone[0])
-    # The same queries twice say nothing new; other queries would have, by the square root of two.
+    # The same queries twice say nothing new; other queries do: by the square root of two less, were it not for seeds.
     assert twice[2] - twice[1] == pytest.approx(alone[2] - alone[1], rel=0.1)
-    assert apart[2] - apart[1] == pytest.approx((alone[2] - alone[1]) / 2**0.5, rel=0.1)
+    assert (alone[2] - alone[1]) / 2**0.5 - 1 < apart[2] - apart[1] < 0.9 * (alone[2] - alone[1])
+    one = pooled_difference([("a", ours[:1], base[:1], OWNER), ("b", ours[:1], base[:1], OWNER)])
+    single = seeded_difference(ours[:1], base[:1], OWNER)
+    assert one[2] - one[1] == pytest.approx((single[2] - single[1]) / 2**0.5, rel=0.1)
     back = pooled_difference([("a", ours, base, OWNER), ("b", base, ours, OWNER)])
     assert back[0] == pytest.approx(0) and back[1] < 0 < back[2]
     with pytest.raises(DataError, match="no direction"):

@@ -135,6 +135,8 @@ def test_every_process_has_a_share_of_every_batch(monkeypatch, batch, chunk, pro
     assert len(chunks) >= processes and all(part.stop > part.start for part in chunks)
     assert [row for part in chunks for row in range(batch)[part]] == list(range(batch))
     assert all(part.stop - part.start <= (chunk or batch) for part in chunks)
+    monkeypatch.setattr(distributed, "size", lambda: 1)
+    assert len(TowerPhase.chunks.fget(phase)) == (-(-batch // chunk) if chunk else 1)  # type: ignore[attr-defined]
 
 
 def test_more_processes_than_images_in_a_batch_are_refused(tiny_clip, tiny_rsicd, monkeypatch):

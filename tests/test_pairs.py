@@ -68,7 +68,16 @@ def test_descriptions_that_nobody_wrote_are_refused(manifest):
         TrainingTexts(manifest, with_descriptions=True)
 
 
-def test_images_without_a_caption_are_named_and_never_trained_with_a_neighbours(manifest):
+def test_images_without_a_text_are_named_and_never_trained_with_a_neighbours(manifest):
     manifest.frame["captions"] = [["a"], [], []]
     with pytest.raises(DataError, match=r"2 of 3 training images of .* have no caption \(1, 2\)"):
         TrainingTexts(manifest)
+    with pytest.raises(DataError, match=r"1 of 3 training images of .* have no caption \(1\)"):
+        TrainingTexts(manifest, with_descriptions=True)
+    manifest.frame["description"] = ["", "A field.", "A wood."]
+    pairs = TrainingTexts(manifest, with_descriptions=True)  # what has no caption is shown with its description always
+    assert [{pairs.texts[n] for n in column} for column in drawn(pairs, 0.1).T.tolist()] == [
+        {"a"},
+        {"A field."},
+        {"A wood."},
+    ]

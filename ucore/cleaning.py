@@ -39,16 +39,17 @@ LINE_MARK = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|[-*+\u2022][ \t]+|>[ \t]*|\d{1,2
 EMPHASIS = re.compile(r"(\*\*\*|\*\*|__|(?<!\w)[*_`](?=\S)|(?<=\S)[*_`](?!\w))")
 LABEL = re.compile(r"^(?:(?:short |detailed |image |final )?(?:caption|description|answer|response|output|summary))"
                    r"\s*:\s*", re.IGNORECASE)  # fmt: skip
-ABOUT_TEXT = r"(?:descriptions?|captions?|sentences?|summar(?:y|ies)|answers?|responses?|texts?|versions?)"
+ABOUT_TEXT = r"(?:description|caption|sentence|summary|answer|response)s?"
 LEAD = re.compile(
     r"^(?:\w{1,30} ?\w{0,30}[,!.] {0,9})?(?:here(?:'s| is| are| you)|this is|the following is)\b"
-    rf"(?=[^:]{{0,120}}\b{ABOUT_TEXT}\b|(?: it| go| are| what| how)\b)[^:]{{0,120}}:\s*(?=\w)",
+    r"(?=[^:]{0,120}\b(?:descri|caption|sentence|summar|answer|response|text|version|overview|paragraph|result|detail|"
+    r"attempt|output|list|analysis|breakdown)|(?: it| go| are| what| how)\b)[^:]{0,120}:\s*(?=\w)",
     re.IGNORECASE,
 )
 GREETING = re.compile(
-    r"^(?:(?:sure|certainly|of course|absolutely|okay|ok|alright|got it|understood)(?: thing)?|"
-    r"great(?: question| choice| idea)?|(?:hello|hi)(?: there)?)"
-    r"(?:\s*[,!:;]\s*|\s*[.\u2014]+\s+|\.?$|\s+(?=i\b|here(?:'s| is| are)\b))",
+    r"^(?:(?:sure|certainly|of course|absolutely|okay|ok|alright|got it|understood)(?: thing| then)?|"
+    r"great(?: question| choice| idea| job)?|(?:hello|hi)(?: there| everyone)?)"
+    r"(?:\s*[,!:;]\s*|\s*[.\u2014]+\s+|\s+-+\s+|\.?$|\s+(?=(?:i|let me)\b|here(?:'s| is| are)\b))",
     re.IGNORECASE,
 )
 RAW_TAGS = re.compile(r"\b[a-z_:]{2,}=[\w:;-]+")
@@ -62,13 +63,18 @@ REFUSAL = re.compile(
     r"|\bplease (?:provide|upload|attach|share|send)\b|\bagainst (?:my|the) (?:guidelines|policy|policies)\b",
     re.IGNORECASE,
 )
-SEEN = r"(?:see|observe|spot|notice|identify|make out)\b"  # "I can see a river": a description
+# "I can see a river" describes; "I can see the image you sent" does not.
+SEES = (
+    r"(?:\w+ly )?(?:see|observe|spot|notice|identify|make out)\b"
+    r"(?! (?:the|this|your) (?:image|picture|photo)(?: you\b|$))"
+)
 CHATTER = re.compile(
-    r"^thank(?:s| you)\b(?! to\b)|^here you (?:go|are)\b|^how (?:can|may) i\b"
+    r"^thank(?:s| you)\b(?! to (?!the tags?\b))|^here you (?:go|are)$|^how (?:can|may) i\b"
     rf"|^(?:\w{{1,30}} ?\w{{0,30}}[,!. ]{{1,9}})?here(?:'s| is| are)\b.{{0,120}}\b{ABOUT_TEXT}\b"
-    r"|\b(?:let me know|feel free to|happy to help|would you like|is there anything|if you (?:need|have|would|want))\b"
+    r"|\b(?:let me know|feel free to|would you like|is there anything|if you (?:need|have|would|want))\b"
+    r"|\b(?:happy|glad|pleased) to (?:help|describe|assist|provide)\b|^(?:i'?ll|i'd|let me|(?:i )?hope)\b|\bthe user\b"
     rf"|^(?:please )?note(?: that|:).{{0,200}}?\b(?:{ABOUT_TEXT}|tags?|information|provided|based on|i|not|may|might)\b"
-    rf"|^disclaimer\b|^i (?:can|will|would|have|hope)\b(?! (?:\w+ )?{SEEN})"
+    rf"|^disclaimer\b|^i (?:will|would|have)\b|^i can\b(?! {SEES})|^great (?:job|work|question|choice|picture|photo)\b"
     r"|^this (?:description|caption) (?:is|was|includes|captures|mentions|covers)\b",
     re.IGNORECASE,
 )

@@ -179,10 +179,6 @@ def evaluate(
             from ucore.splits import load_split
 
             manifest = load_split(manifest, splits).split(split)
-        else:
-            everything = partial(read_dataset, data, domain=domain, skip_bad=skip_bad)
-            manifest = untouched(checkpoint, manifest, split, everything)
-
         from ucore.checkpoint import load_bank, load_checkpoint
         from ucore.config import TrainConfig
         from ucore.device import pick_device
@@ -190,6 +186,10 @@ def evaluate(
 
         model, card = load_checkpoint(checkpoint, pick_device(device))
         bank = load_bank(checkpoint) if correct_hubs else None
+        if splits is None:
+            everything = partial(read_dataset, data, domain=domain, skip_bad=skip_bad)
+            scored, manifest = manifest, untouched(checkpoint, "adapt" in card, manifest, split, everything)
+            splits = None if manifest is scored else checkpoint / "split.json"
     views = views or int(card["train"]["test_views"])
     if segments is not None and model.segments is None:
         raise ConfigError(f"{checkpoint} was trained without segments: leave --segments out")
@@ -200,12 +200,13 @@ def evaluate(
     metrics = scores.metrics()
     rows = scores.rows("checkpoint")
     seconds = {**scores.seconds, "metrics": time.perf_counter() - started}
+    parts = "" if splits is None else f" --splits {splits.name}"
     scores.save(out)
     write_metrics(
         out.with_name("metrics.json"),
         rows,
         manifest,
-        f"ucore eval --split {split} --views {views}" + ("" if bank is not None else " --no-correct-hubs"),
+        f"ucore eval --split {split} --views {views}{'' if bank is not None else ' --no-correct-hubs'}{parts}",
         split=split,
         seed=int(card["train"]["seed"]),
         parameters={"views": views, "hubs_corrected": bank is not None},

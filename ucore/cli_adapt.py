@@ -117,9 +117,9 @@ def adapt(
     )
     if adapter.resume():
         print(f"Found a run in {out}, {'finished' if adapter.finished else f'at step {adapter.step_count}'}.")
+    save_split(everything, out / "split.json")  # before the weights: what they have seen is known at any moment
     best = adapter.fit()
     training_bank(encoder, finetune, out, **of_target)
-    save_split(everything, out / "split.json")
     after = score(encoder, val, **of_target)
     seconds = {**adapter.seconds, "total": time.perf_counter() - started}
     write_metrics(
@@ -220,17 +220,19 @@ def collapsed(epochs: "list[dict[str, Any]]") -> str:
     return ""
 
 
-def untouched(checkpoint: Path, scored: "Manifest", split: str, read: "Callable[[], Manifest]") -> "Manifest":
+def untouched(
+    checkpoint: Path, adapted: bool, scored: "Manifest", split: str, read: "Callable[[], Manifest]"
+) -> "Manifest":
     """What to score of a dataset: `scored`, its own `split`, or the adaptation's where `checkpoint` was adapted to it.
 
     Splits of an adaptation are drawn anew, so that images of the dataset's own test part may have been adapted to.
-    read: all of the dataset, with the domain that is scored. Where names alone are those of the adaptation, and places
-    or the other images are not, the data may be others: a warning says so.
+    adapted: by the checkpoint's card; read: all of the dataset, of the domain that is scored. Where names alone are
+    those of the adaptation, and places or the other images are not, the data may be others: a warning says so.
     """
     from ucore.splits import load_split, samples_of
 
     path = checkpoint / "split.json"
-    if not path.is_file() or not (checkpoint / "adaptation.json").is_file():
+    if not adapted or not path.is_file():
         return scored
     known = samples_of(path)
     keys = list(zip(scored.frame["domain"], scored.frame["sample_id"], strict=True))
@@ -239,15 +241,17 @@ def untouched(checkpoint: Path, scored: "Manifest", split: str, read: "Callable[
     try:
         parts = load_split(read(), path)
     except DataError:
-        used = sum(known.get(key) in ("finetune", "val") for key in keys)
-        if used:
-            warnings.warn(
-                f"{used:,} of the {len(scored):,} images to be scored are named as ones that {checkpoint} was adapted "
-                f"to or chosen by. If they are the same, score the rest: --domain as adapted to, --splits {path}",
-                stacklevel=2,
-            )
-        return scored
-    own = parts.split(split)
-    if list(own.frame["sample_id"]) != list(scored.frame["sample_id"]):
+        parts = None
+    if parts is not None and split in set(parts.frame["split"]):
+        own = parts.split(split)
+        if list(own.frame["sample_id"]) == list(scored.frame["sample_id"]):
+            return scored
         print(f"{checkpoint} was adapted to this data: scoring the part {split!r} of its own split.json.")
-    return own
+        return own
+    if used := sum(known.get(key) in ("finetune", "val") for key in keys):
+        warnings.warn(
+            f"{used:,} of the {len(scored):,} images to be scored are named as ones that {checkpoint} was adapted to "
+            "or chosen by. If they are the same, the scores flatter: score the part test, with the whole dataset there",
+            stacklevel=2,
+        )
+    return scored

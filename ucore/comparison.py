@@ -36,16 +36,17 @@ def pooled_difference(
     n_resamples: int = 1000,
     confidence: float = 0.95,
 ) -> tuple[float, float, float]:
-    """(difference, low, high) of mR in points over several directions, each counting the same, with its interval.
+    """(difference, low, high) of mR in points: the mean over these directions, and its interval over queries and seeds.
 
     directions: the gallery's name, ranks of ours and of base, one pair a seed, and text_image_index, as in
-    `seeded_difference`. Directions that lead to one gallery are drawn with the same queries: they share them.
+    `seeded_difference`. Directions that lead to one gallery are drawn with the same queries, which they share, and all
+    with the same seeds, as those from one source share its models.
     """
     if not directions:
         raise DataError("There is no direction to compare; run some.")
     galleries = sorted({name for name, *_ in directions})
     found = [
-        _draws(ours, base, owner, (seed, galleries.index(name)), n_resamples, confidence)
+        _draws(ours, base, owner, (seed, galleries.index(name)), n_resamples, confidence, np.random.default_rng(seed))
         for name, ours, base, owner in directions
     ]
     draws = np.mean([one for _, one in found], axis=0)
@@ -60,8 +61,12 @@ def _draws(
     seed: int | tuple[int, int],
     n_resamples: int,
     confidence: float,
+    seeds_rng: np.random.Generator | None = None,
 ) -> tuple[float, np.ndarray]:
-    """The difference of mR, mean over seeds, and (n_resamples,) of it with queries and seeds drawn again."""
+    """The difference of mR, mean over seeds, and (n_resamples,) of it with queries and seeds drawn again.
+
+    seeds_rng: what draws the seeds; by default what has drawn the queries.
+    """
     if len(ours) != len(base) or not ours:
         raise DataError(f"{len(ours)} and {len(base)} seeds do not pair up; run the same seeds on both sides.")
     if n_resamples < 1 or not 0 < confidence < 1:
@@ -74,7 +79,7 @@ def _draws(
         [np.bincount(rng.integers(n_images, size=n_images), minlength=n_images) for _ in range(n_resamples)]
     ).astype(np.float64)
     by_seed = np.stack([_means(a, owner, times) - _means(b, owner, times) for a, b in zip(ours, base, strict=True)])
-    seeds = rng.integers(len(ours), size=(len(ours), n_resamples))
+    seeds = (seeds_rng or rng).integers(len(ours), size=(len(ours), n_resamples))
     draws = np.take_along_axis(by_seed, seeds, axis=0).mean(axis=0)
     each = [metrics_from_ranks(*a)["mR"] - metrics_from_ranks(*b)["mR"] for a, b in zip(ours, base, strict=True)]
     return float(np.mean(each)), draws

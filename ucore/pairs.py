@@ -13,18 +13,18 @@ class TrainingTexts:
 
     texts: list[str] (T,); first: int64 (N + 1,), where each image's captions begin; groups: int64 (T,), equal for equal
     texts. An image's description is there as a whole and sentence by sentence. Raises ConfigError where descriptions
-    are asked for and no image has any, and DataError, naming them, where images have no caption.
+    are asked for and no image has any, and DataError, naming them, where images have no text.
     """
 
     def __init__(self, manifest: Manifest, with_descriptions: bool = False) -> None:
         captions = [list(of_image) for of_image in manifest.frame["captions"]]
-        names = zip(manifest.frame["sample_id"], captions, strict=True)
-        if bare := [str(name) for name, of_image in names if not of_image]:
+        more = [_parts(text) if with_descriptions else [] for text in manifest.frame["description"]]
+        names = zip(manifest.frame["sample_id"], captions, more, strict=True)
+        if bare := [str(name) for name, *texts in names if not any(texts)]:
             raise DataError(
                 f"{len(bare):,} of {len(captions):,} training images of {manifest.root} have no caption ({few(bare)}). "
-                "Leave them out, or write captions with ucore caption."
+                "Leave them out, or write some: ucore caption --into captions"
             )
-        more = [_parts(text) if with_descriptions else [] for text in manifest.frame["description"]]
         if with_descriptions and not any(more):
             raise ConfigError(
                 f"description_share asks for descriptions, and none of the {len(manifest):,} training images has one: "
@@ -48,7 +48,8 @@ class TrainingTexts:
         if description_share:
             counts = np.diff(self.first_more)
             other = self.first_more[:-1] + (rng.random(len(counts)) * counts).astype(int)
-            chosen = np.where((rng.random(len(counts)) < description_share) & (counts > 0), other, chosen)
+            wanted = (rng.random(len(counts)) < description_share) | (np.diff(self.first) == 0)
+            chosen = np.where(wanted & (counts > 0), other, chosen)
         return chosen
 
     def positives(self, rows: np.ndarray, texts: np.ndarray) -> np.ndarray:

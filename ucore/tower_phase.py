@@ -33,8 +33,8 @@ class TowerPhase(Phase):
         least = min(config.tune_batch_size, len(trainer.train))
         if least < distributed.size():
             raise ConfigError(
-                f"A batch of {least} images cannot be shared by {distributed.size()} processes: start fewer, or raise "
-                "tune_batch_size"
+                f"A batch of {least} images cannot be shared by {distributed.size()} processes: start fewer"
+                + (", or raise tune_batch_size" if least < len(trainer.train) else "")
             )
         first = encoder.image_stages()[: config.frozen_image_stages + 1] if config.frozen_image_stages else []
         frozen = {p for stage in first for p in stage.parameters()}
@@ -112,7 +112,7 @@ class TowerPhase(Phase):
     def chunks(self) -> list[slice]:
         """Rows of a batch that are encoded at once, by one process; at least one chunk for each of them."""
         batch, processes = self.batch_size, distributed.size()
-        size = self.config.chunk or batch
+        size = self.config.chunk or math.ceil(batch / processes)
         if math.ceil(batch / size) >= processes:
             return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
         return [slice(batch * n // processes, batch * (n + 1) // processes) for n in range(processes)]

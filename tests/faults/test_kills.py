@@ -1,6 +1,6 @@
 """kill -9 at any change of a file, in any process: what goes on afterwards ends as if nothing had happened.
 
-A few kills of quick stages here, and of the others with `ALL=1`; `make faults` makes twenty of every stage.
+A few kills of quick stages here, and one of each other with `ALL=1`; `make faults` makes twenty of every stage.
 """
 
 import os
