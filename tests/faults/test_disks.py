@@ -122,7 +122,7 @@ def test_the_second_command_in_a_folder_says_that_another_writes(tmp_path, name)
     if not list((tmp_path / "work").glob(where)):
         (tmp_path / "work" / where).mkdir(parents=True)
     (place,) = (tmp_path / "work").glob(where)
-    with only_writer(place):
+    with only_writer(place, wait=True):  # of those that were killed the last may still be on its way out
         before = content(tmp_path / "work")
         told = refused(run(code, tmp_path / "work", imports=imports))
     assert "Another process is writing into" in told and "Wait for it" in told

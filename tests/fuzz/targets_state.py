@@ -131,10 +131,11 @@ def _loaded(path: Path) -> Any:
 
 
 def _use_split(folder: Path) -> None:
-    from ucore.splits import load_split, split_report
+    from ucore.splits import load_split, samples_of, split_report
 
     manifest = _loaded(folder / "manifest.parquet")
     split_report(load_split(manifest, folder / "split.json"), images=False)
+    samples_of(folder / "split.json")
 
 
 def _notebook(folder: Path) -> None:
@@ -488,7 +489,7 @@ TARGETS = [
            _notes, _use_notes, {"*.json": JSON, ".u*.json": JSON}, 250),
     Target("claims on folders", ("simulated_set.is_complete", "build._claim"), _claims, _use_claims,
            {"*/*.json": JSON}, 200),
-    Target("split", ("splits.load_split",), _split, _use_split, {"*.json": JSON}, 100),
+    Target("split", ("splits._read_split",), _split, _use_split, {"*.json": JSON}, 100),
     Target("notebook", ("notebooks.notebook_cells", "notebooks.notebook_parameters"), _notebook, _use_notebook,
            {"*.ipynb": JSON}, 200),
     Target("prompt and page", ("prompts.load_prompt", "tables.update_marked_section"), _page, _use_page,
