@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ucore import images
+from ucore.errors import DataError
 from ucore.images import find_bad_images, load_image
 
 
@@ -65,6 +67,19 @@ def test_sixteen_bits_span_the_eight_bit_range_alike_for_all_images(tmp_path):
 def test_floats_without_a_number_are_black(tmp_path):
     Image.fromarray(np.array([[np.nan, 1.0]], np.float32)).save(tmp_path / "a.tif")
     assert np.asarray(load_image(tmp_path / "a.tif"))[0, :, 0].tolist() == [0, 255]
+
+
+def test_an_image_of_many_pixels_is_read_without_a_warning(tmp_path, monkeypatch):
+    Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    asked = (
+        "import sys; from PIL import Image; from ucore.images import load_image; Image.MAX_IMAGE_PIXELS = 600;"
+        "print(load_image(sys.argv[1]).size)"  # Pillow warns above that, and refuses above twice as many
+    )
+    run = subprocess.run([sys.executable, "-c", asked, str(tmp_path / "a.png")], capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("(30, 30)\n", "")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(DataError, match=r"a\.png: more pixels than Pillow accepts"):
+        load_image(tmp_path / "a.png")
 
 
 def test_progress_shows_only_where_someone_looks(tmp_path, monkeypatch, capsys):

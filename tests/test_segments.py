@@ -103,6 +103,20 @@ def test_a_large_image_is_segmented_smaller_and_its_masks_have_its_size(monkeypa
     assert found.size == (500, 300) and found.iou(Segments.from_masks(target)).max() > 0.85
 
 
+def test_commands_see_small_things_in_a_large_image():
+    image = np.full((3000, 600, 3), 50, np.uint8)
+    corners = [(row, column) for row in range(40, 2900, 400) for column in (50, 400)]
+    for row, column in corners:  # a shed of 40 pixels: 14 in a picture of 1,024, a hundredth of the area left out there
+        image[row : row + 40, column : column + 40] = (200, 180, 40)
+    sheds = np.zeros((len(corners), 3000, 600), bool)
+    for shed, (row, column) in zip(sheds, corners, strict=True):
+        shed[row : row + 40, column : column + 40] = True
+    (found,) = load_generator("felzenszwalb").generate([image])
+    assert found.size == (3000, 600)
+    assert (Segments.from_masks(sheds).iou(found).max(axis=1) > 0.9).all()
+    assert not len(Felzenszwalb().generate([image])[0])
+
+
 def test_contrast_and_width_by_hand():
     labels = np.array([[0, 0, 1], [0, 0, 2]])
     values = np.array([[0, 0, 6], [0, 0, 2]], float)[..., None]

@@ -4,6 +4,7 @@ import io
 import os
 import stat
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,8 @@ from ucore.spans import part_bytes
 
 # Files are untrusted: leave out Pillow's formats that start other programs (EPS runs Ghostscript).
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM")
+# 10,000 x 10,000 pixels are meant to be read; Pillow itself refuses twice as many, which `_reason` says in a sentence.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 BAR_ABOVE = 500  # a shorter job ends before a progress bar is worth reading
 
 Result = TypeVar("Result")

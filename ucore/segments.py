@@ -52,10 +52,12 @@ class Generator(Protocol):
 def load_generator(spec: str, exact: bool = False, device: str = "auto", like_gpu: bool = False) -> Generator:
     """The generator that `spec` names: sam-micro, vit_h:CHECKPOINT (vit_l, vit_b; file or address), felzenszwalb, slic.
 
-    exact: the mask set of segment_anything's own generator; without it large images are cut into windows.
+    exact: the mask set of segment_anything's own generator; without it large images are cut into windows (`Mosaic`).
     like_gpu: as of `MaskGenerator`.
     Raises ConfigError for another name, CheckpointError for weights that are absent, damaged or of another type.
     """
+    from ucore.mosaic import Mosaic
+
     kind = spec.partition(":")[0]
     if kind in CLASSICAL:
         if exact:
@@ -64,7 +66,7 @@ def load_generator(spec: str, exact: bool = False, device: str = "auto", like_gp
             raise ConfigError(f"{kind} takes no checkpoint: write --generator {kind}")
         from ucore.classical import Felzenszwalb, Slic
 
-        return Felzenszwalb() if kind == "felzenszwalb" else Slic()
+        return Mosaic(Felzenszwalb() if kind == "felzenszwalb" else Slic())
     if kind not in SAM_TYPES:
         known = [*SAM_TYPES, *CLASSICAL]
         raise ConfigError(
@@ -72,7 +74,6 @@ def load_generator(spec: str, exact: bool = False, device: str = "auto", like_gp
             f"Choose sam-micro, vit_h:CHECKPOINT, vit_l:CHECKPOINT, vit_b:CHECKPOINT, felzenszwalb or slic"
         )
     from ucore.mask_generator import MaskGenerator
-    from ucore.mosaic import Mosaic
     from ucore.sam import load_sam
 
     sam = MaskGenerator(load_sam(spec, device), exact=exact, name=kind, like_gpu=like_gpu)
