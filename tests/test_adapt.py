@@ -290,6 +290,21 @@ def test_pictures_of_one_colour_that_both_sides_have_are_no_leak(tmp_path):
         refuse_shared(*sides)
 
 
+def test_a_picture_that_was_encoded_anew_is_known_again(tmp_path):
+    sides = [read_dataset(make_rsicd(tmp_path / name, 4, 2, 0, seed=seed)) for seed, name in enumerate("ab")]
+    rng = np.random.default_rng(0)
+    for side in sides:  # what is drawn there is as large as a thumb: pictures of places need places
+        for path in side.image_paths:
+            Image.fromarray(rng.integers(0, 255, (6, 6, 3)).astype(np.uint8)).resize((64, 64)).save(path)
+    refuse_shared(*sides)
+    with Image.open(sides[0].image_paths[1]) as picture:
+        small = picture.resize((48, 48)).transpose(Image.Transpose.ROTATE_90)
+    small.save(sides[1].image_paths[2], format="JPEG", quality=40)
+    ours, theirs = sides[0].frame["sample_id"][1], sides[1].frame["sample_id"][2]
+    with pytest.raises(DataError, match=rf"1 of 6 images .* in the source, too: {theirs} \({ours}\)"):
+        refuse_shared(*sides)
+
+
 def test_a_target_of_several_domains_asks_which(tiny_rsicd, trained, tmp_path):
     from makers_geo import make_skyscript
 

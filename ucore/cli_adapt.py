@@ -161,24 +161,27 @@ def target_parts(everything: "Manifest", domain: str | None, seed: int) -> "tupl
 
 
 def refuse_shared(source: "Manifest", target: "Manifest") -> None:
-    """Raise DataError, naming them, for images that are in both: what was learned by heart is no adaptation.
+    """Raise DataError, naming them, for pictures that are in both: what was learned by heart is no adaptation.
 
-    Images of a single colour say nothing that could be learned by heart; several countries have the same.
+    A picture is known again where it was encoded anew, resized, turned or mirrored (`same_pictures`). Images of a single
+    colour say nothing that could be learned by heart; several countries have the same.
     """
+    from ucore.duplicates import same_pictures
     from ucore.files import file_hash
     from ucore.images import load_image, map_files
     from ucore.manifest import few
 
-    known = dict(
-        zip(map_files(file_hash, source.image_paths, "Hashing images"), source.frame["sample_id"], strict=True)
-    )
+    names = tuple(part.frame["sample_id"].tolist() for part in (source, target))
+    known = dict(zip(map_files(file_hash, source.image_paths, "Hashing images"), names[0], strict=True))
     hashes = map_files(file_hash, target.image_paths, "Hashing images")
-    found = zip(hashes, target.frame["sample_id"], target.image_paths, strict=True)
-    shared = [
-        f"{name} ({known[key]})"
-        for key, name, path in found
+    copies = {
+        name: known[key]
+        for key, name, path in zip(hashes, names[1], target.image_paths, strict=True)
         if key in known and len(load_image(path).getcolors(1) or []) != 1
-    ]
+    }
+    alike = same_pictures(source.image_paths, target.image_paths)  # also encoded anew, resized, turned
+    copies = {names[1][j]: names[0][i] for i, j in reversed(alike)} | copies
+    shared = [f"{name} ({copies[name]})" for name in names[1] if name in copies]
     if shared:
         whole = len(shared) == len(target) == len(source)
         told = "Source and target are the same" if whole else f"{len(shared):,} of {len(target):,} images of the target"
