@@ -163,8 +163,8 @@ def target_parts(everything: "Manifest", domain: str | None, seed: int) -> "tupl
 def refuse_shared(source: "Manifest", target: "Manifest") -> None:
     """Raise DataError, naming them, for pictures that are in both: what was learned by heart is no adaptation.
 
-    A picture is known again where it was encoded anew, resized, turned or mirrored (`same_pictures`). Images of a single
-    colour say nothing that could be learned by heart; several countries have the same.
+    A picture is known again where it was encoded anew, resized, turned or mirrored (`same_pictures`). Images of a
+    single colour say nothing that could be learned by heart; several countries have the same.
     """
     from ucore.duplicates import same_pictures
     from ucore.files import file_hash
