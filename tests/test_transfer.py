@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ucore.adversary import DomainDiscriminator, balanced_accuracy, reversal_strength, reverse_gradient
+from ucore.adversary import (
+    DomainDiscriminator,
+    balanced_accuracy,
+    gradient_penalty,
+    reversal_strength,
+    reverse_gradient,
+)
 from ucore.losses import contrastive_loss
 from ucore.transfer import (
     adversarial_loss,
@@ -69,18 +75,34 @@ def test_a_discriminator_learns_and_an_encoder_against_it_hides_the_domain() -> 
         torch.manual_seed(1)
         encoder, judge = torch.nn.Linear(4, 4), DomainDiscriminator(4, hidden=16, dropout=0.0)
         torch.nn.init.eye_(encoder.weight)
-        groups = [{"params": encoder.parameters(), "lr": 3e-3}, {"params": judge.parameters(), "lr": 3e-3}]
-        optimizer, found = torch.optim.Adam(groups), []
+        learning, judging = (torch.optim.Adam(part.parameters(), lr=3e-3) for part in (encoder, judge))
+        found = []
         for _ in range(400):
-            logits = [judge(reverse_gradient(encoder(part), strength)) for part in (source, target)]
-            optimizer.zero_grad()
+            features = [encoder(part) for part in (source, target)]
+            for _ in range(3):
+                fixed = [part.detach() for part in features]
+                judging.zero_grad()
+                (adversarial_loss(*map(judge, fixed)) + 0.1 * gradient_penalty(judge, *fixed)).backward()
+                judging.step()
+            logits = [judge(reverse_gradient(part, strength)) for part in features]
+            learning.zero_grad()
             adversarial_loss(*logits).backward()
-            optimizer.step()
+            learning.step()
             found.append(balanced_accuracy(*logits))
         return found[-100:]
 
     assert np.mean(accuracies(0.0)) > 85  # the encoder stands still: the domains are told apart
     assert np.mean(accuracies(1.0)) < 65
+
+
+def test_the_gradient_penalty_of_a_plane_is_its_slope() -> None:
+    slope = torch.tensor([3.0, 4.0])
+    features = [torch.randn(5, 2, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    assert gradient_penalty(lambda part: part @ slope, *features).item() == pytest.approx(25.0)  # 25 / 2 at each side
+    assert gradient_penalty(lambda part: (part**2).sum(dim=1), torch.tensor([[1.0, 0.0], [0.0, 3.0]])).item() == 10.0
+    judge = DomainDiscriminator(2)
+    gradient_penalty(judge, *features).backward()
+    assert judge.layers[0].weight.grad.abs().max() > 0
 
 
 def test_balanced_accuracy_counts_both_domains_alike() -> None:

@@ -122,6 +122,7 @@ class Adapter(Trainer):
             parts = {name: config.source_weight * part for name, part in own.items()}
         source, target = phase.sides(rows, image_features, text_features)
         if config.adversary != "none":
+            phase.judge(source, target)
             parts["adversarial"] = config.adversarial_weight * phase.adversarial(source, target)
         if config.coral_weight:
             parts["coral"] = config.coral_weight * torch.stack(list(map(_coral, source, target))).sum()

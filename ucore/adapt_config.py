@@ -59,7 +59,9 @@ class AdaptConfig(TrainConfig):
     curriculum_start: float = 0.2  # share of a batch's source samples kept in the first cycle through the target
     curriculum_growth: float = 0.2  # more a cycle
     adversary: Adversary = "none"
-    adversarial_weight: float = 1.0
+    adversarial_weight: float = 3.0
+    adversary_steps: int = 3  # of the discriminators before each step of the features
+    gradient_penalty: float = 0.01  # on the discriminators (`adversary.gradient_penalty`)
     domain_weights: bool = False  # rows of the adversarial and of the triplet loss count by their likeness (W2)
     coral_weight: float = 0.0
     mmd_weight: float = 0.0
@@ -93,12 +95,11 @@ class AdaptConfig(TrainConfig):
         super().check()
         self._check_choices("method", "regime", "curriculum", "adversary", "choose_by")
         weights = ("source_weight", "adversarial_weight", "coral_weight", "mmd_weight", "triplet_weight")
-        ranges = dict.fromkeys((*weights, "pseudo_weight", "bridge_weight"), (0, 1000))
+        ranges = dict.fromkeys((*weights, "pseudo_weight", "bridge_weight", "gradient_penalty"), (0, 1000))
         shares = dict.fromkeys(("curriculum_start", "curriculum_growth", "pseudo_start"), (0, 1))
         margins = dict.fromkeys(("triplet_margin", "triplet_growth", "triplet_most"), (0, 10))
-        self._check_ranges(
-            {**ranges, **shares, **margins, "target_batch_size": (2, 1_000_000), "epoch_steps": (1, 1_000_000)}
-        )
+        counts = {"target_batch_size": (2, 1_000_000), "epoch_steps": (1, 1_000_000), "adversary_steps": (1, 100)}
+        self._check_ranges({**ranges, **shares, **margins, **counts})
         if self.shots is not None:
             self._check_ranges({"shots": (1, 1_000_000)})
             if self.regime == "unpaired":

@@ -1,5 +1,6 @@
 """What a step of adaptation sees of both domains: the source's batch, the target's samples, and what aligns them."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -7,13 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ucore.adversary import DomainDiscriminator, balanced_accuracy, reversal_strength, reverse_gradient
+from ucore.adversary import (
+    DomainDiscriminator,
+    balanced_accuracy,
+    gradient_penalty,
+    reversal_strength,
+    reverse_gradient,
+)
 from ucore.alignment import has_segments
 from ucore.curriculum import Taken
 from ucore.features import image_tower_features
 from ucore.fusion import with_segments
 from ucore.model import DualEncoder
-from ucore.phases import Groups, HeadPhase
+from ucore.phases import HeadPhase
 from ucore.progress import Metrics
 from ucore.pseudo import balanced_matching, bridged_similarity
 from ucore.transfer import adversarial_loss, conditional_features
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     from ucore.adapt import Adapter
 
 SIDES = ("image", "text", "segment")  # what is aligned; the last, where an encoder has segments
+JUDGING_RATE = 1e-3  # of the discriminators' Adam
 CLUSTERS = 16  # of the source's texts, which CDAN conditions on
 SHARPNESS = 0.1  # temperature of the memberships
 TEXTS_AN_IMAGE = 8  # of the target's texts that a batch of its images is matched with, at most
@@ -45,6 +53,7 @@ class AdaptPhase(HeadPhase):
             sides = SIDES[: 2 if encoder.segments is None else 3]
             self.discriminators = torch.nn.ModuleDict({side: DomainDiscriminator(width) for side in sides})
         self.discriminators.to(encoder.device)
+        self.judging = torch.optim.Adam(self.discriminators.parameters(), lr=JUDGING_RATE, betas=(0.5, 0.9))
         self.source_weights = self.target_weights = torch.zeros(0)
         self._drawn: tuple[np.ndarray, np.ndarray] = (np.zeros(0, int), np.zeros(0, int))
         self._bridge: np.ndarray | None = None  # see `_bridged`
@@ -54,12 +63,6 @@ class AdaptPhase(HeadPhase):
 
     def _standardise(self) -> None:
         """The heads keep the mean and deviation that they learned with."""
-
-    def _groups(self) -> Groups:
-        groups = super()._groups()
-        if self.trainer.config.adversary != "none":
-            groups["discriminator"] = (list(self.discriminators.parameters()), 1e-3)
-        return groups
 
     @classmethod
     def batches_of(cls, config: Any, n: int) -> int:
@@ -173,16 +176,34 @@ class AdaptPhase(HeadPhase):
 
     def adversarial(self, source: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
         """The discriminators' loss, the mean of what there is of `SIDES`, with the gradient towards the features
-        reversed."""
+        reversed. The discriminators have learned before, from the same features: `judge`."""
         strength = reversal_strength(self.step_count / max(1, self.epochs * self.batches_per_epoch))
-        config, total = self.trainer.config, source[0].new_zeros(())
+        self.discriminators.requires_grad_(False)  # here the features alone move
+        losses = [self._told_apart(side, *(reverse_gradient(part, strength) for part in parts))
+                  for side, *parts in zip(SIDES[: len(source)], source, target, strict=True)]  # fmt: skip
+        self.discriminators.requires_grad_(True)
+        return torch.stack(losses).mean()
+
+    def judge(self, source: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> None:
+        """A few steps of the discriminators on the features of this step, which stand still."""
+        for _ in range(self.trainer.config.adversary_steps):
+            loss = source[0].new_zeros(())
+            for side, *parts in zip(SIDES[: len(source)], source, target, strict=True):
+                fixed = [part.detach() for part in parts]
+                loss = loss + self._told_apart(side, *fixed)
+                if self.trainer.config.gradient_penalty:
+                    penalty = gradient_penalty(partial(self.logits, side), *fixed)
+                    loss = loss + self.trainer.config.gradient_penalty * penalty
+            self.judging.zero_grad()
+            loss.backward()
+            self.judging.step()
+
+    def _told_apart(self, side: str, ours: Tensor, others: Tensor) -> Tensor:
+        """`transfer.adversarial_loss` of one of `SIDES`, features float (B, D) of both domains."""
         even = torch.full_like(self.target_weights, 1 / max(1, len(self.target_weights)))
-        for side, ours, others in zip(SIDES[: len(source)], source, target, strict=True):
-            logits = [self.logits(side, reverse_gradient(part, strength)) for part in (ours, others)]
-            of_target = self.target_weights if side == "text" else even  # they are the texts'; images are drawn apart
-            weights = (self.source_weights, of_target) if config.domain_weights else (None, None)
-            total = total + adversarial_loss(logits[0], logits[1], *weights)
-        return total / len(source)
+        of_target = self.target_weights if side == "text" else even  # they are the texts'; images are drawn apart
+        weights = (self.source_weights, of_target) if self.trainer.config.domain_weights else (None, None)
+        return adversarial_loss(self.logits(side, ours), self.logits(side, others), *weights)
 
     def logits(self, side: str, features: Tensor) -> Tensor:
         """What the discriminator of one of `SIDES` says of features (N, D): (N,), above 0 source."""
@@ -277,12 +298,14 @@ class AdaptPhase(HeadPhase):
 
     def state(self) -> dict[str, Any]:
         """What a run resumes from: also the discriminators, and the pairs that were matched."""
-        return {**super().state(), "discriminators": self.discriminators.state_dict(), "matching": self._matching}
+        judges = {"discriminators": self.discriminators.state_dict(), "judging": self.judging.state_dict()}
+        return {**super().state(), **judges, "matching": self._matching}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         super().restore(state)
         self.discriminators.load_state_dict(state["discriminators"])
+        self.judging.load_state_dict(state["judging"])
         self._matching = state["matching"]
 
 
