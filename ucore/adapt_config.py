@@ -17,13 +17,12 @@ Choice = Literal["return_probability", "mR", "last"]
 METHODS: dict[str, dict[str, Any]] = {
     "source-only": {},
     "dann": dict(adversary="dann"),
-    "cdan": dict(adversary="cdan"),
+    "cdan": dict(adversary="cdan", adversarial_weight=1.0, adversary_steps=1),
     "coral": dict(coral_weight=1.0),
     "mmd": dict(mmd_weight=1.0),
     "paper": dict(
         curriculum="cosine", adversary="dann", domain_weights=True, triplet_weight=1.0, label_smoothing=0.0, ema=0.0,
-        weight_decay=0.0, train_views=1, test_views=1, head_batch_size=80, target_batch_size=16, head_epochs=5,
-        epoch_steps=1_000_000,
+        weight_decay=0.0, train_views=1, test_views=1, head_batch_size=80, target_batch_size=16, adversarial_weight=1.0,
     ),
     "ucore": dict(pseudo_weight=1.0, bridge_weight=1.0, pseudo_start=0.0, label_smoothing=0.0),
     "target-only": dict(regime="paired", source_weight=0.0),
