@@ -9,7 +9,8 @@ part "finetune" (20 %), and scored on "test" (70 %): whole gallery, plain cosine
 images and texts of "finetune". "zero-shot" is the source's model as it is, "zero-shot +qb" QB-Norm, and "tcr" answers
 every test query with a head that moves by the queries alone (`test_time`). Differences of mR to "source-only",
 which goes on training on the source for as many steps, are paired by seed and query; the interval draws both again. The
-second difference of a row is to "source-only +qb" where the row is "+qb", too.
+second difference of a row is to "source-only +qb" where the row is "+qb", too. "told apart" says of how many images new
+classifiers know the domain in the end (`adversary.fresh_accuracy`); 50 % is a guess.
 A method may change settings ("ucore,pseudo_weight=0"), the regime ("ucore,regime=paired,shots=10") and the choice of
 weights ("ucore,choose_by=mR": the oracle). `--shots 8 32` adds rows with so many images of the target whose texts are
 known: alone ("target-only"), with the source's pairs ("joint"), and as "ucore" with both. "control" is ucore with the
@@ -56,7 +57,7 @@ from ucore.train import Trainer
 
 BASE, CONTROL = "source-only", "control"
 FEW = ("target-only", "joint", "ucore,regime=paired")  # rows of every number of --shots
-WATCHED = ("mR", "return_probability", "discriminator_accuracy", "matching_precision")
+WATCHED = ("mR", "return_probability", "images_told_apart", "discriminator_accuracy", "matching_precision")
 
 
 def features_of(encoder: DualEncoder, manifest: Manifest, cache: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -217,6 +218,10 @@ def direction(border: Border, methods: Sequence[str], seeds: int, runs: Path) ->
     return found
 
 
+def told(apart: Sequence[float]) -> str:
+    return f"told apart {np.mean(apart):.0f} %" if apart else ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -245,7 +250,7 @@ def main() -> None:
     few = [f"{name},shots={count}" for count in options.shots for name in FEW]
     methods = list(dict.fromkeys(["zero-shot", BASE, *options.methods, *few]))
     print(f"{'SIMULATED' if data.simulated else 'Real'} data; {json.dumps(machine_facts())}")
-    fresh, rows, gains, known = load_encoder(), [], {}, {}
+    fresh, rows, gains, ends, known = load_encoder(), [], {}, {}, {}
     domains = sorted(set(data.frame["domain"]))
     folders = (options.segments, options.target_segments or options.segments)
     of_source, of_target = (None if folder is None else SegmentStore(folder) for folder in folders)
@@ -264,19 +269,23 @@ def main() -> None:
             alike = seeded_difference(ours, bases[" +qb"], owner) if method.endswith(" +qb") else difference
             means = {metric: float(np.mean([one[metric] for one in metrics])) for metric in METRICS}
             seconds = float(np.mean([seconds for _, _, seconds in runs]))
+            apart = [shown["images_told_apart"][-1] for _, shown, _ in runs if shown.get("images_told_apart")]
             row = {"direction": name, "method": method, "test_images": int(owner.max()) + 1, **means,
-                   "mR_difference": difference, "mR_difference_alike": alike, "seconds": seconds}  # fmt: skip
+                   "mR_difference": difference, "mR_difference_alike": alike, "images_told_apart": apart,
+                   "seconds": seconds}  # fmt: skip
             rows.append(row)
             gains.setdefault(method, []).append((row["mR"], difference[0], alike[0]))
+            ends.setdefault(method, []).extend(apart)
             shown = "  ".join(f"{mean:+6.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in (difference, alike))
-            print(f"{name:24} {method:28} mR {row['mR']:6.2f}  {shown}  {row['seconds']:5.1f} s", flush=True)
+            shown += f"  {row['seconds']:5.1f} s {told(apart)}"
+            print(f"{name:24} {method:28} mR {row['mR']:6.2f}  {shown}", flush=True)
             if options.trace:
                 print("   ", runs[0][1], flush=True)
         if options.out:
             write_json(options.out, {"command": " ".join(map(str, vars(options).items())), "rows": rows})
     for method, values in gains.items():
         mean, gain, alike = np.mean(values, axis=0)
-        print(f"{'mean of directions':24} {method:28} mR {mean:6.2f}  {gain:+6.2f}  {alike:+6.2f}")
+        print(f"{'mean of directions':24} {method:28} mR {mean:6.2f}  {gain:+6.2f}  {alike:+6.2f} {told(ends[method])}")
 
 
 if __name__ == "__main__":

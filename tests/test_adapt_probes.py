@@ -8,7 +8,8 @@ import torch
 
 from ucore.adapt import Adapter
 from ucore.adapt_config import AdaptConfig
-from ucore.adapt_probes import Cycle, DomainProbe, SmoothPlane, fresh_accuracy
+from ucore.adapt_probes import Cycle, DomainProbe, SmoothPlane
+from ucore.adversary import fresh_accuracy
 
 SMALL: dict[str, Any] = dict(head_epochs=2, head_batch_size=8, target_batch_size=4, train_views=1, test_views=1)
 
@@ -82,6 +83,12 @@ def test_a_fresh_classifier_tells_what_differs_and_guesses_where_nothing_does():
     far = np.zeros(20)
     far[0] = 1.683  # half of this from the middle: Phi(0.8416) = 0.80
     assert fresh_accuracy(spread(0, [1] * 20, 4000), spread(1, [1] * 20, 4000) + far) == pytest.approx(80, abs=2)
+
+
+def test_a_fresh_classifier_makes_do_with_very_few_samples():
+    few = np.eye(3)[:2]
+    assert fresh_accuracy(few, few[:1]) == 50
+    assert 0 <= fresh_accuracy(few, few + 1) <= 100
 
 
 # --- an adapter -----------------------------------------------------------------------------------------------

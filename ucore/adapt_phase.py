@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ucore.adversary import (
     DomainDiscriminator,
     balanced_accuracy,
+    fresh_accuracy,
     gradient_penalty,
     reversal_strength,
     reverse_gradient,
@@ -275,16 +276,17 @@ class AdaptPhase(HeadPhase):
 
     @torch.no_grad()
     def watched(self) -> Metrics:
-        """discriminator_accuracy, percent, on all of the target and up to 1,000 images of the source; and
-        matching_precision, percent of the target's images whose likeliest text is theirs."""
-        result: Metrics = {}
-        encoder, device, trainer = self.encoder, self.encoder.device, self.trainer
+        """Percent, of all of the target's images and up to 1,000 of the source's: images_told_apart by new classifiers
+        (`adversary.fresh_accuracy`) and discriminator_accuracy, of the adversary, which has learned from them; and
+        matching_precision, of the target's images those whose likeliest text is theirs."""
+        trainer = self.trainer
+        rows = np.linspace(0, len(self.image) - 1, min(len(self.image), 1000)).round().astype(int)
+        source, target = (
+            F.normalize(self.encoder.image_head(part.to(self.encoder.device)), dim=1)
+            for part in (self.image[rows, 0], self.target_image[:, 0])
+        )
+        result: Metrics = {"images_told_apart": fresh_accuracy(source.cpu().numpy(), target.cpu().numpy())}
         if trainer.config.adversary != "none":
-            rows = np.linspace(0, len(self.image) - 1, min(len(self.image), 1000)).round().astype(int)
-            source, target = (
-                F.normalize(encoder.image_head(part.to(device)), dim=1)
-                for part in (self.image[rows, 0], self.target_image[:, 0])
-            )
             self.discriminators.eval()
             logits = [self.logits("image", part) for part in (source, target)]
             self.discriminators.train()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ucore.adversary import balanced_accuracy
+from ucore.adversary import balanced_accuracy, fresh_accuracy
 from ucore.features import image_tower_features, text_tower_features
 
 if TYPE_CHECKING:
@@ -77,29 +77,6 @@ class SmoothPlane:
             left, _, right = np.linalg.svd(pulled[0] + pulled[1], full_matrices=False)
             self.basis = left @ right
         return parts[0] @ self.basis, parts[1] @ self.basis
-
-
-def fresh_accuracy(source: np.ndarray, target: np.ndarray, penalty: float = 0.1) -> float:
-    """Percent of features, float (N, D) and (M, D), whose domain a new linear classifier tells; 50 is a guess.
-
-    It sees half of both domains and is asked about the other half, twice; both domains count alike. A ridge regression
-    (its penalty is relative to the features' mean square): what an adversary's discriminator fails to tell may still be
-    there to be told, and this asks anew (the proxy of the A-distance: Ben-David et al. 2010).
-    """
-    halves = [np.arange(len(part)) % 2 for part in (source, target)]
-    right = []
-    for half in (0, 1):
-        seen, asked = (
-            [part[(of_part == half) == same] for part, of_part in zip((source, target), halves, strict=True)]
-            for same in (False, True)
-        )
-        middle = (seen[0].mean(axis=0) + seen[1].mean(axis=0)) / 2
-        spread = np.mean([(part - middle).T @ (part - middle) / len(part) for part in seen], axis=0)
-        ridge = penalty * np.trace(spread) * np.eye(len(spread))
-        direction = np.linalg.solve(spread + ridge, seen[0].mean(axis=0) - seen[1].mean(axis=0))
-        logits = [torch.from_numpy((part - middle) @ direction) for part in asked]
-        right.append(balanced_accuracy(*logits))
-    return float(np.mean(right))
 
 
 class DomainProbe:

@@ -131,9 +131,11 @@ def adapt(
     )  # fmt: skip
     mR = [scores.metrics()[0]["mR"] for scores in (before, after)]
     print(f"Validation mR {mR[0]:.2f} before, {mR[1]:.2f} after (weights of epoch {best['epoch']}: {config.choose_by})")
-    if (accuracy := best.get("discriminator_accuracy")) is not None and best["step"]:
-        said = collapsed([row["metrics"] for row in adapter.history if "metrics" in row])
-        print(f"The discriminator told the domains apart in {accuracy:.0f} % (50: a guess).{said}")
+    epochs = [row["metrics"] for row in adapter.history if "metrics" in row]
+    if epochs and best["step"]:
+        first, last = epochs[0]["images_told_apart"], best["images_told_apart"]
+        said = f"New classifiers tell images of both domains apart in {last:.0f} % (50: a guess)"
+        print(f"{said}, {first:.0f} % after the first epoch.{collapsed(epochs)}")
     chosen = f" --domain {target_domain}" if target_domain else ""
     chosen += " --skip-bad" if skip_bad else ""
     chosen += "" if encoder.segments is None else f" --segments {target_segments or segments}"
@@ -209,17 +211,23 @@ def warn_of_trained(checkpoint: Path, target: "Manifest") -> None:
 def collapsed(epochs: "list[dict[str, Any]]") -> str:
     """A warning where the discriminator, in the later half of the epochs, taught nothing that aligns; or nothing.
 
-    epochs: what each showed, "discriminator_accuracy" in percent among it: 100 is a discriminator that never loses, 50
-    to the decimal one that says the same of everything, and far below 50 one that takes either domain for the other.
+    epochs: what each showed, "discriminator_accuracy" in percent among it: 50 to the decimal is one that says the same
+    of everything, and far below 50 one that takes either domain for the other. One that never loses may know its
+    samples by heart: then "images_told_apart", by new classifiers, says whether it aligned anything.
     """
-    found = [row["discriminator_accuracy"] for row in epochs if "discriminator_accuracy" in row]
-    later = found[max(1, len(found) // 2) :]
-    if later and min(later) > 99:
-        return " It never lost: its gradient vanishes there. Lower adversarial_weight or choose another method."
-    if later and max(abs(value - 50) for value in later) < 0.5:
-        return " It tells nothing apart: it has collapsed, and aligns nothing. Raise the number of epochs."
-    if later and max(later) < 40:
-        return " It takes one for the other: features are driven past each other. Lower adversarial_weight."
+    rows = [row for row in epochs if "discriminator_accuracy" in row]
+    rows = rows[max(1, len(rows) // 2) :]
+    if not rows:
+        return ""
+    own, anew = ([row[name] for row in rows] for name in ("discriminator_accuracy", "images_told_apart"))
+    if min(own) > 99 and min(anew) > 90:
+        return " The adversary's discriminator never lost: nothing was aligned. Raise adversarial_weight."
+    if max(abs(value - 50) for value in own) < 0.5:
+        return (" The adversary's discriminator tells nothing apart: it has collapsed, and aligns nothing. Raise "
+                "adversary_steps.")  # fmt: skip
+    if max(own) < 40:
+        return (" The adversary's discriminator takes one for the other: features are driven past each other. Raise "
+                "adversary_steps, or lower adversarial_weight.")  # fmt: skip
     return ""
 
 
