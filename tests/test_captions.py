@@ -109,6 +109,8 @@ def test_texts_may_go_beside_the_captions_and_must_then_be_like_their_images(tmp
     assert run.manifest.frame["description"].iloc[2] == manifest.frame["description"].iloc[2]
     assert run.report["unlike"] == [manifest.frame["sample_id"].iloc[2]]
     assert run.report["likeness"] == {"dropped": 1, "quantile": 0.2}
+    assert (run.report["changed"], run.report["dropped"], run.report["problems"]["unlike"]) == (5, 1, 1)
+    assert run.report["by_split"] == {"train": {"changed": 4, "dropped": 1}, "test": {"changed": 1}}
 
 
 def test_equal_images_with_equal_tags_are_asked_once(tmp_path, colours):
@@ -226,7 +228,8 @@ def test_sentences_from_tags_need_no_image(tmp_path):
     descriptions = list(run.manifest.frame["description"])
     assert "houses" in descriptions[0].lower() and "street" in descriptions[1].lower()
     assert descriptions[2] == ""  # no tags, nothing to say
-    assert run.report["dropped"] == 1 and run.report["grounding"]["refined"]["tag_recall"] == 1
+    assert (run.report["kept"], run.report["dropped"], run.report["without a text"]) == (2, 0, 1)
+    assert run.report["problems"] == {"empty": 1} and run.report["grounding"]["refined"]["tag_recall"] == 1
 
 
 def test_urbancross_files_are_read_back_and_safe_in_spreadsheets(tmp_path):

@@ -1,11 +1,17 @@
 """Run-length masks against plain numpy, and against scikit-image's region properties."""
 
+import signal
+from typing import Any
+
 import numpy as np
 import pytest
+from pycocotools import mask as _coco
 from skimage.measure import regionprops
 
 from ucore.errors import DataError
 from ucore.masks import Segments, join, label_codes, remove_overlapping
+
+coco: Any = _coco  # its type stubs do not know compressed codes
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +36,29 @@ def test_masks_areas_boxes_and_overlaps_are_those_of_numpy(masks):
     either = (area[:, None] + area - both).clip(1)  # an empty mask overlaps nothing, not even itself
     np.testing.assert_allclose(segments.iou(), both / either, atol=1e-6)
     np.testing.assert_allclose(segments.covered_by()[1:], both[1:] / area[1:, None], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (40, 33), (300, 500)])
+def test_masks_are_decoded_as_pycocotools_does(size):
+    rng = np.random.default_rng(0)
+    masks = np.stack([rng.random(size) < share for share in (0, 0.01, 0.5, 0.99, 1)])
+    masks = np.concatenate([masks, np.cumsum(masks, axis=1) > 1, np.cumsum(masks, axis=2) > 1])  # long runs as well
+    found = Segments.from_masks(masks)
+    assert np.array_equal(found.masks(), coco.decode(found.codes).transpose(2, 0, 1))
+    assert np.array_equal(found.masks([3, 0]), masks[[3, 0]]) and found.masks().dtype == bool
+
+
+def test_a_stop_while_masks_are_decoded_is_a_stop():
+    found = Segments.from_masks(np.random.default_rng(0).random((40, 64, 64)) < 0.5)
+    for _ in range(20):
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+                signal.setitimer(signal.ITIMER_REAL, 0.003)
+                while True:
+                    found.masks()
+        finally:
+            signal.signal(signal.SIGALRM, before)
 
 
 def test_no_mask_is_an_answer():

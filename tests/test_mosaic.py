@@ -57,6 +57,53 @@ def test_windows_give_the_masks_of_the_whole():
         assert found.masks([row])[0, y, x]
 
 
+class Coloured(Painted):
+    """As `Painted`, but a picture of one colour has no mask, as with the real generators."""
+
+    def generate(self, images):
+        return [found if len(found) != 1 or (image != image[0, 0]).any() else Segments.none(found.size)
+                for image, found in zip(images, super().generate(images), strict=True)]  # fmt: skip
+
+
+def test_of_a_lake_with_windows_that_see_water_alone_more_than_the_shore_is_found():
+    image = np.zeros((320, 200, 3), np.uint8)  # eight times as long as a window
+    image[40:280, 32:168] = 90  # windows of 40 pixels lie within
+    image[44:50, 2:9] = 200
+    (found,) = mosaic.Mosaic(Coloured()).generate([image])
+    lake, hut = (Segments.from_masks(image[None, ..., 0] == colour) for colour in (90, 200))
+    assert found.size == (320, 200) and found.iou(lake)[0, 0] > 0.9 and found.masks([0])[0, 150, 100]
+    assert found.iou(hut).max() == 1 and found.iou(lake)[1:].max() < 0.5
+    x, y = found.points[0].astype(int)
+    assert found.masks([0])[0, y, x]
+
+
+def test_an_image_of_a_window_and_a_half_may_be_seen_whole():
+    generator = Painted()
+    wide = mosaic.Mosaic(generator, slack=1.5)
+    assert wide.generate([scene(60, 60)])[0].size == (60, 60) and generator.largest == 60
+    generator.largest = 0
+    wide.generate([scene(60, 61)])
+    assert generator.largest == 40
+    with pytest.raises(ConfigError, match="slack"):
+        mosaic.Mosaic(generator, slack=0.5)
+
+
+def test_more_masks_than_a_byte_counts_where_windows_overlap():
+    image = np.zeros((64, 72, 3), np.uint8)
+    image[::2, ::2, 0] = 1 + np.arange(32 * 36).reshape(32, 36) % 255
+
+    class Dots(Painted):
+        def generate(self, images):
+            dots = [np.argwhere(image[..., 0]) for image in images]
+            masks = [np.zeros((len(of), *image.shape[:2]), bool) for of, image in zip(dots, images, strict=True)]
+            for of, mask in zip(dots, masks, strict=True):
+                mask[np.arange(len(of)), of[:, 0], of[:, 1]] = True
+            return [Segments.from_masks(mask) for mask in masks]
+
+    (found,) = mosaic.Mosaic(Dots(), window=64).generate([image])  # two windows, which share 32 x 28 dots
+    assert len(found) == 32 * 36 and found.areas.sum() == 32 * 36
+
+
 def test_a_narrow_image_and_one_without_masks():
     narrow = np.zeros((5, 300, 3), np.uint8)
     narrow[2:4, 100:200] = 90

@@ -176,6 +176,5 @@ def _refined(
     judged, likeness = filter_captions(written, judge, "description", unlike, progress=progress)
     triples = zip(written.frame["sample_id"], before, judged.frame["description"], strict=True)
     gone = {sample for sample, text, left in triples if text and not left}
-    kept = {sample: text for sample, text in texts.items() if sample not in gone}
-    refined, _ = refine_captions(manifest, kept, prompts, into, drop)
+    refined, report = refine_captions(manifest, texts, prompts, into, drop, unlike=gone)
     return refined, {**report, "likeness": likeness, "unlike": sorted(gone)}

@@ -4,7 +4,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from ucore.model import DualEncoder
 
 GROUP, BATCH = 64, 32  # images whose crops are embedded together, and crops a batch
+LARGE = 2**24  # pixels; images with more are cut one at a time, as each takes several times its size in memory
 UNHASHED = "unreadable-"  # begins the key of an image whose bytes cannot be had
 VERSION = 1  # of the way crops are chosen and cut
 
@@ -92,11 +95,14 @@ def segment_features(
     done = parts.done()
     todo = [image for image in distinct_images(keys, manifest) if image.sample_id in store and image.key not in done]
 
+    one_large = Lock()
+
     def cut(image: ImageFile, segments: Segments) -> Cut:
         if _key(image.path) != image.key:
             raise DataError(f"{image.path} has changed since it was segmented. Run ucore segment on this data again.")
         rows = select_segments(segments, **chosen)
-        return rows, crop_segments(np.asarray(load_image(image.path)), segments.take(rows), **crops)
+        with one_large if segments.size[0] * segments.size[1] > LARGE else nullcontext():
+            return rows, crop_segments(np.asarray(load_image(image.path)), segments.take(rows), **crops)
 
     if todo:
         from ucore.device import freed_memory_kept

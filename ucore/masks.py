@@ -91,20 +91,19 @@ class Segments:
 
     def masks(self, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Masks bool (n, H, W) of `rows`, by default of all; take few at once of a large image."""
-        coco = _coco()
-        codes = self.codes
-        wanted = codes if rows is None else [codes[int(row)] for row in rows]
-        if not wanted:
-            return np.zeros((0, *self.size), bool)
-        return coco.decode(wanted).transpose(2, 0, 1).astype(bool)
+        wanted = self.rles if rows is None else [self.rles[int(row)] for row in rows]
+        height, width = self.size
+        masks = np.empty((len(wanted), width, height), bool)
+        for mask, code in zip(masks, wanted, strict=True):
+            # Not by pycocotools, which answers Ctrl-C with a TypeError of its own (numpy 2 asks twice for its array).
+            runs = _runs(code)
+            mask.ravel()[:] = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+        return masks.transpose(0, 2, 1)
 
     @property
     def areas(self) -> np.ndarray:
         """Pixels in each mask, int64 (N,)."""
-        coco, codes = _coco(), self.codes
-        # pycocotools 2.0.11 keeps the number of masks in eight bits.
-        parts = [coco.area(codes[start : start + 255]) for start in range(0, len(codes), 255)]
-        return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
+        return code_areas(self.codes)
 
     @property
     def covered(self) -> float:
@@ -210,17 +209,32 @@ def label_codes(labels: np.ndarray, size: tuple[int, int] | None = None) -> tupl
     return np.array(found, np.int64), codes
 
 
+def code_areas(codes: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Pixels of codes as pycocotools takes them, int64 (N,); 2.0.11 keeps how many it is given in eight bits."""
+    parts = [_coco().area(list(codes[start : start + 255])) for start in range(0, len(codes), 255)]
+    return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
+
+
 def _covers(code: bytes, pixels: int) -> bool:
-    """Whether a compressed code is one of `pixels` pixels: five bits a sign, from the fourth run on differences."""
+    """Whether a compressed code is one of `pixels` pixels."""
     signs = np.frombuffer(code, np.uint8).astype(np.int64) - 48
     if not len(signs) or signs.min() < 0 or signs.max() > 63 or signs[-1] & 32:
         return False
     ends = np.flatnonzero(signs & 32 == 0)
+    if np.diff(ends, prepend=-1).max() > 7:
+        return False
+    runs = _runs(code)
+    return bool((runs[:1] >= 0).all() and (runs[1:] > 0).all() and runs.sum() == pixels)
+
+
+def _runs(code: bytes) -> np.ndarray:
+    """Lengths int64 of the runs of 0, 1, 0, ... of a compressed code: five bits a sign, from the fourth run on the
+    difference to the one before the last."""
+    signs = np.frombuffer(code, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(signs & 32 == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     places = np.arange(len(signs)) - np.repeat(starts, ends - starts + 1)
-    if places.max() > 6:
-        return False
     runs = np.add.reduceat((signs & 31) << (5 * places), starts)
     runs -= np.where(signs[ends] & 16, 1 << (5 * (ends - starts + 1)), 0)  # the highest bit is the sign
     runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
-    return bool((runs[:1] >= 0).all() and (runs[1:] > 0).all() and runs.sum() == pixels)
+    return runs

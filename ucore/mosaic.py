@@ -14,13 +14,13 @@ from pycocotools import mask as _coco
 
 from ucore.errors import ConfigError
 from ucore.files import content_hash
-from ucore.masks import Segments
+from ucore.masks import Segments, code_areas, join, label_codes
 
 coco: Any = _coco  # its type stubs do not know compressed codes
 AGREEMENT = 0.6  # least intersection over union in the strip of two masks of one thing
 WINDOW = 1024  # pixels, for generators that do not say what they see well
 EDGE = 2  # pixels: a mask that comes so near to a window's border is cut by it
-VERSION = 1  # of the way masks are united, for `key`
+VERSION = 2  # of the way masks are united, for `key`
 
 Seen = tuple[tuple[int, int], Segments, np.ndarray]  # a window's first pixel, its masks, which of them it cuts
 
@@ -30,26 +30,30 @@ class Mosaic:
 
     generator: anything with `name`, `key()` and `generate(images)`. window: by default `generator.window`, or 1024.
     overlap: of neighbouring windows, as a share of the window. batch: windows handed on at once.
-    Smaller images are handed on as they are.
+    slack: images of up to so many windows a side are handed on as they are, as smaller ones are.
+    What is larger than a window is looked for in the whole picture, made as small as one: of a lake, in whose middle
+    windows see one colour, they would give the shore alone. (Pieces of the shore may stay beside the lake.)
     """
 
-    def __init__(self, generator: Any, window: int | None = None, overlap: float = 0.25, batch: int = 4):
+    def __init__(
+        self, generator: Any, window: int | None = None, overlap: float = 0.25, batch: int = 4, slack: float = 1.0
+    ):
         self.generator, self.name = generator, generator.name
         self.window = window or getattr(generator, "window", WINDOW)
-        if self.window < 8 or not 0 < overlap <= 0.5:
+        if self.window < 8 or not 0 < overlap <= 0.5 or slack < 1:
             raise ConfigError(
-                f"A window of {self.window} pixels with an overlap of {overlap:g} cannot be used: "
-                "take at least 8 pixels, and an overlap above 0 and at most 0.5"
+                f"A window of {self.window} pixels with an overlap of {overlap:g} and a slack of {slack:g} cannot be "
+                "used: take at least 8 pixels, an overlap above 0 and at most 0.5, and a slack of 1 or more"
             )
-        self.overlap, self.batch = overlap, batch
+        self.overlap, self.batch, self.slack = overlap, batch, slack
 
     def key(self) -> str:
         """16 hexadecimal digits that change with the generator's key and the windows."""
-        return content_hash(VERSION, self.generator.key(), self.window, self.overlap)
+        return content_hash(VERSION, self.generator.key(), self.window, self.overlap, self.slack)
 
     def generate(self, images: Sequence[np.ndarray]) -> list[Segments]:
-        """The masks of each image, uint8 (H, W, 3); for a large one, in the order of its windows, row by row."""
-        small = [row for row, image in enumerate(images) if max(image.shape[:2]) <= self.window]
+        """The masks of each image, uint8 (H, W, 3); for a large one, the largest, then in the order of its windows."""
+        small = [row for row, image in enumerate(images) if max(image.shape[:2]) <= self.slack * self.window]
         results = dict(
             zip(small, self.generator.generate([images[row] for row in small]) if small else [], strict=True)
         )
@@ -67,7 +71,31 @@ class Mosaic:
             crops = [np.ascontiguousarray(image[y : y + self.window, x : x + self.window])
                      for y, x in windows[first : first + self.batch]]  # fmt: skip
             found += self.generator.generate(crops)
-        return unite(size, windows, found)
+        return self._with_large(unite(size, windows, found), self._coarse(image))
+
+    def _coarse(self, image: np.ndarray) -> Segments:
+        """Masks of at least a window's area, of the picture made as small as a window, in the picture's size."""
+        import cv2
+
+        size = (image.shape[0], image.shape[1])
+        scale = self.window / max(size)
+        small = cv2.resize(image, [max(1, round(side * scale)) for side in size[::-1]], interpolation=cv2.INTER_AREA)
+        (found,) = self.generator.generate([small])
+        found = found.take(found.areas >= (self.window * scale) ** 2)
+        codes = [label_codes(found.masks([row])[0].astype(np.int64), size)[1][-1] for row in range(len(found))]
+        return Segments.from_rles(size, codes, found.predicted_iou, found.stability, found.points / scale)
+
+    def _with_large(self, united: Segments, coarse: Segments) -> Segments:
+        """What the windows gave, and of the `coarse` masks those that they lack, or have with a hole, in its place."""
+        pixels = self.window**2
+        alike = np.flatnonzero(united.areas >= pixels / 2)
+        iou, areas = united.take(alike).iou(coarse), coarse.areas
+        both = iou / (1 + iou) * (united.areas[alike][:, None] + areas)
+        same, holed = iou >= AGREEMENT, areas - both >= pixels / 8
+        lacking = ~(same & ~holed).any(axis=0)
+        replaced = alike[same[:, lacking].any(axis=1)]
+        left = united.take(np.delete(np.arange(len(united)), replaced))
+        return join([coarse.take(np.flatnonzero(lacking)), left])
 
 
 def starts(side: int, window: int, overlap: float) -> list[int]:
@@ -185,7 +213,7 @@ def _agreeing(one: Seen, other: Seen) -> Iterator[tuple[int, int]]:
     (rows, codes), (rows2, codes2) = _inside(corner, segments, start, stop), _inside(corner2, segments2, start, stop)
     if not codes or not codes2:
         return
-    seen, seen2 = coco.area(codes).astype(np.float64), coco.area(codes2).astype(np.float64)
+    seen, seen2 = code_areas(codes).astype(np.float64), code_areas(codes2).astype(np.float64)
     both = np.asarray(coco.iou(codes, codes2, [True] * len(codes2))) * seen[:, None]  # pixels in common
     whole, whole2 = ~cut[rows], ~cut2[rows2]
     areas = np.where(whole2[None, :], segments.areas[rows][:, None], seen[:, None])

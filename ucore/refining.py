@@ -7,7 +7,7 @@ query, or beside the captions of images that are trained on: a split that is sea
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -71,6 +71,7 @@ def refine_captions(
     into: Into = "description",
     drop: Drop = "contradicted",
     most_words: int = MOST_WORDS,
+    unlike: Collection[str] = (),
 ) -> tuple[Manifest, dict[str, Any]]:
     """The manifest with `texts` refined, and a report (JSON-able).
 
@@ -78,6 +79,7 @@ def refine_captions(
     into: "description" (a description that was there moves to the column original_description, unless nothing is left
         of the new text), "captions" (one more caption, only for images of the splits train and finetune, and only
         where it is a new one), or "both".
+    unlike: samples whose texts are dropped because they are not like their images (`likeness.filter_captions`).
     Raises DataError for texts of unknown samples.
     """
     for name, value, known in (("into", into, ("description", "captions", "both")),
@@ -95,6 +97,8 @@ def refine_captions(
         if sample in texts:
             prompt = (prompts or {}).get(sample, "")
             done[row] = refine(texts[sample], prompt, tags[row], around[row], drop, most_words)
+            if sample in unlike:
+                done[row] = done[row]._replace(text="", problems=(*done[row].problems, "unlike"))
     frame: Any = manifest.frame.copy()
     given = {row: result.text for row, result in done.items() if result.text}
     if into != "captions":
@@ -154,7 +158,9 @@ def _report(rows: list[str], splits: list[str], raw: dict[int, str], done: dict[
 
 
 def text_state(before: str, after: str) -> str:
-    """Whether a raw text was "kept", "changed" or "dropped" by `refine`."""
+    """Whether a raw text was "kept", "changed" or "dropped" by `refine`; of a blank one, "without a text"."""
+    if not before.strip():
+        return "without a text"
     if not after:
         return "dropped"
     before = " ".join(before.split())

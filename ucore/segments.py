@@ -64,9 +64,9 @@ def load_generator(spec: str, exact: bool = False, device: str = "auto", like_gp
             raise ConfigError(f"--exact is about Segment Anything's masks; leave it out with {kind}")
         if spec != kind:
             raise ConfigError(f"{kind} takes no checkpoint: write --generator {kind}")
-        from ucore.classical import Felzenszwalb, Slic
+        from ucore.classical import LONGEST, Felzenszwalb, Slic
 
-        return Mosaic(Felzenszwalb() if kind == "felzenszwalb" else Slic())
+        return Mosaic(Felzenszwalb() if kind == "felzenszwalb" else Slic(), LONGEST, slack=1.5)
     if kind not in SAM_TYPES:
         known = [*SAM_TYPES, *CLASSICAL]
         raise ConfigError(
