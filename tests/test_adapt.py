@@ -19,7 +19,7 @@ from ucore.adversary import gradient_penalty, reversal_strength
 from ucore.checkpoint import load_checkpoint
 from ucore.cli_adapt import collapsed, refuse_shared, target_parts, warn_of_trained
 from ucore.data import read_dataset
-from ucore.errors import ConfigError, DataError
+from ucore.errors import ConfigError, DataError, UserError
 
 SMALL: dict[str, Any] = dict(head_epochs=3, head_batch_size=8, target_batch_size=4, train_views=2, test_views=1)
 
@@ -169,6 +169,28 @@ def test_the_adversary_pushes_heads_and_discriminators_apart(new_adapter, monkey
     reversed_head, plain_head = gradient(True), gradient(False)
     assert torch.allclose(reversed_head, -reversal_strength(1.0) * plain_head, rtol=1e-4, atol=1e-8)
     assert plain_head.abs().max() > 0
+
+
+def test_a_step_that_is_stopped_behind_the_discriminators_is_made_again_from_before(new_adapter, tmp_path, monkeypatch):
+    whole, stopped = new_adapter("dann"), new_adapter("dann", out=tmp_path)
+    whole.fit()
+    for _ in range(2):
+        stopped.step()
+    phase = stopped.phase
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phase, "adversarial", stop)
+        with pytest.raises(UserError, match="Stopped at step 2 of"):
+            stopped.fit()
+    resumed = new_adapter("dann", out=tmp_path)
+    assert resumed.resume() and resumed.step_count == 2
+    for one in (resumed, stopped):  # another process, and the same one
+        one.fit()
+        for name, weights in whole.best_state.items():
+            assert torch.equal(one.best_state[name], weights), name
 
 
 def test_the_discriminators_learn_from_features_that_stand_still(new_adapter):
@@ -362,6 +384,8 @@ def test_a_target_too_small_for_its_parts_is_refused(tmp_path):
         ([50, 12, 5, 1], 95, "one for the other"),
         ([50, 0, 0, 0], 95, "one for the other"),
         ([50, 72, 64, 55, 52], 60, ""),
+        ([70, 60, 50.3, 49.8, 50.2], 53, ""),
+        ([70, 60, 38, 36, 35], 53, ""),
         ([50, 100, 80, 62], 97, ""),
         ([50], 97, ""),
         ([], 97, ""),

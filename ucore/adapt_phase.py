@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ucore.adversary import (
-    DomainDiscriminator,
+    Judges,
     balanced_accuracy,
     fresh_accuracy,
     gradient_penalty,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ucore.adapt import Adapter
 
 SIDES = ("image", "text", "segment")  # what is aligned; the last, where an encoder has segments
-JUDGING_RATE = 1e-3  # of the discriminators' Adam
 CLUSTERS = 16  # of the source's texts, which CDAN conditions on
 SHARPNESS = 0.1  # temperature of the memberships
 TEXTS_AN_IMAGE = 8  # of the target's texts that a batch of its images is matched with, at most
@@ -48,13 +47,9 @@ class AdaptPhase(HeadPhase):
         self.target_image = torch.from_numpy(
             image_tower_features(encoder, trainer.finetune, config.train_views, **common)
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            width = encoder.embed_dim * (CLUSTERS if config.adversary == "cdan" else 1)
-            sides = SIDES[: 2 if encoder.segments is None else 3]
-            self.discriminators = torch.nn.ModuleDict({side: DomainDiscriminator(width) for side in sides})
-        self.discriminators.to(encoder.device)
-        self.judging = torch.optim.Adam(self.discriminators.parameters(), lr=JUDGING_RATE, betas=(0.5, 0.9))
+        width = encoder.embed_dim * (CLUSTERS if config.adversary == "cdan" else 1)
+        self.judges = Judges(SIDES[: 2 if encoder.segments is None else 3], width, config.seed, encoder.device)
+        self._accuracy: float | None = None  # of the discriminator of images, percent, on the last step's batch
         self.source_weights = self.target_weights = torch.zeros(0)
         self._drawn: tuple[np.ndarray, np.ndarray] = (np.zeros(0, int), np.zeros(0, int))
         self._bridge: np.ndarray | None = None  # see `_bridged`
@@ -179,25 +174,32 @@ class AdaptPhase(HeadPhase):
         """The discriminators' loss, the mean of what there is of `SIDES`, with the gradient towards the features
         reversed. The discriminators have learned before, from the same features: `judge`."""
         strength = reversal_strength(self.step_count / max(1, self.epochs * self.batches_per_epoch))
-        self.discriminators.requires_grad_(False)  # here the features alone move
-        losses = [self._told_apart(side, *(reverse_gradient(part, strength) for part in parts))
-                  for side, *parts in zip(SIDES[: len(source)], source, target, strict=True)]  # fmt: skip
-        self.discriminators.requires_grad_(True)
+        with self.judges.still():
+            losses = [self._told_apart(side, *(reverse_gradient(part, strength) for part in parts))
+                      for side, *parts in zip(SIDES[: len(source)], source, target, strict=True)]  # fmt: skip
         return torch.stack(losses).mean()
 
     def judge(self, source: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> None:
         """A few steps of the discriminators on the features of this step, which stand still."""
-        for _ in range(self.trainer.config.adversary_steps):
-            loss = source[0].new_zeros(())
-            for side, *parts in zip(SIDES[: len(source)], source, target, strict=True):
-                fixed = [part.detach() for part in parts]
-                loss = loss + self._told_apart(side, *fixed)
-                if self.trainer.config.gradient_penalty:
-                    penalty = gradient_penalty(partial(self.logits, side), *fixed)
-                    loss = loss + self.trainer.config.gradient_penalty * penalty
-            self.judging.zero_grad()
-            loss.backward()
-            self.judging.step()
+        config = self.trainer.config
+        fixed = [[side, *(part.detach() for part in parts)]
+                 for side, *parts in zip(SIDES[: len(source)], source, target, strict=True)]  # fmt: skip
+
+        def loss() -> Tensor:
+            parts = [self._told_apart(*of_side) for of_side in fixed]
+            if config.gradient_penalty:
+                steep = [gradient_penalty(partial(self.logits, side), *of_side) for side, *of_side in fixed]
+                parts += [config.gradient_penalty * part for part in steep]
+            return torch.stack(parts).sum()
+
+        self.judges.learn(self.step_count, loss, config.adversary_steps, self.trainer.lr_factor)
+        with torch.no_grad():
+            self._accuracy = balanced_accuracy(*(self.logits("image", part) for part in fixed[0][1:]))
+
+    @property
+    def discriminators(self) -> torch.nn.ModuleDict:
+        """One of each of `SIDES` that there is."""
+        return self.judges.discriminators
 
     def _told_apart(self, side: str, ours: Tensor, others: Tensor) -> Tensor:
         """`transfer.adversarial_loss` of one of `SIDES`, features float (B, D) of both domains."""
@@ -276,9 +278,10 @@ class AdaptPhase(HeadPhase):
 
     @torch.no_grad()
     def watched(self) -> Metrics:
-        """Percent, of all of the target's images and up to 1,000 of the source's: images_told_apart by new classifiers
-        (`adversary.fresh_accuracy`) and discriminator_accuracy, of the adversary, which has learned from them; and
-        matching_precision, of the target's images those whose likeliest text is theirs."""
+        """Percent: images_told_apart, of those that were adapted to and up to 1,000 of the source, whose domain new
+        classifiers know (`adversary.fresh_accuracy`); discriminator_accuracy, of the last batch's images those that the
+        adversary knew, which had just learned from them; matching_precision, of the target's images those whose
+        likeliest text is theirs."""
         trainer = self.trainer
         rows = np.linspace(0, len(self.image) - 1, min(len(self.image), 1000)).round().astype(int)
         source, target = (
@@ -286,11 +289,8 @@ class AdaptPhase(HeadPhase):
             for part in (self.image[rows, 0], self.target_image[:, 0])
         )
         result: Metrics = {"images_told_apart": fresh_accuracy(source.cpu().numpy(), target.cpu().numpy())}
-        if trainer.config.adversary != "none":
-            self.discriminators.eval()
-            logits = [self.logits("image", part) for part in (source, target)]
-            self.discriminators.train()
-            result["discriminator_accuracy"] = balanced_accuracy(*logits)
+        if self._accuracy is not None:
+            result["discriminator_accuracy"] = self._accuracy
         if self._matching is not None:
             chosen = self._matching[1].argmax(dim=1).numpy()
             groups, owner = trainer.target_groups, trainer.target_owner
@@ -300,14 +300,12 @@ class AdaptPhase(HeadPhase):
 
     def state(self) -> dict[str, Any]:
         """What a run resumes from: also the discriminators, and the pairs that were matched."""
-        judges = {"discriminators": self.discriminators.state_dict(), "judging": self.judging.state_dict()}
-        return {**super().state(), **judges, "matching": self._matching}
+        return {**super().state(), **self.judges.state(self.step_count), "matching": self._matching}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         super().restore(state)
-        self.discriminators.load_state_dict(state["discriminators"])
-        self.judging.load_state_dict(state["judging"])
+        self.judges.restore(state)
         self._matching = state["matching"]
 
 

@@ -1,12 +1,19 @@
 """The discriminator that tells the domains apart, the gradient that makes the encoder stop it, and who asks anew."""
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ucore import distributed
+from ucore.gradients import share_gradients
+
+JUDGING_RATE = 1e-3  # of the discriminators' Adam
 
 
 class _Reverse(torch.autograd.Function):
@@ -31,7 +38,7 @@ def reversal_strength(done: float) -> float:
 
 
 class DomainDiscriminator(nn.Module):
-    """Features (N, width), L2-normalised -> one logit a row (N,): above 0 says source. A small MLP, as DANN's.
+    """Features (N, width) of length 1 or less -> one logit a row (N,): above 0 says source. A small MLP, as DANN's.
 
     It sees features times sqrt(width): unit vectors have elements near 1 / sqrt(width), too small for layers that were
     made for elements near 1, and a discriminator that learns slowly teaches nothing.
@@ -48,6 +55,61 @@ class DomainDiscriminator(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Features float (N, width) to logits (N,), above 0 for the source."""
         return self.layers(self.scale * features)[:, 0]
+
+
+class Judges:
+    """A discriminator for each of `sides`, of features (N, width), and the optimiser that they learn by.
+
+    They learn before a step of the encoder. If that step is not completed, they are in the state of before: `state`
+    gives that one, and `learn` begins with it when the step is made again.
+    """
+
+    def __init__(self, sides: Sequence[str], width: int, seed: int, device: torch.device) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.discriminators = nn.ModuleDict({side: DomainDiscriminator(width) for side in sides})
+        self.discriminators.to(device)
+        self.optimizer = torch.optim.Adam(self.discriminators.parameters(), lr=JUDGING_RATE, betas=(0.5, 0.9))
+        self._before: tuple[int, dict[str, Any]] | None = None  # the step they last learned in, and they before it
+
+    def learn(self, step: int, loss: Callable[[], Tensor], steps: int, lr_factor: float = 1.0) -> None:
+        """Descend `loss`, `steps` times, before step number `step` of the encoder."""
+        if self._before is not None and self._before[0] == step:
+            self._load(self._before[1])
+        self._before = step, copy.deepcopy(self._now())
+        for group in self.optimizer.param_groups:
+            group["lr"] = JUDGING_RATE * lr_factor
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            loss().backward()
+            share_gradients(list(self.discriminators.parameters()))
+            distributed.sum_gradients(self.discriminators.parameters())
+            self.optimizer.step()
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Within, they get no gradients: the features alone move."""
+        self.discriminators.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self.discriminators.requires_grad_(True)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a run resumes from that goes on with step number `step`."""
+        return self._before[1] if self._before is not None and self._before[0] == step else self._now()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._before = None
+        self._load(state)
+
+    def _now(self) -> dict[str, Any]:
+        return {"discriminators": self.discriminators.state_dict(), "judging": self.optimizer.state_dict()}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.discriminators.load_state_dict(state["discriminators"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["judging"]))
 
 
 def gradient_penalty(discriminator: Callable[[Tensor], Tensor], *domains: Tensor) -> Tensor:

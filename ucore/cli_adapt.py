@@ -220,7 +220,9 @@ def collapsed(epochs: "list[dict[str, Any]]") -> str:
     if not rows:
         return ""
     own, anew = ([row[name] for row in rows] for name in ("discriminator_accuracy", "images_told_apart"))
-    if min(own) > 99 and min(anew) > 90:
+    if min(anew) < 80:  # hidden from others, too, whatever it says itself
+        return ""
+    if min(own) > 99:
         return " The adversary's discriminator never lost: nothing was aligned. Raise adversarial_weight."
     if max(abs(value - 50) for value in own) < 0.5:
         return (" The adversary's discriminator tells nothing apart: it has collapsed, and aligns nothing. Raise "
