@@ -19,6 +19,7 @@ from ucore.adversary import gradient_penalty, reversal_strength
 from ucore.checkpoint import load_checkpoint
 from ucore.cli_adapt import collapsed, refuse_shared, target_parts, warn_of_trained
 from ucore.data import read_dataset
+from ucore.duplicates import same_pictures
 from ucore.errors import ConfigError, DataError, UserError
 
 SMALL: dict[str, Any] = dict(head_epochs=3, head_batch_size=8, target_batch_size=4, train_views=2, test_views=1)
@@ -345,8 +346,28 @@ def test_a_picture_that_was_encoded_anew_is_known_again(tmp_path):
         small = picture.resize((48, 48)).transpose(Image.Transpose.ROTATE_90)
     small.save(sides[1].image_paths[2], format="JPEG", quality=40)
     ours, theirs = sides[0].frame["sample_id"][1], sides[1].frame["sample_id"][2]
-    with pytest.raises(DataError, match=rf"1 of 6 images .* in the source, too: {theirs} \({ours}\)"):
+    with pytest.raises(DataError, match=rf"1 of 6 images .* in the source, too: {theirs} \({ours}\).*--keep-alike"):
         refuse_shared(*sides)
+    with pytest.warns(UserWarning, match=rf"by their looks: {theirs} \({ours}\)"):
+        refuse_shared(*sides, keep_alike=True)
+    shutil.copy(sides[0].image_paths[3], sides[1].image_paths[4])
+    with pytest.raises(DataError, match=r"2 of 6 images .* --source-domain\.$"):
+        refuse_shared(*sides, keep_alike=True)
+
+
+def test_places_of_one_form_are_not_one_picture(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(6):  # coasts, and swaths with an edge of nothing, of different ground
+        ground = np.kron(rng.integers(60, 200, (32, 32, 3)), np.ones((4, 4, 1)))
+        y, x = np.mgrid[:128, :128]
+        ground[(x > 64 + number) if number % 2 else (x + y < 90)] = (20, 40, 90) if number % 2 else 0
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(ground.astype(np.uint8)).save(paths[-1])
+    assert same_pictures(paths[:3], paths[3:]) == [] and same_pictures(paths, paths[2:3]) == [(2, 0)]
+    grey = tmp_path / "grey.png"
+    Image.new("RGB", (64, 64), "grey").save(grey)
+    assert same_pictures([grey, *paths[:1]], [grey]) == [] and same_pictures([], paths) == []
 
 
 def test_a_target_of_several_domains_asks_which(tiny_rsicd, trained, tmp_path):

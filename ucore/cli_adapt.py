@@ -37,6 +37,7 @@ def adapt(
     cache: Path = Path("runs/features"),
     device: str = "auto",
     skip_bad: bool = False,
+    keep_alike: bool = False,
     restart: bool = False,
 ) -> None:
     """Adapt a checkpoint to a target domain whose pairs are unknown; a repeated call goes on where it stopped.
@@ -62,6 +63,7 @@ def adapt(
         cache: Folder for tower features, shared between runs.
         device: auto, cpu, cuda or cuda:N.
         skip_bad: Leave unreadable images out instead of stopping.
+        keep_alike: Go on where pictures of both sides look the same and are not the same file.
         restart: Forget an earlier run in OUT.
     """
     from ucore.adapt_config import AdaptConfig, inherited
@@ -91,7 +93,7 @@ def adapt(
     pairs = read_dataset(source, split="train", domain=source_domain, skip_bad=skip_bad)
     everything = read_dataset(target, domain=target_domain, skip_bad=skip_bad)
     finetune, val = target_parts(everything, target_domain, config.seed)
-    refuse_shared(pairs, everything)
+    refuse_shared(pairs, everything, keep_alike)
     warn_of_trained(checkpoint, everything)
 
     import torch
@@ -162,11 +164,12 @@ def target_parts(everything: "Manifest", domain: str | None, seed: int) -> "tupl
     return everything.split("finetune"), everything.split("val")
 
 
-def refuse_shared(source: "Manifest", target: "Manifest") -> None:
+def refuse_shared(source: "Manifest", target: "Manifest", keep_alike: bool = False) -> None:
     """Raise DataError, naming them, for pictures that are in both: what was learned by heart is no adaptation.
 
-    A picture is known again where it was encoded anew, resized, turned or mirrored (`same_pictures`). Images of a
-    single colour say nothing that could be learned by heart; several countries have the same.
+    A picture is known again where it was encoded anew, resized, turned or mirrored (`same_pictures`); keep_alike: such
+    ones, which might be two places that look alike, are warned of instead. Images of a single colour say nothing that
+    could be learned by heart; several countries have the same.
     """
     from ucore.duplicates import same_pictures
     from ucore.files import file_hash
@@ -181,14 +184,20 @@ def refuse_shared(source: "Manifest", target: "Manifest") -> None:
         for key, name, path in zip(hashes, names[1], target.image_paths, strict=True)
         if key in known and len(load_image(path).getcolors(1) or []) != 1
     }
-    alike = same_pictures(source.image_paths, target.image_paths)  # also encoded anew, resized, turned
-    copies = {names[1][j]: names[0][i] for i, j in reversed(alike)} | copies
-    shared = [f"{name} ({copies[name]})" for name in names[1] if name in copies]
-    if shared:
-        whole = len(shared) == len(target) == len(source)
-        told = "Source and target are the same" if whole else f"{len(shared):,} of {len(target):,} images of the target"
-        told += "" if whole else " are in the source, too"
-        raise DataError(f"{told}: {few(shared)}. Choose another --target-domain or --source-domain.")
+    pairs = reversed(same_pictures(source.image_paths, target.image_paths))
+    alike = {names[1][j]: names[0][i] for i, j in pairs if names[1][j] not in copies}
+    found = copies | alike
+    shared = [f"{name} ({found[name]})" for name in names[1] if name in found]
+    if not shared:
+        return
+    whole = len(shared) == len(target) == len(source)
+    told = "Source and target are the same" if whole else f"{len(shared):,} of {len(target):,} images of the target"
+    told += "" if whole else " are in the source, too"
+    if keep_alike and not copies:
+        warnings.warn(f"{told}, by their looks: {few(shared)}. If they are, results flatter.", stacklevel=2)
+        return
+    way_out = "" if copies else "; if they only look alike, repeat with --keep-alike"
+    raise DataError(f"{told}: {few(shared)}. Choose another --target-domain or --source-domain{way_out}.")
 
 
 def warn_of_trained(checkpoint: Path, target: "Manifest") -> None:

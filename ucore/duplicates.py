@@ -1,7 +1,9 @@
 """Images and captions that occur more than once, exactly or nearly."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -94,24 +96,26 @@ def same_pictures(ours: Sequence[Path], theirs: Sequence[Path]) -> list[tuple[in
     """Positions (i, j), sorted, of one picture in both: copied, encoded anew, resized, turned or mirrored.
 
     Pictures within `MAX_DISTANCE` bits are suspects; they are one where the pixels agree as well (`SAME`). A picture of
-    a single colour is never another's copy.
+    a single colour is never another's copy. Every file is read once; memory grows with n + m.
     """
-    upright = np.array(map_files(_hash, ours, "Hashing what images show"), np.uint64)
-    turned = perceptual_hashes(theirs)
+    label = "Looking for pictures in both"
+    mine = {i: look for i, look in enumerate(map_files(partial(_look, TURNS[:1]), ours, label)) if look is not None}
+    others = {j: look for j, look in enumerate(map_files(partial(_look, TURNS), theirs, label)) if look is not None}
+    rows, upright = list(mine), np.array([hashes[0] for hashes, _ in mine.values()], np.uint64)
     found = []
-    for j, positions in enumerate(turned):
-        distance = np.bitwise_count(upright[:, None] ^ positions).min(axis=1)
-        suspects = np.flatnonzero(distance <= MAX_DISTANCE).tolist()
-        found += [(i, j) for i in suspects if likeness(ours[i], theirs[j]) >= SAME]
+    for j, (turned, small) in others.items():
+        distance = np.bitwise_count(upright[:, None] ^ np.array(turned, np.uint64)).min(axis=1, initial=64)
+        suspects = [rows[place] for place in np.flatnonzero(distance <= MAX_DISTANCE)]
+        found += [(i, j) for i in suspects if likeness(mine[i][1], small) >= SAME]
     return sorted(found)
 
 
-def likeness(one: Path, other: Path) -> float:
-    """Correlation of the pixels of two pictures, made small, colour by colour, in the best of eight positions; 0 for
-    even ones."""
-    small = [load_image(path).resize(SMALL, Image.Resampling.LANCZOS) for path in (one, other)]
-    turned = [small[1] if turn is None else small[1].transpose(turn) for turn in TURNS]
-    rows = np.stack([np.asarray(picture, np.float64) for picture in (small[0], *turned)])
+def likeness(one: np.ndarray, other: np.ndarray) -> float:
+    """Correlation of two small pictures, uint8 (S, S, 3), colour by colour, in the best of eight positions; 0 for even
+    ones."""
+    picture = Image.fromarray(other)
+    turned = [picture if turn is None else picture.transpose(turn) for turn in TURNS]
+    rows = np.stack([np.asarray(position, np.float64) for position in (one, *turned)])
     rows -= rows.mean(axis=(1, 2), keepdims=True)
     deviations = rows.std(axis=(1, 2, 3))
     if deviations.min() < 1:  # of 255 levels
@@ -119,20 +123,18 @@ def likeness(one: Path, other: Path) -> float:
     return float(((rows[1:] * rows[0]).mean(axis=(1, 2, 3)) / (deviations[0] * deviations[1:])).max())
 
 
+def _look(turns: Sequence[Any], path: Path) -> tuple[list[int], np.ndarray] | None:
+    """The hashes of a picture in some positions and the picture itself, small; None for a single colour."""
+    picture = load_image(path).resize(SMALL, Image.Resampling.LANCZOS)
+    pixels = np.asarray(picture)
+    return None if pixels.std(axis=(0, 1)).max() < 1 else (_positions(picture.convert("L"), turns), pixels)
+
+
 def _hashes(path: Path) -> list[int]:
+    return _positions(load_image(path).convert("L").resize(SMALL, Image.Resampling.LANCZOS))
+
+
+def _positions(small: Image.Image, turns: Sequence[Any] = TURNS) -> list[int]:
     import imagehash
 
-    small = _small(path)
-    positions = [small if turn is None else small.transpose(turn) for turn in TURNS]
-    return [int(str(imagehash.phash(position)), 16) for position in positions]
-
-
-def _hash(path: Path) -> int:
-    import imagehash
-
-    return int(str(imagehash.phash(_small(path))), 16)
-
-
-def _small(path: Path) -> Image.Image:
-    """The picture in grey, small."""
-    return load_image(path).convert("L").resize(SMALL, Image.Resampling.LANCZOS)
+    return [int(str(imagehash.phash(small if turn is None else small.transpose(turn))), 16) for turn in turns]
