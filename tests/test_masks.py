@@ -48,6 +48,12 @@ def test_masks_are_decoded_as_pycocotools_does(size):
     assert np.array_equal(found.masks([3, 0]), masks[[3, 0]]) and found.masks().dtype == bool
 
 
+@pytest.mark.parametrize("code", [b"", b"0", b"99", b"\x00~\xff"])
+def test_a_code_of_another_size_is_refused(code):
+    with pytest.raises(DataError, match="no run-length code of 5 x 4 pixels"):
+        Segments.from_rles((5, 4), [code]).masks()
+
+
 def test_a_stop_while_masks_are_decoded_is_a_stop():
     found = Segments.from_masks(np.random.default_rng(0).random((40, 64, 64)) < 0.5)
     for _ in range(20):

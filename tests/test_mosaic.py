@@ -77,6 +77,15 @@ def test_of_a_lake_with_windows_that_see_water_alone_more_than_the_shore_is_foun
     assert found.masks([0])[0, y, x]
 
 
+def test_what_the_windows_outline_well_stays_as_they_outline_it():
+    y, x = np.mgrid[:640, :640] - 320
+    image = np.zeros((640, 640, 3), np.uint8)
+    wavy = np.hypot(y, x) < 220 + 30 * np.sin(40 * np.arctan2(y, x))
+    image[wavy] = 90
+    (found,) = mosaic.Mosaic(Painted(), window=64).generate([image])  # larger than a window, and seen by all of them
+    assert len(found) == 1 and found.iou(Segments.from_masks(wavy[None]))[0, 0] == 1
+
+
 def test_an_image_of_a_window_and_a_half_may_be_seen_whole():
     generator = Painted()
     wide = mosaic.Mosaic(generator, slack=1.5)

@@ -90,13 +90,18 @@ class Segments:
         return [{"size": list(self.size), "counts": code} for code in self.rles]
 
     def masks(self, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Masks bool (n, H, W) of `rows`, by default of all; take few at once of a large image."""
+        """Masks bool (n, H, W) of `rows`, by default of all; take few at once of a large image.
+
+        Raises DataError for a code that is none of this size.
+        """
         wanted = self.rles if rows is None else [self.rles[int(row)] for row in rows]
         height, width = self.size
         masks = np.empty((len(wanted), width, height), bool)
         for mask, code in zip(masks, wanted, strict=True):
             # Not by pycocotools, which answers Ctrl-C with a TypeError of its own (numpy 2 asks twice for its array).
-            runs = _runs(code)
+            runs = _runs(code) if code else np.zeros(0, np.int64)
+            if runs.min(initial=0) < 0 or runs.sum() != height * width:
+                raise DataError(f"A mask is no run-length code of {height} x {width} pixels")
             mask.ravel()[:] = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
         return masks.transpose(0, 2, 1)
 

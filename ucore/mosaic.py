@@ -71,31 +71,40 @@ class Mosaic:
             crops = [np.ascontiguousarray(image[y : y + self.window, x : x + self.window])
                      for y, x in windows[first : first + self.batch]]  # fmt: skip
             found += self.generator.generate(crops)
-        return self._with_large(unite(size, windows, found), self._coarse(image))
+        return self._with_large(image, unite(size, windows, found))
 
-    def _coarse(self, image: np.ndarray) -> Segments:
-        """Masks of at least a window's area, of the picture made as small as a window, in the picture's size."""
+    def _with_large(self, image: np.ndarray, united: Segments) -> Segments:
+        """What the windows gave, and of the picture made as small as a window the masks of a window's area or more that
+        they lack, or have with a hole as it comes where windows see nothing; those in its place."""
         import cv2
 
-        size = (image.shape[0], image.shape[1])
-        scale = self.window / max(size)
+        size, scale = united.size, self.window / max(united.size)
         small = cv2.resize(image, [max(1, round(side * scale)) for side in size[::-1]], interpolation=cv2.INTER_AREA)
-        (found,) = self.generator.generate([small])
-        found = found.take(found.areas >= (self.window * scale) ** 2)
-        codes = [label_codes(found.masks([row])[0].astype(np.int64), size)[1][-1] for row in range(len(found))]
-        return Segments.from_rles(size, codes, found.predicted_iou, found.stability, found.points / scale)
+        (coarse,) = self.generator.generate([small])
+        least = (self.window * scale) ** 2  # a window's area there
+        coarse = coarse.take(coarse.areas >= least)
+        alike = np.flatnonzero(united.areas >= self.window**2 / 2)
+        replaced: list[int] = []
+        lacking: dict[int, bytes] = {}  # by row of `coarse`, in the size of the whole
+        for row in range(len(coarse)):
+            shape = coarse.masks([row])[0]
+            code = label_codes(shape.astype(np.int64), size)[1][-1]
+            same = alike[united.take(alike).iou(Segments.from_rles(size, [code]))[:, 0] >= AGREEMENT]
+            if all(_hole(shape, united.masks([mask])[0]) >= least / 8 for mask in same):
+                replaced += same.tolist()
+                lacking[row] = code
+        rows = list(lacking)
+        large = Segments.from_rles(size, list(lacking.values()), coarse.predicted_iou[rows], coarse.stability[rows],
+                                   coarse.points[rows] / scale)  # fmt: skip
+        return join([large, united.take(np.setdiff1d(np.arange(len(united)), replaced))])
 
-    def _with_large(self, united: Segments, coarse: Segments) -> Segments:
-        """What the windows gave, and of the `coarse` masks those that they lack, or have with a hole, in its place."""
-        pixels = self.window**2
-        alike = np.flatnonzero(united.areas >= pixels / 2)
-        iou, areas = united.take(alike).iou(coarse), coarse.areas
-        both = iou / (1 + iou) * (united.areas[alike][:, None] + areas)
-        same, holed = iou >= AGREEMENT, areas - both >= pixels / 8
-        lacking = ~(same & ~holed).any(axis=0)
-        replaced = alike[same[:, lacking].any(axis=1)]
-        left = united.take(np.delete(np.arange(len(united)), replaced))
-        return join([coarse.take(np.flatnonzero(lacking)), left])
+
+def _hole(shape: np.ndarray, mask: np.ndarray) -> int:
+    """Pixels of `shape`, bool (h, w), that `mask`, bool (H, W) of the same picture, lacks, outlines not counted."""
+    import cv2
+
+    small = cv2.resize(mask.astype(np.uint8), shape.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return int(cv2.erode((shape & (small == 0)).astype(np.uint8), np.ones((3, 3), np.uint8)).sum())
 
 
 def starts(side: int, window: int, overlap: float) -> list[int]:
