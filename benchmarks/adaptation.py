@@ -9,8 +9,9 @@ part "finetune" (20 %), and scored on "test" (70 %): whole gallery, plain cosine
 images and texts of "finetune". "zero-shot" is the source's model as it is, "zero-shot +qb" QB-Norm, and "tcr" answers
 every test query with a head that moves by the queries alone (`test_time`). Differences of mR to "source-only",
 which goes on training on the source for as many steps, are paired by seed and query; the interval draws both again. The
-second difference of a row is to "source-only +qb" where the row is "+qb", too. "told apart" says of how many images new
-classifiers know the domain in the end (`adversary.fresh_accuracy`); 50 % is a guess.
+second difference of a row is to "source-only +qb" where the row is "+qb", too. "told apart" says of how many images of
+the target's "test" and of the source beyond "train" new classifiers know the domain (`adversary.fresh_accuracy`); 50 % is
+a guess.
 A method may change settings ("ucore,pseudo_weight=0"), the regime ("ucore,regime=paired,shots=10") and the choice of
 weights ("ucore,choose_by=mR": the oracle). `--shots 8 32` adds rows with so many images of the target whose texts are
 known: alone ("target-only"), with the source's pairs ("joint"), and as "ucore" with both. "control" is ucore with the
@@ -38,6 +39,7 @@ from torch.nn import functional as F
 
 from ucore.adapt import Adapter
 from ucore.adapt_config import METHODS, AdaptConfig
+from ucore.adversary import fresh_accuracy
 from ucore.comparison import seeded_difference
 from ucore.config import TrainConfig
 from ucore.crossing import target_ranks, with_texts_of
@@ -158,10 +160,16 @@ class Border:
             if text != "zero-shot":
                 config, shown = self._adapted(encoder, finetune, text, seed)
             seconds = time.perf_counter() - began if shown else 0.0
+            shown = shown | {"unseen_told_apart": self._told_apart(encoder)}
             ranks = target_ranks(encoder, self.test, finetune, self.cache, text, self.masks[1], config)
             ranks = {label.replace(", hubs corrected", " +qb"): one for label, one in ranks.items()}
         kept = {label: [way.tolist() for way in one] for label, one in ranks.items()}
         return {"direction": self.name, "method": text, "seed": seed, "ranks": kept, "shown": shown, "seconds": seconds}
+
+    def _told_apart(self, encoder: DualEncoder) -> float:
+        """Percent of images that no training saw, of both domains, whose domain new classifiers know."""
+        others = self.source.split(sorted(set(self.source.frame["split"]) - {"train"}))
+        return fresh_accuracy(*(features_of(encoder, part, self.cache)[0] for part in (others, self.test)))
 
     def _adapted(
         self, encoder: DualEncoder, finetune: Manifest, text: str, seed: int
@@ -269,7 +277,7 @@ def main() -> None:
             alike = seeded_difference(ours, bases[" +qb"], owner) if method.endswith(" +qb") else difference
             means = {metric: float(np.mean([one[metric] for one in metrics])) for metric in METRICS}
             seconds = float(np.mean([seconds for _, _, seconds in runs]))
-            apart = [shown["images_told_apart"][-1] for _, shown, _ in runs if shown.get("images_told_apart")]
+            apart = [shown["unseen_told_apart"] for _, shown, _ in runs if shown]
             row = {"direction": name, "method": method, "test_images": int(owner.max()) + 1, **means,
                    "mR_difference": difference, "mR_difference_alike": alike, "images_told_apart": apart,
                    "seconds": seconds}  # fmt: skip
