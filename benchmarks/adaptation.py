@@ -9,8 +9,8 @@ part "finetune" (20 %), and scored on "test" (70 %): whole gallery, plain cosine
 images and texts of "finetune". "zero-shot" is the source's model as it is, "zero-shot +qb" QB-Norm, and "tcr" answers
 every test query with a head that moves by the queries alone (`test_time`). Differences of mR to "source-only",
 which goes on training on the source for as many steps, are paired by seed and query; the interval draws both again. The
-second difference of a row is to "source-only +qb" where the row is "+qb", too. "told apart" says of how many images of
-the target's "test" and of the source beyond "train" new classifiers know the domain (`adversary.fresh_accuracy`); 50 % is
+second difference of a row is to "source-only +qb" where the row is "+qb", too. "told apart": of how many images of the
+target's "test" and of the source beyond "train" new classifiers know the domain (`adversary.fresh_accuracy`); 50 % is
 a guess.
 A method may change settings ("ucore,pseudo_weight=0"), the regime ("ucore,regime=paired,shots=10") and the choice of
 weights ("ucore,choose_by=mR": the oracle). `--shots 8 32` adds rows with so many images of the target whose texts are
