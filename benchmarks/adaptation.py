@@ -169,7 +169,8 @@ class Border:
     def _told_apart(self, encoder: DualEncoder) -> float:
         """Percent of images that no training saw, of both domains, whose domain new classifiers know."""
         others = self.source.split(sorted(set(self.source.frame["split"]) - {"train"}))
-        return fresh_accuracy(*(features_of(encoder, part, self.cache)[0] for part in (others, self.test)))
+        ours, theirs = (features_of(encoder, part, self.cache)[0] for part in (others, self.test))
+        return fresh_accuracy(ours, theirs)
 
     def _adapted(
         self, encoder: DualEncoder, finetune: Manifest, text: str, seed: int
