@@ -502,7 +502,7 @@ TARGETS = [
            {"*.safetensors": TENSORS}, 100),
     Target("training state", ("weights.read_state",), _states, _use_states, {"*.pt": TORCH}, 200),
     Target("segment store", ("store._read", "store._read_settings", "store._quarantine", "segment_store.__init__",
-           "segment_store.feature_settings", "masks.masks", "masks._covers"), _segments, _use_segments,
+           "segment_store.feature_settings", "masks.masks", "masks._covers", "masks._runs"), _segments, _use_segments,
            {"s/*.parquet": PARQUET, "s/*.json": JSON, "s/*.jsonl": JSON_LINES, "s-*/*.parquet": PARQUET}, 200),
     Target("tensor caches", ("features.stored_array", "micro_sam_data._kept_labels", "checked._known"), _caches,
            _use_caches, {"*.npy": NPY, "*.npz": NPZ}, 200),
