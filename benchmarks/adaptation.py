@@ -280,7 +280,7 @@ def main() -> None:
             seconds = float(np.mean([seconds for _, _, seconds in runs]))
             apart = [shown["unseen_told_apart"] for _, shown, _ in runs if shown]
             row = {"direction": name, "method": method, "test_images": int(owner.max()) + 1, **means,
-                   "mR_difference": difference, "mR_difference_alike": alike, "images_told_apart": apart,
+                   "mR_difference": difference, "mR_difference_alike": alike, "unseen_told_apart": apart,
                    "seconds": seconds}  # fmt: skip
             rows.append(row)
             gains.setdefault(method, []).append((row["mR"], difference[0], alike[0]))

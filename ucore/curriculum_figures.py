@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ucore.adapt_probes import Cycle
 
 GROUPS = 10  # of the source's samples by likeness
-MOST_CYCLES = 12  # that the table shows: the first ones and the last ones
+FIRST_CYCLES, LAST_CYCLES = 6, 2  # that the table shows of many: the share taken grows in the first few
 MOST_UNSEEN = 400  # samples drawn that the cycle was not offered
 MOST_AREAS = 3  # domains of a source that are drawn
 REASONS = {
@@ -127,8 +127,8 @@ def told(cycle: "Cycle | None", kind: str, manifest: Manifest) -> str:
 
 def shown_cycles(cycles: Sequence["Cycle"]) -> list["Cycle"]:
     """All, or the first and the last of many."""
-    half = MOST_CYCLES // 2
-    return list(cycles) if len(cycles) <= MOST_CYCLES else [*cycles[:half], *cycles[-half:]]
+    few = len(cycles) <= FIRST_CYCLES + LAST_CYCLES
+    return list(cycles) if few else [*cycles[:FIRST_CYCLES], *cycles[-LAST_CYCLES:]]
 
 
 # --- live -------------------------------------------------------------------------------------------------------
