@@ -24,6 +24,7 @@ from ucore.transfer import (
     matched_loss,
     mmd_loss,
     normalised,
+    random_maps,
 )
 
 
@@ -80,9 +81,10 @@ def test_a_discriminator_learns_and_an_encoder_against_it_hides_the_domain() -> 
         for _ in range(400):
             features = [encoder(part) for part in (source, target)]
             for _ in range(3):
-                fixed = [part.detach() for part in features]
+                fixed = torch.cat(features).detach().requires_grad_()
                 judging.zero_grad()
-                (adversarial_loss(*map(judge, fixed)) + 0.1 * gradient_penalty(judge, *fixed)).backward()
+                logits = judge(fixed)
+                (adversarial_loss(*logits.split(400)) + 0.1 * gradient_penalty(logits, fixed, 400)).backward()
                 judging.step()
             logits = [judge(reverse_gradient(part, strength)) for part in features]
             learning.zero_grad()
@@ -96,12 +98,13 @@ def test_a_discriminator_learns_and_an_encoder_against_it_hides_the_domain() -> 
 
 
 def test_the_gradient_penalty_of_a_plane_is_its_slope() -> None:
+    features = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     slope = torch.tensor([3.0, 4.0])
-    features = [torch.randn(5, 2, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-    assert gradient_penalty(lambda part: part @ slope, *features).item() == pytest.approx(25.0)  # 25 / 2 at each side
-    assert gradient_penalty(lambda part: (part**2).sum(dim=1), torch.tensor([[1.0, 0.0], [0.0, 3.0]])).item() == 10.0
+    assert gradient_penalty(features @ slope, features, 5).item() == pytest.approx(25.0)  # 25 / 2 at each side
+    bowl = torch.tensor([[1.0, 0.0], [0.0, 3.0], [0.0, 1.0]], requires_grad=True)  # slopes 2, 6 and 2
+    assert gradient_penalty((bowl**2).sum(dim=1), bowl, 1).item() == pytest.approx(2 + (18 + 2) / 2)
     judge = DomainDiscriminator(2)
-    gradient_penalty(judge, *features).backward()
+    gradient_penalty(judge(features), features, 5).backward()
     assert judge.layers[0].weight.grad.abs().max() > 0
 
 
@@ -164,6 +167,19 @@ def test_chances_count_by_what_of_them_lies_in_the_batch() -> None:
     forth = F.cross_entropy(scale.exp() * elsewhere, torch.arange(3)).item()
     back = F.cross_entropy(scale.exp() * similarity.T, torch.arange(3)).item()
     assert with_text == pytest.approx((forth + back) / 2, rel=1e-5)
+
+
+def test_the_randomised_map_has_the_outer_products_inner_products() -> None:
+    generator = torch.Generator().manual_seed(4)
+    features = F.normalize(torch.randn(6, 16, generator=generator), dim=1)
+    memberships = torch.softmax(2 * torch.randn(6, 5, generator=generator), dim=1)
+    whole = conditional_features(features, memberships)
+    mapped = conditional_features(features, memberships, random_maps(16, 5, 200_000, seed=0))
+    assert mapped.shape == (6, 200_000)
+    assert torch.allclose(mapped @ mapped.T, whole @ whole.T, atol=0.02)
+    assert (whole @ whole.T).diagonal().min() > 0.1  # so that the bound is of something
+    small = [random_maps(16, 5, 8, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(small[0][0], small[1][0]) and not torch.equal(small[0][1], small[2][1])
 
 
 @pytest.fixture(scope="module")

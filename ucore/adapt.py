@@ -120,19 +120,13 @@ class Adapter(Trainer):
         if config.source_weight:
             own = super().losses(rows, image_features, text_features, positives)
             parts = {name: config.source_weight * part for name, part in own.items()}
-        source, target = phase.sides(rows, image_features, text_features)
-        if config.adversary != "none":
-            phase.judge(source, target)
-            parts["adversarial"] = config.adversarial_weight * phase.adversarial(source, target)
-        if config.coral_weight:
-            parts["coral"] = config.coral_weight * torch.stack(list(map(_coral, source, target))).sum()
-        if config.mmd_weight:
-            parts["mmd"] = config.mmd_weight * torch.stack(list(map(mmd_loss, source, target))).sum()
+        if config.aligns:
+            parts |= self._alignment(*phase.sides(rows, image_features, text_features))
         if config.triplet_weight:
             margin = min(config.triplet_margin + config.triplet_growth * phase.cycle, config.triplet_most)
             weights = phase.source_weights if config.domain_weights else None
             parts["triplet"] = config.triplet_weight * domain_triplet_loss(
-                source[0], source[1], positives > 0, margin, weights
+                image_features, text_features, positives > 0, margin, weights
             )
         if config.regime == "paired":
             images, image, text, belonging = phase.known_pairs()
@@ -147,6 +141,18 @@ class Adapter(Trainer):
                 scores, some = of_segments
                 loss = self._matched(scores, of_texts[some], of_images[some])
                 parts["matched_segments"] = config.pseudo_weight * config.segment_weight * loss
+        return parts
+
+    def _alignment(self, source: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        phase: Any = self.phase
+        config, parts = self.config, {}
+        if config.adversary != "none":
+            phase.judge(source, target)
+            parts["adversarial"] = config.adversarial_weight * phase.adversarial(source, target)
+        if config.coral_weight:
+            parts["coral"] = config.coral_weight * torch.stack(list(map(_coral, source, target))).sum()
+        if config.mmd_weight:
+            parts["mmd"] = config.mmd_weight * torch.stack(list(map(mmd_loss, source, target))).sum()
         return parts
 
     def _contrast(self, similarity: Tensor, belonging: Tensor) -> Tensor:

@@ -83,6 +83,11 @@ class AdaptConfig(TrainConfig):
         base = dict(scale=scale, head_epochs=20, head_batch_size=128, head_lr=3e-4, tune_epochs=0, patience=10_000)
         return cls.from_dict({**base, **views, **METHODS[method], "method": method, **overrides})
 
+    @property
+    def aligns(self) -> bool:
+        """Whether features of the target are brought nearer to the source's as a whole."""
+        return self.adversary != "none" or self.coral_weight > 0 or self.mmd_weight > 0
+
     def card(self) -> dict[str, Any]:
         """What encoder.json keeps: as `adapt` all settings, as `train` those of training, which reading it needs."""
         values = self.to_dict()

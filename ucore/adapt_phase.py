@@ -1,6 +1,5 @@
 """What a step of adaptation sees of both domains: the source's batch, the target's samples, and what aligns them."""
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from ucore.model import DualEncoder
 from ucore.phases import HeadPhase
 from ucore.progress import Metrics
 from ucore.pseudo import balanced_matching, bridged_similarity
-from ucore.transfer import adversarial_loss, conditional_features
+from ucore.transfer import adversarial_loss, conditional_features, random_maps
 
 if TYPE_CHECKING:
     from ucore.adapt import Adapter
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 SIDES = ("image", "text", "segment")  # what is aligned; the last, where an encoder has segments
 CLUSTERS = 16  # of the source's texts, which CDAN conditions on
 SHARPNESS = 0.1  # temperature of the memberships
+MAP_WIDTH = 1024  # of what CDAN's discriminators see, as published: the outer product would be 8 times as wide
 TEXTS_AN_IMAGE = 8  # of the target's texts that a batch of its images is matched with, at most
 
 
@@ -47,7 +47,10 @@ class AdaptPhase(HeadPhase):
         self.target_image = torch.from_numpy(
             image_tower_features(encoder, trainer.finetune, config.train_views, **common)
         )
-        width = encoder.embed_dim * (CLUSTERS if config.adversary == "cdan" else 1)
+        self._maps, width = None, encoder.embed_dim
+        if config.adversary == "cdan":
+            maps, width = random_maps(encoder.embed_dim, CLUSTERS, MAP_WIDTH, config.seed), MAP_WIDTH
+            self._maps = maps[0].to(encoder.device), maps[1].to(encoder.device)
         self.judges = Judges(SIDES[: 2 if encoder.segments is None else 3], width, config.seed, encoder.device)
         self._accuracy: float | None = None  # of the discriminator of images, percent, on the last step's batch
         self.source_weights = self.target_weights = torch.zeros(0)
@@ -118,10 +121,8 @@ class AdaptPhase(HeadPhase):
 
         rows: int64 (B,), the batch's images.
         """
-        source, target, config = (image_features, text_features), self.target_features(), self.trainer.config
-        if self.encoder.segments is None or not (
-            config.adversary != "none" or config.coral_weight or config.mmd_weight
-        ):
+        source, target = (image_features, text_features), self.target_features()
+        if self.encoder.segments is None:
             return source, target
         ours = self._segment_means("train", rows, image_features)
         return (*source, ours), (*target, self._segment_means("finetune", self._drawn[0], target[0]))
@@ -175,38 +176,43 @@ class AdaptPhase(HeadPhase):
         reversed. The discriminators have learned before, from the same features: `judge`."""
         strength = reversal_strength(self.step_count / max(1, self.epochs * self.batches_per_epoch))
         with self.judges.still():
-            losses = [self._told_apart(side, *(reverse_gradient(part, strength) for part in parts))
+            losses = [self._told_apart(side, self._seen(reverse_gradient(torch.cat(parts), strength)), len(parts[0]))[0]
                       for side, *parts in zip(SIDES[: len(source)], source, target, strict=True)]  # fmt: skip
         return torch.stack(losses).mean()
 
     def judge(self, source: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> None:
         """A few steps of the discriminators on the features of this step, which stand still."""
-        config = self.trainer.config
-        fixed = [[side, *(part.detach() for part in parts)]
-                 for side, *parts in zip(SIDES[: len(source)], source, target, strict=True)]  # fmt: skip
+        config, count = self.trainer.config, len(source[0])
+        fixed = {side: self._seen(torch.cat(parts).detach()).requires_grad_()
+                 for side, *parts in zip(SIDES[: len(source)], source, target, strict=True)}  # fmt: skip
 
         def loss() -> Tensor:
-            parts = [self._told_apart(*of_side) for of_side in fixed]
-            if config.gradient_penalty:
-                steep = [gradient_penalty(partial(self.logits, side), *of_side) for side, *of_side in fixed]
-                parts += [config.gradient_penalty * part for part in steep]
-            return torch.stack(parts).sum()
+            total = fixed["image"].new_zeros(())
+            for side, both in fixed.items():
+                part, logits = self._told_apart(side, both, count)
+                total = total + part
+                if config.gradient_penalty:
+                    total = total + config.gradient_penalty * gradient_penalty(logits, both, count)
+            return total
 
         self.judges.learn(self.step_count, loss, config.adversary_steps, self.trainer.lr_factor)
         with torch.no_grad():
-            self._accuracy = balanced_accuracy(*(self.logits("image", part) for part in fixed[0][1:]))
+            logits = self.discriminators["image"](fixed["image"])
+            self._accuracy = balanced_accuracy(logits[:count], logits[count:])
 
     @property
     def discriminators(self) -> torch.nn.ModuleDict:
         """One of each of `SIDES` that there is."""
         return self.judges.discriminators
 
-    def _told_apart(self, side: str, ours: Tensor, others: Tensor) -> Tensor:
-        """`transfer.adversarial_loss` of one of `SIDES`, features float (B, D) of both domains."""
+    def _told_apart(self, side: str, both: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """`transfer.adversarial_loss` of one of `SIDES`, and its logits (N,). both: what the discriminator sees of both
+        domains, (N, D), the first `count` of the source."""
         even = torch.full_like(self.target_weights, 1 / max(1, len(self.target_weights)))
         of_target = self.target_weights if side == "text" else even  # they are the texts'; images are drawn apart
         weights = (self.source_weights, of_target) if self.trainer.config.domain_weights else (None, None)
-        return adversarial_loss(self.logits(side, ours), self.logits(side, others), *weights)
+        logits = self.discriminators[side](both)
+        return adversarial_loss(logits[:count], logits[count:], *weights), logits
 
     def logits(self, side: str, features: Tensor) -> Tensor:
         """What the discriminator of one of `SIDES` says of features (N, D): (N,), above 0 source."""
@@ -217,7 +223,7 @@ class AdaptPhase(HeadPhase):
         if centres is None:
             return features
         memberships = torch.softmax(features.detach() @ centres.to(features.device).T / SHARPNESS, dim=1)
-        return conditional_features(features, memberships)
+        return conditional_features(features, memberships, self._maps)
 
     @torch.no_grad()
     def _match(self) -> None:

@@ -69,7 +69,9 @@ class Judges:
             torch.manual_seed(seed)
             self.discriminators = nn.ModuleDict({side: DomainDiscriminator(width) for side in sides})
         self.discriminators.to(device)
-        self.optimizer = torch.optim.Adam(self.discriminators.parameters(), lr=JUDGING_RATE, betas=(0.5, 0.9))
+        self.optimizer = torch.optim.Adam(
+            self.discriminators.parameters(), lr=JUDGING_RATE, betas=(0.5, 0.9), fused=True
+        )
         self._before: tuple[int, dict[str, Any]] | None = None  # the step they last learned in, and they before it
 
     def learn(self, step: int, loss: Callable[[], Tensor], steps: int, lr_factor: float = 1.0) -> None:
@@ -81,7 +83,7 @@ class Judges:
             group["lr"] = JUDGING_RATE * lr_factor
         for _ in range(steps):
             self.optimizer.zero_grad()
-            loss().backward()
+            loss().backward(inputs=list(self.discriminators.parameters()))
             share_gradients(list(self.discriminators.parameters()))
             distributed.sum_gradients(self.discriminators.parameters())
             self.optimizer.step()
@@ -112,18 +114,16 @@ class Judges:
         self.optimizer.load_state_dict(copy.deepcopy(state["judging"]))
 
 
-def gradient_penalty(discriminator: Callable[[Tensor], Tensor], *domains: Tensor) -> Tensor:
-    """Half the mean square of the gradient of the logits by the features, float (N, D), summed over the domains.
+def gradient_penalty(logits: Tensor, features: Tensor, of_source: int) -> Tensor:
+    """Half the mean square of the gradient of logits (N,) by the features (N, D) they are of, summed over the domains.
 
-    R1 (Mescheder et al. 2018, arXiv 1801.04406) at both sides: without it the two players circle around each other, and
-    features are driven past the other domain instead of towards it.
+    The first `of_source` rows are the source's, the others the target's; the features require a gradient. R1 (Mescheder
+    et al. 2018, arXiv 1801.04406) at both sides: without it the two players circle around each other, and features are
+    driven past the other domain instead of towards it.
     """
-    total = domains[0].new_zeros(())
-    for features in domains:
-        features = features.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(discriminator(features).sum(), features, create_graph=True)
-        total = total + gradient.square().sum(dim=1).mean() / 2
-    return total
+    (gradient,) = torch.autograd.grad(logits.sum(), features, create_graph=True)
+    steepness = gradient.square().sum(dim=1) / 2
+    return steepness[:of_source].mean() + steepness[of_source:].mean()
 
 
 def balanced_accuracy(source_logits: Tensor, target_logits: Tensor) -> float:

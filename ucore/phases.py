@@ -42,7 +42,7 @@ class Phase:
             parameter.requires_grad_(False)
         for parameter in self.parameters:
             parameter.requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(self._optimizer_groups(groups))
+        self.optimizer = torch.optim.AdamW(self._optimizer_groups(groups), fused=True)  # one pass through the memory
         self.average = [p.detach().clone() for p in self.parameters] if self.config.ema else []
         self._set_modes()
 

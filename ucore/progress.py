@@ -15,6 +15,8 @@ from ucore.manifest import Manifest
 from ucore.origin import code_key
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ucore.train import Trainer
 
 Metrics = dict[str, float]
@@ -119,6 +121,16 @@ def training_folder(
     keys = [part.content_key() for part in data]
     code = code_key(["from ucore.train import Trainer"])
     return Path(place) / f"{name}-{content_hash(config.to_dict(), keys, start, code)}"
+
+
+def kept_weights(trainer: "Trainer") -> "dict[str, Tensor]":
+    """A copy of all weights of the encoder; of parameters that are not trained, the copy that `best_state` has."""
+    before, encoder = trainer.best_state, trainer.encoder
+    fixed = {name for name, parameter in encoder.named_parameters() if not parameter.requires_grad}
+    return {
+        name: before[name] if name in fixed and name in before else value.detach().clone()
+        for name, value in encoder.state_dict().items()
+    }
 
 
 def run_state(trainer: "Trainer", phase: dict[str, Any] | None) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from ucore.neighbours import CaptionLikeness, soft_positives
 from ucore.origin import git_commit
 from ucore.pairs import TrainingTexts
 from ucore.phases import HeadPhase, Phase
-from ucore.progress import Curves, Metrics, StepResult, only_trainer, refuse_other_run, restore, run_state
+from ucore.progress import Curves, Metrics, StepResult, kept_weights, only_trainer, refuse_other_run, restore, run_state
 from ucore.segment_store import SegmentStore
 from ucore.tower_phase import TowerPhase
 
@@ -262,7 +262,7 @@ class Trainer:
         better = metrics[self.criterion] > self.best.get(self.criterion, -math.inf)
         if better:
             self.best = {**metrics, "phase": phase.name, "epoch": phase.epoch, "step": self.step_count}
-            self.best_state = {k: v.detach().clone() for k, v in self.encoder.state_dict().items()}
+            self.best_state = kept_weights(self)
             if self.out is not None and self._writes:
                 save_encoder(self.out, self.encoder, self.best_state, self.config, self.best)
         return metrics, better

@@ -4,6 +4,8 @@ Weights, everywhere: float (N,), one a row, that sum to 1 (`normalised`): a weig
 batch's size, and no second mean shrinks it.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -56,10 +58,22 @@ def mmd_loss(source: Tensor, target: Tensor, kernels: int = 5, factor: float = 2
     return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
 
 
-def conditional_features(features: Tensor, memberships: Tensor) -> Tensor:
-    """Features (N, D) beside soft memberships (N, K), as their outer product (N, D * K): what CDAN's discriminator
-    sees (Long et al. 2018), so that domains are aligned within what is shown and not only over all."""
-    return (memberships[:, :, None] * features[:, None, :]).flatten(1)
+def conditional_features(features: Tensor, memberships: Tensor, maps: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Features (N, D) beside soft memberships (N, K): what CDAN's discriminator sees (Long et al. 2018), so that
+    domains are aligned within what is shown and not only over all.
+
+    Their outer product (N, D * K), or, with `maps` float (D, R) and (K, R), the randomised multilinear map (N, R) which
+    stands for it where it is wide: its inner products are those of the outer products in expectation.
+    """
+    if maps is None:
+        return (memberships[:, :, None] * features[:, None, :]).flatten(1)
+    return (features @ maps[0]) * (memberships @ maps[1]) / math.sqrt(maps[0].shape[1])
+
+
+def random_maps(features: int, memberships: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Maps float32 (features, width), (memberships, width) for `conditional_features`: standard normal, by `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(features, width, generator=generator), torch.randn(memberships, width, generator=generator)
 
 
 def domain_triplet_loss(
