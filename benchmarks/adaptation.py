@@ -62,14 +62,18 @@ FEW = ("target-only", "joint", "ucore,regime=paired")  # rows of every number of
 WATCHED = ("mR", "return_probability", "images_told_apart", "discriminator_accuracy", "matching_precision")
 
 
-def features_of(encoder: DualEncoder, manifest: Manifest, cache: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Features of images, one view each, and texts, from cached tower features."""
+def image_features_of(encoder: DualEncoder, manifest: Manifest, cache: Path) -> np.ndarray:
+    """Features of images, one view each, from cached tower features."""
     image = image_tower_features(encoder, manifest, 1, cache, progress=False)[:, 0]
+    with torch.no_grad():
+        return F.normalize(encoder.image_head(torch.from_numpy(image)), dim=1).numpy()
+
+
+def text_features_of(encoder: DualEncoder, manifest: Manifest, cache: Path) -> np.ndarray:
+    """Features of texts, from cached tower features."""
     text = text_tower_features(encoder, manifest.texts[0], cache, progress=False)
     with torch.no_grad():
-        image, text = (F.normalize(head(torch.from_numpy(part)), dim=1).numpy()
-                       for head, part in ((encoder.image_head, image), (encoder.text_head, text)))  # fmt: skip
-    return image, text
+        return F.normalize(encoder.text_head(torch.from_numpy(text)), dim=1).numpy()
 
 
 def tcr_ranks(encoder: DualEncoder, test: Manifest, cache: Path, seed: int) -> Ranks:
@@ -78,7 +82,7 @@ def tcr_ranks(encoder: DualEncoder, test: Manifest, cache: Path, seed: int) -> R
         torch.from_numpy(image_tower_features(encoder, test, 1, cache, progress=False)[:, 0]),
         torch.from_numpy(text_tower_features(encoder, test.texts[0], cache, progress=False)),
     )
-    image, text = features_of(encoder, test, cache)
+    image, text = image_features_of(encoder, test, cache), text_features_of(encoder, test, cache)
     temperature, owner = float(torch.exp(-encoder.logit_scale.detach())), test.texts[1]
     images = adapt_queries(encoder.image_head, raw[0], text, temperature, seed=seed)
     texts = adapt_queries(encoder.text_head, raw[1], image, temperature, seed=seed)
@@ -169,7 +173,7 @@ class Border:
     def _told_apart(self, encoder: DualEncoder) -> float:
         """Percent of images that no training saw, of both domains, whose domain new classifiers know."""
         others = self.source.split(sorted(set(self.source.frame["split"]) - {"train"}))
-        ours, theirs = (features_of(encoder, part, self.cache)[0] for part in (others, self.test))
+        ours, theirs = (image_features_of(encoder, part, self.cache) for part in (others, self.test))
         return fresh_accuracy(ours, theirs)
 
     def _adapted(

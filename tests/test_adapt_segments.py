@@ -78,7 +78,7 @@ def test_resuming_with_segments_equals_never_stopping(new_adapter, tmp_path):
 
 
 def test_the_segments_head_learns_its_tower_does_not_and_validation_is_evals(new_adapter, sides, stores):
-    adapter = new_adapter(**SEGMENTS, head_epochs=1)
+    adapter = new_adapter(**SEGMENTS, head_epochs=1, seed=1)
     branch = adapter.encoder.segments
     assert branch is not None and set(adapter.phase.discriminators.keys()) == {"image", "text", "segment"}
     towers = [branch.tower.state_dict(), adapter.encoder.clip.state_dict()]

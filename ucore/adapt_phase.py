@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 SIDES = ("image", "text", "segment")  # what is aligned; the last, where an encoder has segments
 CLUSTERS = 16  # of the source's texts, which CDAN conditions on
 SHARPNESS = 0.1  # temperature of the memberships
-MAP_WIDTH = 1024  # of what CDAN's discriminators see, as published: the outer product would be 8 times as wide
+WIDEST = 4096  # of the outer products that CDAN's discriminators see; wider ones are mapped to MAP_WIDTH, as published
+MAP_WIDTH = 1024
 TEXTS_AN_IMAGE = 8  # of the target's texts that a batch of its images is matched with, at most
 
 
@@ -47,9 +48,9 @@ class AdaptPhase(HeadPhase):
         self.target_image = torch.from_numpy(
             image_tower_features(encoder, trainer.finetune, config.train_views, **common)
         )
-        self._maps, width = None, encoder.embed_dim
-        if config.adversary == "cdan":
-            maps, width = random_maps(encoder.embed_dim, CLUSTERS, MAP_WIDTH, config.seed), MAP_WIDTH
+        self._maps, width = None, encoder.embed_dim * (CLUSTERS if config.adversary == "cdan" else 1)
+        if config.adversary == "cdan" and width > WIDEST:  # a seed that the discriminators' first weights are not of
+            maps, width = random_maps(encoder.embed_dim, CLUSTERS, MAP_WIDTH, config.seed + 1), MAP_WIDTH
             self._maps = maps[0].to(encoder.device), maps[1].to(encoder.device)
         self.judges = Judges(SIDES[: 2 if encoder.segments is None else 3], width, config.seed, encoder.device)
         self._accuracy: float | None = None  # of the discriminator of images, percent, on the last step's batch

@@ -38,7 +38,7 @@ def reversal_strength(done: float) -> float:
 
 
 class DomainDiscriminator(nn.Module):
-    """Features (N, width) of length 1 or less -> one logit a row (N,): above 0 says source. A small MLP, as DANN's.
+    """Features (N, width) of a length near 1 or less -> one logit a row (N,): above 0 says source. A small MLP.
 
     It sees features times sqrt(width): unit vectors have elements near 1 / sqrt(width), too small for layers that were
     made for elements near 1, and a discriminator that learns slowly teaches nothing.
@@ -115,11 +115,11 @@ class Judges:
 
 
 def gradient_penalty(logits: Tensor, features: Tensor, of_source: int) -> Tensor:
-    """Half the mean square of the gradient of logits (N,) by the features (N, D) they are of, summed over the domains.
+    """Half the mean square of the gradient of logits (N,) by what the discriminator saw, summed over the domains.
 
-    The first `of_source` rows are the source's, the others the target's; the features require a gradient. R1 (Mescheder
-    et al. 2018, arXiv 1801.04406) at both sides: without it the two players circle around each other, and features are
-    driven past the other domain instead of towards it.
+    features: (N, D), which require a gradient; the first `of_source` rows are the source's, the others the target's. R1
+    (Mescheder et al. 2018, arXiv 1801.04406) at both sides: without it the two players circle around each other, and
+    features are driven past the other domain instead of towards it.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), features, create_graph=True)
     steepness = gradient.square().sum(dim=1) / 2
@@ -149,9 +149,13 @@ def fresh_accuracy(source: np.ndarray, target: np.ndarray, penalty: float = 0.1)
             for same in (False, True)
         )
         middle = (seen[0].mean(axis=0) + seen[1].mean(axis=0)) / 2
-        spread = np.mean([(part - middle).T @ (part - middle) / len(part) for part in seen], axis=0)
-        ridge = max(penalty * np.trace(spread), 1e-9) * np.eye(len(spread))
-        direction = np.linalg.solve(spread + ridge, seen[0].mean(axis=0) - seen[1].mean(axis=0))
+        rows = np.concatenate([(part - middle) / np.sqrt(2 * len(part)) for part in seen])  # rows.T @ rows: the spread
+        ridge, apart = max(penalty * np.square(rows).sum(), 1e-9), seen[0].mean(axis=0) - seen[1].mean(axis=0)
+        if len(rows) < rows.shape[1]:  # the same direction, up to its length, from the smaller matrix (Woodbury)
+            inner = np.linalg.solve(rows @ rows.T + ridge * np.eye(len(rows)), rows @ apart)
+            direction = apart - rows.T @ inner
+        else:
+            direction = np.linalg.solve(rows.T @ rows + ridge * np.eye(rows.shape[1]), apart)
         logits = [torch.from_numpy((part - middle) @ direction) for part in asked]
         right.append(balanced_accuracy(*logits))
     return float(np.mean(right))

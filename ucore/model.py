@@ -209,7 +209,8 @@ class DualEncoder(nn.Module):
             state = {f"visual.{name}": value for name, value in self.segments.tower.state_dict().items()}
         for key, value in state.items():
             if key.startswith("visual.") == vision and not key.startswith("logit_"):
-                digest.update(key.encode() + value.detach().float().cpu().reshape(-1).numpy().tobytes())
+                digest.update(key.encode())
+                digest.update(value.detach().float().cpu().reshape(-1).numpy())
         return digest.hexdigest()[:16]
 
     def image_stages(self) -> list[Any]:

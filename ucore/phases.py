@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ucore import distributed
 from ucore.config import TrainConfig
+from ucore.device import keep_freed_memory
 from ucore.errors import ConfigError
 from ucore.features import image_tower_features, text_tower_features
 from ucore.files import content_hash
@@ -33,6 +34,8 @@ class Phase:
 
     def __init__(self, trainer: "Trainer", groups: Groups) -> None:
         self.trainer, self.config, self.encoder = trainer, trainer.config, trainer.encoder
+        if self.encoder.device.type == "cpu":
+            keep_freed_memory()
         self.epochs = self.epochs_of(self.config)
         self.batch_size = min(self.batch_size_of(self.config), len(trainer.train))
         self.batches_per_epoch = self.batches_of(self.config, len(trainer.train))

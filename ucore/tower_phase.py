@@ -11,7 +11,6 @@ from torchvision.transforms.v2 import functional as TF
 
 from ucore import distributed
 from ucore.config import Augmentation, TrainConfig
-from ucore.device import keep_freed_memory
 from ucore.errors import ConfigError
 from ucore.features import embed_images, embed_texts, image_tower_features, pixel_batches, text_tower_features
 from ucore.gradients import Losses, Parts, chunked_backward
@@ -59,8 +58,6 @@ class TowerPhase(Phase):
             raise ConfigError(
                 f"{encoder.name} normalises over the batch, which parts would change: leave out -s chunk and torchrun"
             )
-        if encoder.device.type == "cpu":
-            keep_freed_memory()
         if config.compile:
             encoder.clip.visual.compile()
         self.tokens = encoder.tokenize(trainer.texts)
