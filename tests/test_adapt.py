@@ -218,6 +218,31 @@ def test_a_penalty_keeps_the_discriminators_smooth(new_adapter):
     assert steepness[1] < 0.5 * steepness[0]
 
 
+def test_features_of_the_target_are_computed_where_something_aligns_them(new_adapter, monkeypatch):
+    monkeypatch.setattr("ucore.adapt_phase.AdaptPhase.target_features", lambda self: 1 / 0)
+    for method in ("source-only", "ucore", "joint"):
+        assert not AdaptConfig.of(method).aligns and np.isfinite(new_adapter(method).step().loss)
+    for method in ("dann", "cdan", "coral", "mmd", "paper"):
+        assert AdaptConfig.of(method).aligns
+        with pytest.raises(ZeroDivisionError):
+            new_adapter(method).step()
+
+
+def test_cdan_maps_wide_products_and_resumes_with_the_same_map(new_adapter, monkeypatch, tmp_path):
+    narrow = new_adapter("cdan").phase
+    assert narrow.discriminators["image"].layers[0].in_features == 16 * narrow.encoder.embed_dim
+    for name, value in {"WIDEST": 8, "MAP_WIDTH": 24}.items():
+        monkeypatch.setattr(f"ucore.adapt_phase.{name}", value)
+    whole, broken = new_adapter("cdan"), new_adapter("cdan", tmp_path)
+    assert whole.phase.discriminators["text"].layers[0].in_features == 24
+    whole.fit()
+    broken.step(), broken.save()
+    broken = new_adapter("cdan", tmp_path)
+    assert broken.resume() and broken.step() is not None
+    broken.fit()
+    assert [row["loss"] for row in whole.history] == [row["loss"] for row in broken.history]
+
+
 def test_weights_are_chosen_without_the_targets_pairs(new_adapter):
     adapter = new_adapter("ucore", head_epochs=4, choose_by="return_probability")
     adapter.fit()

@@ -85,6 +85,13 @@ def test_a_fresh_classifier_tells_what_differs_and_guesses_where_nothing_does():
     assert fresh_accuracy(spread(0, [1] * 20, 4000), spread(1, [1] * 20, 4000) + far) == pytest.approx(80, abs=2)
 
 
+def test_a_fresh_classifier_finds_the_same_direction_from_either_matrix():
+    sides = [spread(0, [1] * 20), spread(1, [1] * 20, 60) + 0.4]
+    wide = [np.pad(part, ((0, 0), (0, 480))) for part in sides]  # more columns than samples, and nothing in them
+    told = fresh_accuracy(*sides)
+    assert 60 < told < 95 and fresh_accuracy(*wide) == told
+
+
 def test_a_fresh_classifier_makes_do_with_very_few_samples():
     few = np.eye(3)[:2]
     assert fresh_accuracy(few, few[:1]) == 50

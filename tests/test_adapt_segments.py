@@ -78,7 +78,7 @@ def test_resuming_with_segments_equals_never_stopping(new_adapter, tmp_path):
 
 
 def test_the_segments_head_learns_its_tower_does_not_and_validation_is_evals(new_adapter, sides, stores):
-    adapter = new_adapter(**SEGMENTS, head_epochs=1, seed=1)
+    adapter = new_adapter(**SEGMENTS, head_epochs=1)
     branch = adapter.encoder.segments
     assert branch is not None and set(adapter.phase.discriminators.keys()) == {"image", "text", "segment"}
     towers = [branch.tower.state_dict(), adapter.encoder.clip.state_dict()]
@@ -96,8 +96,12 @@ def test_the_segments_head_learns_its_tower_does_not_and_validation_is_evals(new
     assert all(np.array_equal(*pair) for pair in zip(ranks["adapted"], expected, strict=True))
     vectors = segment_vectors(branch, scores.sets)
     corrected = scores.corrected(adapter.encoder, Bank(scores.image_features, scores.text_features, vectors))
-    expected = retrieval_ranks(corrected.similarity, sides[2].texts[1])
-    assert all(np.array_equal(*pair) for pair in zip(ranks["adapted, hubs corrected"], expected, strict=True))
+    owner = sides[2].texts[1]
+    own = 1e-4 * (owner[None, :] == np.arange(len(sides[2]))[:, None])  # what the cache's float16 rounds
+    between = [retrieval_ranks(corrected.similarity + part, owner) for part in (own, -own)]
+    for found, best, worst in zip(ranks["adapted, hubs corrected"], *between, strict=True):
+        assert (best <= found).all() and (found <= worst).all()
+    assert np.mean(np.concatenate([best < worst for best, worst in zip(*between, strict=True)])) < 0.1
     with pytest.raises(ConfigError, match="counts segments"):
         target_ranks(adapter.encoder, *given[:4])
     plain = scores.image_features @ scores.text_features.T

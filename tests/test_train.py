@@ -126,6 +126,23 @@ def test_the_kept_checkpoint_is_the_best_epoch(new_trainer, parts, tmp_path):
         assert torch.equal(mine, stored)
 
 
+def test_what_a_phase_leaves_alone_is_copied_once(new_trainer, monkeypatch):
+    trainer = new_trainer(head_epochs=3)
+    monkeypatch.setattr(trainer, "criterion", "step")  # every epoch is better than the last
+    monkeypatch.setattr(trainer, "validate", lambda: {"mR": 0.0, "step": float(trainer.step_count)})
+    start = {name: value.clone() for name, value in trainer.encoder.state_dict().items()}
+    names = [f"clip.{name}" for name, _ in trainer.encoder.clip.named_parameters() if "logit" not in name]
+    heads = [name for name, _ in trainer.encoder.named_parameters() if "_head." in name]
+    kept: dict[str, list] = {"heads": [], "towers": []}
+    while (result := trainer.step()) is not None:
+        kept[result.phase].append(trainer.best_state)
+    first, last, tuned = kept["heads"][0], kept["heads"][-1], kept["towers"][-1]
+    assert names and all(last[name] is first[name] and torch.equal(last[name], start[name]) for name in names)
+    assert heads and all(last[name] is not first[name] and not torch.equal(last[name], first[name]) for name in heads)
+    assert sum(not torch.equal(tuned[name], last[name]) for name in names) > len(names) / 4
+    assert all(torch.equal(tuned[name], value) for name, value in trainer.encoder.state_dict().items())
+
+
 def test_early_stopping_ends_a_phase_and_the_next_starts_from_the_best(new_trainer):
     trainer = new_trainer(head_epochs=50, patience=1, head_lr=1e-9, ema=0)  # nothing moves, so nothing gets better
     while trainer.phase.name == "heads":
