@@ -46,6 +46,7 @@ class Phase:
         for parameter in self.parameters:
             parameter.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self._optimizer_groups(groups), fused=True)  # one pass through the memory
+        self.optimizer.register_step_post_hook(lambda *_: self._tell_changed())
         self.average = [p.detach().clone() for p in self.parameters] if self.config.ema else []
         self._set_modes()
 
@@ -74,6 +75,10 @@ class Phase:
             ):
                 result.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay})
         return result
+
+    def _tell_changed(self) -> None:
+        """The fused step changes weights without saying so, which whoever keeps features of them looks for."""
+        torch.autograd.graph.increment_version([p for p in self.parameters if p.grad is not None])
 
     def _set_modes(self) -> None:
         raise NotImplementedError
