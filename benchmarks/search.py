@@ -27,6 +27,8 @@ from claims import claim
 from windows import Windows
 from windows import make as make_windows
 
+from ucore.origin import peak_memory_gb
+
 SHARES = (1.0, 0.25, 0.01, 0.001)
 K, BLOCK, TOPICS, GROUPS, LATENT = 10, 50_000, 2400, 60, 96
 Ask = Callable[[np.ndarray, Any], np.ndarray]
@@ -276,13 +278,7 @@ def stage(name: str, place: Path, rows: int, dim: int, queries: int) -> dict[str
         ask, seconds = STAGES[name](place, dim)
         result = {"build_s": seconds}
         result |= measure(place, gallery(place, dim).queries(queries), ask)
-    return {**result, "memory": peak() / (4 * dim * rows)}
-
-
-def peak() -> int:
-    """Largest resident set of this process, bytes; not getrusage's, which a child inherits."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return {**result, "memory": peak_memory_gb() * 1e9 / (4 * dim * rows)}
 
 
 def main() -> None:

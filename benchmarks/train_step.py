@@ -12,9 +12,7 @@ cost the same. The rounds alternate, so that a drift of the machine's speed meet
 import argparse
 import copy
 import math
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +31,7 @@ from ucore.data import ImageTextDataset
 from ucore.device import pick_device
 from ucore.manifest import Manifest, subset
 from ucore.model import DualEncoder, load_encoder
-from ucore.origin import machine_facts
+from ucore.origin import machine_facts, peak_memory_gb
 from ucore.train import Trainer
 
 SEGMENTS = 5
@@ -106,12 +104,6 @@ def spread(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):6.2f}   ({min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} rounds)"
 
 
-def peak_memory_gb(device: str) -> float:
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
@@ -157,7 +149,8 @@ def main() -> None:
     claim("training step: ours / open_clip's, seconds", ratios, 1.05, least=False)
     print(f"waiting for data              {100 * sum(waited) / (sum(base) * steps):6.1f} % of an image-only step")
     print(f"image only                    {batch / statistics.median(base):6.1f} images/s")
-    print(f"peak memory                   {peak_memory_gb(device):6.2f} GB, all contenders in one process")
+    peak = peak_memory_gb() if device == "cpu" else torch.cuda.max_memory_allocated() / 1e9
+    print(f"peak memory                   {peak:6.2f} GB, all contenders in one process")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import platform
 import re
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from ucore.errors import ConfigError, DataError
 from ucore.manifest import Manifest
-from ucore.origin import git_commit, machine_facts
+from ucore.origin import git_commit, machine_facts, peak_memory_gb
 from ucore.report import Report, load_report, report_name
 
 
@@ -120,6 +121,15 @@ def test_folder_names_are_cut_from_commands_and_parameters(tmp_path: Path, given
     )
     assert loaded["command"] == kept
     assert loaded["parameters"] == {"a": [kept], "b": ".../x"}
+
+
+def test_peak_memory_is_of_this_process_and_not_of_the_one_that_started_it() -> None:
+    before = peak_memory_gb()
+    held = np.ones(40_000_000)  # 0.32 GB
+    assert peak_memory_gb() >= max(before, 0.32)
+    code = "from ucore.origin import peak_memory_gb; print(peak_memory_gb())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.005 < float(child.stdout) < 0.2 < len(held)
 
 
 def test_machine_facts_identify_the_hardware_but_nobody() -> None:

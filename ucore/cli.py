@@ -96,6 +96,7 @@ def train(
 
         from ucore import distributed
         from ucore.model import load_encoder
+        from ucore.origin import peak_memory_gb
         from ucore.splits import save_split
         from ucore.tasks import metrics_text, train_checkpoint, write_metrics
 
@@ -245,14 +246,6 @@ def run(
         return
     result = run_notebook(notebook, parse_parameters(parameters), out)
     print(f"{result.path.stem} ran in {result.seconds:.1f} s: {result.path} and {result.html}")
-
-
-def peak_memory_gb() -> float:
-    """Largest resident memory of this process so far, in GB (10^9 bytes)."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 class _progress:

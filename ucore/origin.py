@@ -45,6 +45,23 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process so far, in GB (10^9 bytes).
+
+    On Linux the kernel's figure of this program alone: getrusage's is never below that of the process that started it.
+    """
+    try:
+        match = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text("utf-8", "replace"), re.MULTILINE)
+    except OSError:
+        match = None
+    if match:
+        return int(match[1]) * 1024 / 1e9
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if platform.system() == "Darwin" else 1024) / 1e9
+
+
 def _cpu_name() -> str:
     try:
         match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text("utf-8", "replace"), re.MULTILINE)
