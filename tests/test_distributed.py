@@ -1,15 +1,18 @@
-"""Several processes train as one: torchrun starts two on this machine, which speak by gloo."""
+"""Several processes train as one: torchrun starts two on this machine, once or twice, which speak by gloo."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from command import ucore
+from makers import make_rsicd
 
 from ucore import distributed
 from ucore.checkpoint import load_state
@@ -20,13 +23,14 @@ from ucore.model import load_encoder
 from ucore.tower_phase import TowerPhase
 from ucore.train import Trainer
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]  # seven processes import torch
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]  # ten processes import torch
 
-# The command line with a tiny CLIP known to open_clip; the process DIES kills itself as it comes to that step.
+# The command line with a tiny CLIP known to open_clip. The second process ends as it comes to step DIES, in silence for
+# a minute if it is SILENT, of which five seconds are too many then; and it has the arguments OTHER besides.
 COMMAND = """
-import os, sys
+import datetime, os, sys, time
 import open_clip
-from ucore import cli
+from ucore import cli, distributed
 from ucore.train import Trainer
 
 open_clip.add_model_config(sys.argv.pop(1))
@@ -34,9 +38,14 @@ step = Trainer.step
 
 def dying(self):
     if os.environ["RANK"] == "1" and str(self.step_count) == os.environ["DIES"]:
+        time.sleep(60 * bool(os.environ["SILENT"]))
         os._exit(9)
     return step(self)
 
+if os.environ["RANK"] == "1":
+    sys.argv += os.environ["OTHER"].split()
+if os.environ["SILENT"]:
+    distributed.SILENCE = datetime.timedelta(seconds=5)
 Trainer.step = dying
 cli.main()
 """
@@ -65,17 +74,43 @@ def alone(arguments, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def together(arguments, tiny_clip, tmp_path_factory):
-    """Trained by two processes, of which one died in the last epoch, and by two again: the folder, both outcomes."""
+def started(arguments, tiny_clip, tmp_path_factory):
+    """A function: two processes that train into a folder, started as on one machine or as on two; the launchers' ends.
+
+    dies, other, silent: of the second process, see COMMAND.
+    """
     import open_clip.factory
 
-    place = tmp_path_factory.mktemp("together")
-    (place / "command.py").write_text(COMMAND)
+    script = tmp_path_factory.mktemp("script") / "command.py"
+    script.write_text(COMMAND)
     model = next(path for path in open_clip.factory._MODEL_CONFIG_PATHS if path.stem == tiny_clip)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [str(part) for part in (*start, place / "command.py", model, *arguments(place / "out"))]
-    variables = [{**os.environ, "OMP_NUM_THREADS": "1", "DIES": number} for number in ("9", "none")]
-    return place / "out", *(subprocess.run(command, env=env, capture_output=True, text=True) for env in variables)
+
+    def start(
+        out, machines: int, dies: str = "never", other: str = "", silent: str = ""
+    ) -> list[subprocess.CompletedProcess]:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        where = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}"]
+        where = where if machines == 2 else ["--standalone", "--nproc-per-node=2"]
+        launcher = [sys.executable, "-m", "torch.distributed.run", *where]
+        command = [str(part) for part in (*launcher, script, model, *arguments(out))]
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "DIES": dies, "OTHER": other, "SILENT": silent}
+        with ThreadPoolExecutor(machines) as pool:
+            running = [pool.submit(subprocess.run, command, env=variables, capture_output=True, text=True)
+                       for _ in range(machines)]  # fmt: skip
+        return [process.result() for process in running]
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def together(started, tmp_path_factory):
+    """Trained by two processes, of which one died in the last epoch, and by two again, as of two machines: the folder,
+    how the first launcher ended, how the two others did."""
+    folder = tmp_path_factory.mktemp("together") / "out"
+    (died,) = started(folder, machines=1, dies="9")
+    return folder, died, started(folder, machines=2)
 
 
 def history(folder: Path) -> list[dict]:
@@ -88,8 +123,8 @@ def test_a_process_that_dies_ends_all_and_the_repeated_command_goes_on(together)
     folder, died, again = together
     assert died.returncode == 1
     assert "exitcode  : 9" in died.stderr or "Another process of this training ended" in died.stderr
-    assert again.returncode == 0, again.stderr
-    assert f"Found a run in {folder}, at step 8: going on from there." in again.stdout
+    assert [end.returncode for end in again] == [0, 0], [end.stderr for end in again]
+    assert f"Found a run in {folder}, at step 8: going on from there." in "".join(end.stdout for end in again)
 
 
 def test_two_processes_have_the_loss_curve_of_one(alone, together):
@@ -103,10 +138,27 @@ def test_two_processes_have_the_loss_curve_of_one(alone, together):
 
 def test_only_the_first_process_prints_and_writes(alone, together):
     folder, _, again = together
-    assert again.stdout.count("training and 8 validation images") == again.stdout.count("Validation, cosine") == 1
+    said = "".join(end.stdout for end in again)
+    assert said.count("training and 8 validation images") == said.count("Validation, cosine") == 1
     assert len(list((folder / "tensorboard").iterdir())) == 2  # one of each call
     measured, expected = (json.loads((place / "validation.json").read_text()) for place in (folder, alone))
     assert [row["value"] for row in measured["metrics"]] == [row["value"] for row in expected["metrics"]]
+
+
+def test_a_machine_that_falls_silent_is_not_waited_for(started, tmp_path):
+    (end,) = started(tmp_path / "out", machines=1, dies="6", silent="yes")  # the first step whose batch is shared
+    assert end.returncode == 1 and "exitcode  : 9" not in end.stderr  # it had not come to its own end
+    assert "ucore: Another process of this training ended or cannot be reached" in end.stderr
+
+
+def test_machines_with_other_data_or_settings_are_refused(started, tmp_path):
+    other = make_rsicd(tmp_path / "other", seed=1)  # tyro takes the last of repeated options
+    ends = started(tmp_path / "out", machines=2, other=f"--data {other}")
+    assert all(end.returncode for end in ends)
+    told = "".join(end.stderr for end in ends)
+    assert told.count("ucore: The processes have different settings, or other rows in") == 2, told
+    assert f"{other}; every machine needs the same command and the same data" in told
+    assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_one_gpu_is_not_given_to_several_processes(monkeypatch):

@@ -23,7 +23,11 @@ from ucore.device import pick_device
 from ucore.errors import ConfigError, UserError
 
 PATIENCE = timedelta(hours=12)  # for another process at work; one that died is noticed at once
+SILENCE = timedelta(minutes=30)  # in the middle of a step: a machine that lost its power or its net says nothing
 BUCKET = 2**25  # numbers summed at once: 128 MB
+
+
+_steps: Any = None  # the group that sums
 
 
 def size() -> int:
@@ -57,7 +61,9 @@ def join(device: str) -> str:
     if own == "cuda":
         own = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         torch.cuda.set_device(own)
+    global _steps
     _all(dist.init_process_group, "gloo" if own == "cpu" else "nccl", timeout=PATIENCE)
+    _steps = _all(dist.new_group, timeout=SILENCE)
     atexit.register(dist.destroy_process_group)
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
@@ -92,6 +98,12 @@ def from_first(value: Any) -> Any:
     return box[0]
 
 
+def require_alike(value: Any, otherwise: str) -> None:
+    """Raise ConfigError, with the sentence `otherwise`, unless every process has the first one's small `value`."""
+    if not agree(value == from_first(value)):
+        raise ConfigError(otherwise)
+
+
 def exchange(rows: np.ndarray, pieces: Sequence[slice]) -> None:
     """Fill `rows` (N, ...) everywhere: piece i was computed by process i modulo their number."""
     if size() == 1:
@@ -106,7 +118,7 @@ def exchange(rows: np.ndarray, pieces: Sequence[slice]) -> None:
 def sum_over_all(tensor: Tensor) -> Tensor:
     """`tensor`, replaced by its sum over all processes, in which every one takes part with the same shape."""
     if size() > 1:
-        _all(dist.all_reduce, tensor)
+        _all(dist.all_reduce, tensor, group=_steps)
     return tensor
 
 
@@ -127,7 +139,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         return
     parameters = list(parameters)
     has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=_device())
-    _all(dist.all_reduce, has, dist.ReduceOp.MAX)
+    _all(dist.all_reduce, has, dist.ReduceOp.MAX, group=_steps)
     bucket: list[Tensor] = []
     for parameter, anywhere in zip(parameters, has.tolist(), strict=True):
         if anywhere:

@@ -301,11 +301,10 @@ class Trainer:
     def resume(self) -> bool:
         """Go on from `out` if a state lies there; True when one did. Raises ConfigError when it is another run's."""
         state = None if self.out is None else load_state(self.out)
-        step = None if state is None else state["step_count"]
-        if not distributed.agree(step == distributed.from_first(step)):
-            raise ConfigError(
-                f"The processes find different runs in {self.out}; --out must lie where all machines see it"
-            )
+        distributed.require_alike(
+            None if state is None else state["step_count"],
+            f"The processes find different runs in {self.out}; --out must lie where all machines see it",
+        )
         if state is None:
             return False
         self._start_weights.keep(self.encoder, towers=True)
