@@ -28,7 +28,7 @@ from feature_extraction import images
 from ucore.alignment import SegmentSets
 from ucore.config import TrainConfig
 from ucore.data import ImageTextDataset
-from ucore.device import pick_device
+from ucore.device import freed_memory_kept, pick_device
 from ucore.manifest import Manifest, subset
 from ucore.model import DualEncoder, load_encoder
 from ucore.origin import machine_facts, peak_memory_gb
@@ -71,7 +71,7 @@ def open_clip_step(trainer: Trainer, workers: int) -> Callable[[], None]:
     """One step of a plain loop on a copy of the trainer's encoder, which must have its phase."""
     encoder, rate = copy.deepcopy(trainer.encoder).train(), trainer.config.image_lr
     parameters = [p for p in encoder.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=trainer.config.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=trainer.config.weight_decay, fused=True)  # as ours
     loss, all_tokens = open_clip.ClipLoss(), encoder.tokenize(trainer.texts)
 
     def batches() -> Iterator[dict[str, Any]]:
@@ -113,7 +113,7 @@ def main() -> None:
     options = parser.parse_args()
     batch, rounds, steps = options.batch, options.rounds, options.steps
     device = pick_device(options.device)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, freed_memory_kept(device):  # as `Trainer.fit`
         # One epoch is never ended, as validation would be counted.
         train, what = images(batch * (rounds * steps + 2), Path(folder))
         val, encoder = subset(train, 16), load_encoder(device=device)

@@ -26,7 +26,7 @@ from ucore.train import Trainer
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]  # ten processes import torch
 
 # The command line with a tiny CLIP known to open_clip. The second process ends as it comes to step DIES, in silence for
-# a minute if it is SILENT, of which five seconds are too many then; and it has the arguments OTHER besides.
+# a minute if it is SILENT, of which ten seconds are too many then; and it has the arguments OTHER besides.
 COMMAND = """
 import datetime, os, sys, time
 import open_clip
@@ -45,7 +45,7 @@ def dying(self):
 if os.environ["RANK"] == "1":
     sys.argv += os.environ["OTHER"].split()
 if os.environ["SILENT"]:
-    distributed.SILENCE = datetime.timedelta(seconds=5)
+    distributed.SILENCE = datetime.timedelta(seconds=10)
 Trainer.step = dying
 cli.main()
 """
@@ -146,18 +146,21 @@ def test_only_the_first_process_prints_and_writes(alone, together):
 
 
 def test_a_machine_that_falls_silent_is_not_waited_for(started, tmp_path):
-    (end,) = started(tmp_path / "out", machines=1, dies="6", silent="yes")  # the first step whose batch is shared
+    (end,) = started(tmp_path / "out", machines=1, dies="6", silent="yes")
+    state = load_state(tmp_path / "out")
+    assert state is not None and state["step_count"] == 6  # not before the silence: the last of the heads' epochs
     assert end.returncode == 1 and "exitcode  : 9" not in end.stderr  # it had not come to its own end
     assert "ucore: Another process of this training ended or cannot be reached" in end.stderr
 
 
-def test_machines_with_other_data_or_settings_are_refused(started, tmp_path):
+@pytest.mark.parametrize("what", ["data", "settings"])
+def test_machines_with_other_data_or_settings_are_refused(started, tmp_path, what):
     other = make_rsicd(tmp_path / "other", seed=1)  # tyro takes the last of repeated options
-    ends = started(tmp_path / "out", machines=2, other=f"--data {other}")
+    ends = started(tmp_path / "out", machines=2, other=f"--data {other}" if what == "data" else "-s head_lr=0.5")
     assert all(end.returncode for end in ends)
     told = "".join(end.stderr for end in ends)
-    assert told.count("ucore: The processes have different settings, or other rows in") == 2, told
-    assert f"{other}; every machine needs the same command and the same data" in told
+    assert told.count("ucore: The processes have different settings, rows or segments") == 2, told
+    assert (f"(this one's images: {other}" in told) == (what == "data")
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 

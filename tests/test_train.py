@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import gc
 import itertools
 import json
 import subprocess
 import sys
 import time
+import weakref
 from unittest.mock import patch
 
 import numpy as np
@@ -331,6 +333,22 @@ def test_after_a_reset_training_is_bitwise_that_of_a_new_trainer(new_trainer, tm
     resumed.reset()
     resumed.fit()
     same(whole, resumed)
+
+
+def test_a_phase_that_is_over_is_forgotten_at_once(new_trainer):
+    trainer = new_trainer()
+    gc.disable()  # what only the collector finds stays for long, features and state of the optimiser with it
+    try:
+        trainer.step()
+        phases = [weakref.ref(trainer.phase)]
+        while trainer.phase is phases[0]():
+            trainer.step()
+        phases.append(weakref.ref(trainer.phase))
+        assert phases[0]() is None
+        trainer.reset()
+        assert phases[1]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_reset_brings_back_the_start_without_the_first_phase(new_trainer):

@@ -22,7 +22,7 @@ from ucore.cli_index import index_command
 from ucore.cli_reproduce import diff, reproduce
 from ucore.cli_search import app, draw_map, search
 from ucore.errors import ConfigError, UserError, printable
-from ucore.files import content_hash, explain, require_writable
+from ucore.files import explain, require_writable
 from ucore.signals import TERMINATED, terminated, termination
 
 if TYPE_CHECKING:
@@ -101,13 +101,6 @@ def train(
         from ucore.tasks import metrics_text, train_checkpoint, write_metrics
 
         device = distributed.join(device)
-        if distributed.size() > 1:
-            columns = ("sample_id", "image", "split", "captions", "description")
-            distributed.require_alike(
-                content_hash(config.to_dict(), encoder, *(manifest.frame[name].tolist() for name in columns)),
-                f"The processes have different settings, or other rows in {data or 'their data'}; "
-                "every machine needs the same command and the same data",
-            )
         torch.manual_seed(seed)  # the heads' first weights
         model = load_encoder(encoder, pretrained, device=device)
     train_part, val_part = manifest.split("train"), manifest.split("val")

@@ -72,12 +72,16 @@ def join(device: str) -> str:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """The first process goes through it before the others: for what is computed once and then read from files."""
+    """The first process goes through it before the others: for what is computed once and then read from files.
+
+    All leave it together, since one that finds no files computes anew, for longer than a step may take.
+    """
     if not is_first():
         agree(True)
     yield
     if is_first():
         agree(True)
+    agree(True)
 
 
 def agree(said: bool) -> bool:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch.nn import functional as F
 
 from ucore import distributed
 from ucore.config import TrainConfig
-from ucore.device import keep_freed_memory
 from ucore.errors import ConfigError
 from ucore.features import image_tower_features, text_tower_features
 from ucore.files import content_hash
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 Groups = dict[str, tuple[Sequence[nn.Parameter], float]]
 
 
+def _tell_changed(parameters: Sequence[nn.Parameter], *_: Any) -> None:
+    """The fused step changes weights without saying so, which whoever keeps features of them looks for."""
+    torch.autograd.graph.increment_version([p for p in parameters if p.grad is not None])
+
+
 class Phase:
     """Base of both phases (`HeadPhase`, `tower_phase.TowerPhase`): sampling, schedule, optimiser, averaged weights."""
 
@@ -34,8 +39,6 @@ class Phase:
 
     def __init__(self, trainer: "Trainer", groups: Groups) -> None:
         self.trainer, self.config, self.encoder = trainer, trainer.config, trainer.encoder
-        if self.encoder.device.type == "cpu":
-            keep_freed_memory()
         self.epochs = self.epochs_of(self.config)
         self.batch_size = min(self.batch_size_of(self.config), len(trainer.train))
         self.batches_per_epoch = self.batches_of(self.config, len(trainer.train))
@@ -46,7 +49,7 @@ class Phase:
         for parameter in self.parameters:
             parameter.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self._optimizer_groups(groups), fused=True)  # one pass through the memory
-        self.optimizer.register_step_post_hook(lambda *_: self._tell_changed())
+        self.optimizer.register_step_post_hook(partial(_tell_changed, self.parameters))  # not self: a ring lives on
         self.average = [p.detach().clone() for p in self.parameters] if self.config.ema else []
         self._set_modes()
 
@@ -75,10 +78,6 @@ class Phase:
             ):
                 result.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay})
         return result
-
-    def _tell_changed(self) -> None:
-        """The fused step changes weights without saying so, which whoever keeps features of them looks for."""
-        torch.autograd.graph.increment_version([p for p in self.parameters if p.grad is not None])
 
     def _set_modes(self) -> None:
         raise NotImplementedError

@@ -18,7 +18,7 @@ from ucore.data import caption_groups
 from ucore.errors import ConfigError, DataError
 from ucore.evaluate import Metrics, bootstrap_ci, metrics_from_ranks, retrieval_ranks, similarity_matrix
 from ucore.features import embed_images, embed_texts
-from ucore.files import atomic_path, only_writer, require_writable
+from ucore.files import atomic_path, content_hash, only_writer, require_writable
 from ucore.fusion import fused_biases, segment_sets, segment_vectors, with_segments
 from ucore.hubness import MOST_BANK, Bank, correct_hubs
 from ucore.manifest import Manifest, subset
@@ -141,6 +141,7 @@ def train_checkpoint(
     """
     require_writable(out)
     require_writable(cache)
+    _require_same_training(encoder, train, val, config, segments)
     with distributed.first_alone():
         if restart and distributed.is_first():
             forget_run(out)
@@ -153,6 +154,22 @@ def train_checkpoint(
     bank = training_bank(encoder, trainer.train, out, progress, segments, config)
     plain = score(encoder, val, config.test_views, progress, segments, config)
     return trainer, plain, plain.corrected(encoder, bank)
+
+
+def _require_same_training(
+    encoder: DualEncoder, train: Manifest, val: Manifest, config: TrainConfig, segments: SegmentStore | None
+) -> None:
+    """Raise ConfigError where several processes were given different things to train, by rows, settings and masks."""
+    if distributed.size() == 1:
+        return
+    columns = ("sample_id", "image", "captions", "description")
+    rows = [part.frame[name].tolist() for part in (train, val) for name in columns]
+    masks = segments and [segments.parts.settings, [segments.key(sample) for sample in segments.sample_ids]]
+    distributed.require_alike(
+        content_hash(config.to_dict(), encoder.name, *rows, masks),
+        f"The processes have different settings, rows or segments (this one's images: {train.root}); "
+        "every machine needs the same command and the same data",
+    )
 
 
 def training_bank(

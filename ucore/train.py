@@ -26,6 +26,7 @@ from ucore import distributed
 from ucore.alignment import SegmentSets
 from ucore.checkpoint import RESTART, STATE, StartWeights, load_state, resuming, save_encoder, save_state
 from ucore.config import TrainConfig
+from ucore.device import freed_memory_kept
 from ucore.errors import ConfigError, UserError
 from ucore.evaluate import retrieval_metrics, retrieval_metrics_from_features, similarity_matrix
 from ucore.files import content_hash
@@ -213,7 +214,7 @@ class Trainer:
 
         Raises UserError, too, while another process trains into the same folder.
         """
-        with only_trainer(self.out if self._writes else None):
+        with only_trainer(self.out if self._writes else None), freed_memory_kept(self.encoder.device):
             return self._fit(on_step)
 
     def _fit(self, on_step: Callable[[StepResult], None] | None) -> Metrics:

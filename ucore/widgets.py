@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import ipywidgets as ipw
 import numpy as np
 
+from ucore.device import freed_memory_kept
 from ucore.errors import ConfigError, UserError
 from ucore.gallery import shortened, simulated_note
 from ucore.live import curves_html, matrix_html, progress_line
@@ -238,7 +239,7 @@ class TrainingStepper(ipw.VBox):
         other process trains into the folder."""
         done = 0
         try:
-            with only_trainer(getattr(self.trainer, "out", None)):
+            with only_trainer(getattr(self.trainer, "out", None)), freed_memory_kept():
                 while self.running and done != limit and self.trainer.step() is not None:
                     done += 1
                     for view in self.more:
