@@ -21,6 +21,7 @@ from ucore.cli_adapt import collapsed, refuse_shared, target_parts, warn_of_trai
 from ucore.data import read_dataset
 from ucore.duplicates import same_pictures
 from ucore.errors import ConfigError, DataError, UserError
+from ucore.manifest import Manifest
 
 SMALL: dict[str, Any] = dict(head_epochs=3, head_batch_size=8, target_batch_size=4, train_views=2, test_views=1)
 
@@ -266,6 +267,32 @@ def test_a_run_from_another_checkpoint_is_refused(new_adapter, tmp_path):
         again.resume()
 
 
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_target_with_fewer_texts_than_images(sides, cache, tiny_clip_factory, method):
+    few = Manifest(sides[1].frame.copy(), sides[1].root)
+    few.frame["captions"] = [list(texts)[:1] if row < 5 else [] for row, texts in enumerate(few.frame["captions"])]
+    config = AdaptConfig.of(method, **{**SMALL, "head_batch_size": 8})
+    adapter = Adapter(tiny_clip_factory(), sides[0], few, sides[2], config, None, cache, progress=False)
+    while (result := adapter.step()) is not None:
+        assert np.isfinite(result.loss)
+    assert 0 <= adapter.best["mR"] <= 100
+
+
+def test_a_validation_part_without_texts_is_refused(sides, cache, encoder_factory):
+    bare = Manifest(sides[2].frame.copy(), sides[2].root)
+    bare.frame["captions"] = [[] for _ in range(len(bare))]
+    with pytest.raises(ConfigError, match=r"part val has 8 image\(s\) and 0 text\(s\)"):
+        Adapter(encoder_factory(), *sides[:2], bare, AdaptConfig.of("dann"), None, cache)
+
+
+def test_weights_of_the_domains_do_not_need_the_curriculum(new_adapter):
+    even, weighted = (new_adapter("dann", domain_weights=on, head_batch_size=8) for on in (False, True))
+    losses = [adapter.step().parts["adversarial"] for adapter in (even, weighted)]
+    assert losses[0] != losses[1]
+    taken = [adapter.phase.taken.weights for adapter in (even, weighted)]
+    assert np.ptp(taken[0]) == 0 < np.ptp(taken[1]) and len(taken[0]) == len(taken[1]) == 8
+
+
 def test_too_small_a_target_and_what_adaptation_cannot_do_are_refused(sides, cache, encoder_factory):
     from ucore.manifest import subset
 
@@ -347,6 +374,15 @@ def test_the_same_set_on_both_sides_is_refused(tiny_rsicd, trained, tmp_path):
     assert done.status == 2 and "choose another folder" in done.err
 
 
+def test_what_chose_the_checkpoint_is_not_adapted_to(tiny_rsicd, trained, tmp_path):
+    index = json.loads((tiny_rsicd / "dataset_rsicd.json").read_text())
+    index["images"] = [{**row, "split": "train"} for row in index["images"] if row["split"] == "val"]
+    shutil.copytree(tiny_rsicd, tmp_path / "tiles")
+    (tmp_path / "tiles" / "dataset_rsicd.json").write_text(json.dumps(index))
+    done = ucore(*command(tiny_rsicd, trained, tmp_path))
+    assert done.status == 2 and "8 of 8 images of the target are in the source's part val, too" in done.err, done.err
+
+
 def test_pictures_of_one_colour_that_both_sides_have_are_no_leak(tmp_path):
     sides = []
     for number, name in enumerate(("here", "there")):
@@ -406,7 +442,8 @@ def test_a_target_of_several_domains_asks_which(tiny_rsicd, trained, tmp_path):
 
 def test_a_checkpoint_that_has_learned_from_the_target_is_told_of(tiny_rsicd, trained, tmp_path):
     data = read_dataset(tiny_rsicd)
-    with pytest.warns(UserWarning, match=rf"{len(data.split('train'))} of the target's {len(data)} images are named"):
+    seen = len(data.split(("train", "val")))
+    with pytest.warns(UserWarning, match=rf"{seen} of the target's {len(data)} images are named"):
         warn_of_trained(trained, data)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -439,6 +476,7 @@ def test_a_target_too_small_for_its_parts_is_refused(tmp_path):
     ],
 )
 def test_a_discriminator_that_collapses_is_said(own, anew, told):
-    rows = [{"discriminator_accuracy": value, "images_told_apart": anew} for value in own]
-    said = collapsed([{"mR": 1.0, "images_told_apart": anew}, *rows])
-    assert (told in said) if told else said == ""
+    for side, name in (("image", "discriminator_accuracy"), ("text", "text_discriminator_accuracy")):
+        rows = [{name: value, f"{side}s_told_apart": anew} for value in own]
+        said = collapsed([{"mR": 1.0, "images_told_apart": anew}, *rows])
+        assert (told in said and f"discriminator of {side}s" in said) if told else said == ""

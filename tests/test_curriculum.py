@@ -42,10 +42,12 @@ def test_target_rows_count_by_their_nearest_source_rows() -> None:
     assert sampler.target_weights(np.arange(3), np.arange(3), top=2) == pytest.approx(scaled(cosines), abs=1e-12)
 
 
-def test_none_keeps_everything_evenly() -> None:
+def test_none_keeps_everything_and_weighs_it_all_the_same() -> None:
     sampler = CurriculumSampler(unit([0, 90, 180, 270]), unit([0]), "none")
-    kept, weights = sampler.keep(np.array([3, 1]), np.array([0]), 0)
-    assert kept.tolist() == [0, 1] and weights.tolist() == [0.5, 0.5]
+    kept, weights = sampler.keep(np.array([3, 0, 2]), np.array([0]), 0)
+    assert kept.tolist() == [0, 1, 2] and weights.tolist() == pytest.approx([1 / 3, 2 / 3, 0])  # 0, 1 and -1
+    whole = CurriculumSampler(unit([0, 90, 180, 270]), unit([0])).keep(np.array([3, 0, 2]), np.array([0]), 4)
+    assert weights.tolist() == whole[1].tolist()
 
 
 def test_the_density_ratio_finds_source_rows_like_the_target() -> None:

@@ -60,6 +60,7 @@ class Adapter(Trainer):
         segments: SegmentStore | None = None,
         target_segments: SegmentStore | None = None,
     ) -> None:
+        require_both_sides(finetune, val)
         super().__init__(encoder, source, val, config, out, cache, progress, segments)
         self.finetune = finetune
         target_segments = segments if target_segments is None else target_segments
@@ -68,11 +69,6 @@ class Adapter(Trainer):
             self.start += [content_hash(target_segments.parts.settings)]
         self.criterion = config.choose_by
         self.target_texts, self.target_owner = finetune.texts
-        if len(finetune) < 2 or len(self.target_texts) < 2:
-            raise ConfigError(
-                f"The target's part finetune has {len(finetune)} image(s) and {len(self.target_texts)} text(s); "
-                "adaptation needs at least 2 of each. Take a larger target, or leave adaptation out"
-            )
         if config.pseudo_weight and len(finetune) * len(self.target_texts) > MOST_CHANCES:
             raise ConfigError(
                 f"Matching {len(finetune):,} images with {len(self.target_texts):,} texts takes too much memory; give "
@@ -176,6 +172,20 @@ class Adapter(Trainer):
         metrics["last"] = float(self.phase.epoch)
         phase: Any = self.phase
         return metrics | phase.watched()
+
+
+def require_both_sides(finetune: Manifest, val: Manifest) -> None:
+    """Raise ConfigError where one of the target's parts lacks what adaptation takes of it."""
+    for part, name, least, what in (
+        (finetune, "finetune", 2, "adaptation needs at least 2 of each"),
+        (val, "val", 1, "what is adapted is looked at with its pairs, whichever weights are kept"),
+    ):
+        images, texts = len(part), len(part.texts[0])
+        if min(images, texts) < least:
+            raise ConfigError(
+                f"The target's part {name} has {images} image(s) and {texts} text(s); {what}. Take a larger target, or "
+                "leave adaptation out"
+            )
 
 
 def _coral(source: Tensor, target: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class AdaptPhase(HeadPhase):
             maps, width = random_maps(encoder.embed_dim, CLUSTERS, MAP_WIDTH, config.seed + 1), MAP_WIDTH
             self._maps = maps[0].to(encoder.device), maps[1].to(encoder.device)
         self.judges = Judges(SIDES[: 2 if encoder.segments is None else 3], width, config.seed, encoder.device)
-        self._accuracy: float | None = None  # of the discriminator of images, percent, on the last step's batch
+        self._accuracy: dict[str, float] = {}  # of the discriminators, percent, on the last step's batch
         self.source_weights = self.target_weights = torch.zeros(0)
         self._drawn: tuple[np.ndarray, np.ndarray] = (np.zeros(0, int), np.zeros(0, int))
         self._bridge: np.ndarray | None = None  # see `_bridged`
@@ -92,6 +92,7 @@ class AdaptPhase(HeadPhase):
         if config.pseudo_weight and self.epoch >= config.pseudo_start * self.epochs:
             self._match()  # now, as the averaged weights are put in the place of the trained ones for it
         kept, weights = sampler.keep(texts, self._drawn[1], self.cycle)
+        weights = weights if config.domain_weights else np.full(len(kept), 1 / len(kept))
         self.taken = Taken(self.cycle, rows, rows[kept], weights)
         self.source_weights = torch.from_numpy(weights).float().to(device)
         weights = sampler.target_weights(texts[kept], self._drawn[1])
@@ -198,8 +199,8 @@ class AdaptPhase(HeadPhase):
 
         self.judges.learn(self.step_count, loss, config.adversary_steps, self.trainer.lr_factor)
         with torch.no_grad():
-            logits = self.discriminators["image"](fixed["image"])
-            self._accuracy = balanced_accuracy(logits[:count], logits[count:])
+            said = {side: self.discriminators[side](both) for side, both in fixed.items()}
+            self._accuracy = {side: balanced_accuracy(logits[:count], logits[count:]) for side, logits in said.items()}
 
     @property
     def discriminators(self) -> torch.nn.ModuleDict:
@@ -209,8 +210,7 @@ class AdaptPhase(HeadPhase):
     def _told_apart(self, side: str, both: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """`transfer.adversarial_loss` of one of `SIDES`, and its logits (N,). both: what the discriminator sees of both
         domains, (N, D), the first `count` of the source."""
-        even = torch.full_like(self.target_weights, 1 / max(1, len(self.target_weights)))
-        of_target = self.target_weights if side == "text" else even  # they are the texts'; images are drawn apart
+        of_target = self.target_weights if side == "text" else None  # they are the texts'; images are drawn apart
         weights = (self.source_weights, of_target) if self.trainer.config.domain_weights else (None, None)
         logits = self.discriminators[side](both)
         return adversarial_loss(logits[:count], logits[count:], *weights), logits
@@ -286,24 +286,31 @@ class AdaptPhase(HeadPhase):
     @torch.no_grad()
     def watched(self) -> Metrics:
         """Percent: images_told_apart, of those that were adapted to and up to 1,000 of the source, whose domain new
-        classifiers know (`adversary.fresh_accuracy`); discriminator_accuracy, of the last batch's images those that the
-        adversary knew, which had just learned from them; matching_precision, of the target's images those whose
-        likeliest text is theirs."""
-        trainer = self.trainer
-        rows = np.linspace(0, len(self.image) - 1, min(len(self.image), 1000)).round().astype(int)
-        source, target = (
-            F.normalize(self.encoder.image_head(part.to(self.encoder.device)), dim=1)
-            for part in (self.image[rows, 0], self.target_image[:, 0])
-        )
-        result: Metrics = {"images_told_apart": fresh_accuracy(source.cpu().numpy(), target.cpu().numpy())}
-        if self._accuracy is not None:
-            result["discriminator_accuracy"] = self._accuracy
+        classifiers know (`adversary.fresh_accuracy`), and, with an adversary, texts_told_apart likewise;
+        discriminator_accuracy, of the last batch's images those that the adversary knew, which had just learned from
+        them, and text_discriminator_accuracy; matching_precision, of the target's images those whose likeliest text is
+        theirs."""
+        trainer, head = self.trainer, self.encoder.image_head
+        result: Metrics = {"images_told_apart": self._known_anew(head, self.image[:, 0], self.target_image[:, 0])}
+        if self._accuracy:
+            result["discriminator_accuracy"] = self._accuracy["image"]
+            result["text_discriminator_accuracy"] = self._accuracy["text"]
+            result["texts_told_apart"] = self._known_anew(self.encoder.text_head, self.text, trainer.target_text)
         if self._matching is not None:
             chosen = self._matching[1].argmax(dim=1).numpy()
             groups, owner = trainer.target_groups, trainer.target_owner
             right = [groups[text] in groups[owner == image] for image, text in enumerate(chosen)]
             result["matching_precision"] = 100 * float(np.mean(right))  # by the true pairs: to be looked at alone
         return result
+
+    def _known_anew(self, head: torch.nn.Module, source: Tensor, target: Tensor) -> float:
+        """Percent of up to 1,000 samples a domain, evenly spread, of tower features (N, W) and (M, W), whose domain new
+        classifiers of what `head` makes of them know."""
+        features = []
+        for part in (source, target):
+            rows = np.linspace(0, len(part) - 1, min(len(part), 1000)).round().astype(int)
+            features.append(F.normalize(head(part[rows].to(self.encoder.device)), dim=1).cpu().numpy())
+        return fresh_accuracy(*features)
 
     def state(self) -> dict[str, Any]:
         """What a run resumes from: also the discriminators, and the pairs that were matched."""

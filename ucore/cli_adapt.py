@@ -94,6 +94,12 @@ def adapt(
     everything = read_dataset(target, domain=target_domain, skip_bad=skip_bad)
     finetune, val = target_parts(everything, target_domain, config.seed)
     refuse_shared(pairs, everything, keep_alike)
+    try:  # it chose the checkpoint's weights
+        chosen_by = read_dataset(source, split="val", domain=source_domain, skip_bad=skip_bad)
+    except DataError as error:
+        warnings.warn(f"Whether the source's part val has images of the target is not known: {error}", stacklevel=2)
+    else:
+        refuse_shared(chosen_by, everything, keep_alike, "the source's part val")
     warn_of_trained(checkpoint, everything)
 
     import torch
@@ -164,7 +170,7 @@ def target_parts(everything: "Manifest", domain: str | None, seed: int) -> "tupl
     return everything.split("finetune"), everything.split("val")
 
 
-def refuse_shared(source: "Manifest", target: "Manifest", keep_alike: bool = False) -> None:
+def refuse_shared(source: "Manifest", target: "Manifest", keep_alike: bool = False, where: str = "the source") -> None:
     """Raise DataError, naming them, for pictures that are in both: what was learned by heart is no adaptation.
 
     A picture is known again where it was encoded anew, resized, turned or mirrored (`same_pictures`); keep_alike: such
@@ -190,9 +196,9 @@ def refuse_shared(source: "Manifest", target: "Manifest", keep_alike: bool = Fal
     shared = [f"{name} ({found[name]})" for name in names[1] if name in found]
     if not shared:
         return
-    whole = len(shared) == len(target) == len(source)
+    whole = len(shared) == len(target) == len(source) and where == "the source"
     told = "Source and target are the same" if whole else f"{len(shared):,} of {len(target):,} images of the target"
-    told += "" if whole else " are in the source, too"
+    told += "" if whole else f" are in {where}, too"
     if keep_alike and not copies:
         warnings.warn(f"{told}, by their looks: {few(shared)}. If they are, results flatter.", stacklevel=2)
         return
@@ -209,36 +215,41 @@ def warn_of_trained(checkpoint: Path, target: "Manifest") -> None:
         return
     known = samples_of(path)
     keys = zip(target.frame["domain"], target.frame["sample_id"], strict=True)
-    if seen := sum(known.get(key) in ("train", "finetune") for key in keys):
+    if seen := sum(known.get(key) in ("train", "val", "finetune") for key in keys):
         warnings.warn(
-            f"{seen:,} of the target's {len(target):,} images are named as images that {checkpoint} was trained on. If "
-            "they are the same, nothing here is unknown to it: train a checkpoint on the source alone (--domain)",
+            f"{seen:,} of the target's {len(target):,} images are named as images that {checkpoint} was trained on or "
+            "chosen by. If they are the same, not all is unknown to it: train a checkpoint on the source alone "
+            "(--domain)",
             stacklevel=2,
         )
 
 
 def collapsed(epochs: "list[dict[str, Any]]") -> str:
-    """A warning where the discriminator, in the later half of the epochs, taught nothing that aligns; or nothing.
+    """Warnings where a discriminator, in the later half of the epochs, taught nothing that aligns; or nothing.
 
-    epochs: what each showed, "discriminator_accuracy" in percent among it: 50 to the decimal is one that says the same
-    of everything, and far below 50 one that takes either domain for the other. One that never loses may know its
-    samples by heart: then "images_told_apart", by new classifiers, says whether it aligned anything.
+    epochs: what each showed, "discriminator_accuracy" (of images) and "text_discriminator_accuracy" in percent among
+    it: 50 to the decimal is one that says the same of everything, and far below 50 one that takes either domain for the
+    other. One that never loses may know its samples by heart: then "images_told_apart" and "texts_told_apart", by new
+    classifiers, say whether it aligned anything.
     """
-    rows = [row for row in epochs if "discriminator_accuracy" in row]
-    rows = rows[max(1, len(rows) // 2) :]
-    if not rows:
-        return ""
-    own, anew = ([row[name] for row in rows] for name in ("discriminator_accuracy", "images_told_apart"))
-    if min(anew) < 80:  # hidden from others, too, whatever it says itself
-        return ""
+    told = ""
+    for side, own in (("image", "discriminator_accuracy"), ("text", "text_discriminator_accuracy")):
+        rows = [row for row in epochs if own in row]
+        rows = rows[max(1, len(rows) // 2) :]
+        if rows and min(row[f"{side}s_told_apart"] for row in rows) >= 80:  # else they are hidden, whatever it says
+            told += _of_discriminator(side, [row[own] for row in rows])
+    return told
+
+
+def _of_discriminator(side: str, own: "list[float]") -> str:
+    who = f" The adversary's discriminator of {side}s"
     if min(own) > 99:
-        return " The adversary's discriminator never lost: nothing was aligned. Raise adversarial_weight."
+        return f"{who} never lost: nothing was aligned. Raise adversarial_weight."
     if max(abs(value - 50) for value in own) < 0.5:
-        return (" The adversary's discriminator tells nothing apart: it has collapsed, and aligns nothing. Raise "
-                "adversary_steps.")  # fmt: skip
+        return f"{who} tells nothing apart: it has collapsed, and aligns nothing. Raise adversary_steps."
     if max(own) < 40:
-        return (" The adversary's discriminator takes one for the other: features are driven past each other. Raise "
-                "adversary_steps, or lower adversarial_weight.")  # fmt: skip
+        return (f"{who} takes one for the other: features are driven past each other. Raise adversary_steps, or lower "
+                "adversarial_weight.")  # fmt: skip
     return ""
 
 

@@ -36,7 +36,8 @@ class CurriculumSampler:
 
     source, target: features of a frozen encoder, float (N, D) and (M, D), L2-normalised; of texts, as in the paper.
     kind: "cosine" (the paper's: the mean cosine with the batch's target rows), "density" (how much likelier the target
-    than the source has such a row, by a logistic regression between the two), or "none" (everything, evenly).
+    than the source has such a row, by a logistic regression between the two), or "none" (everything, weighted as by
+    "cosine").
     """
 
     def __init__(
@@ -63,18 +64,15 @@ class CurriculumSampler:
         rows: int64 (n,), of `source`; target_rows: int64 (m,), of `target`; cycle: complete passes through the target,
         from 0. At least two are kept, as a contrast needs them.
         """
-        if self.kind == "none":
-            return np.arange(len(rows)), np.full(len(rows), 1 / len(rows))
         likeness = self.likeness(rows, target_rows)
-        count = min(len(rows), max(2, math.floor(share_of(cycle, self.start, self.growth) * len(rows))))
+        share = 1.0 if self.kind == "none" else share_of(cycle, self.start, self.growth)
+        count = min(len(rows), max(2, math.floor(share * len(rows))))
         kept = np.sort(np.argsort(-likeness, kind="stable")[:count])
         return kept, scaled(likeness[kept])
 
     def target_weights(self, rows: np.ndarray, target_rows: np.ndarray, top: int = 5) -> np.ndarray:
         """W2 of the paper: for each target row the sum of its `top` cosines with the source rows, min-max scaled,
         summing to 1; float64 (m,)."""
-        if self.kind == "none":
-            return np.full(len(target_rows), 1 / len(target_rows))
         cosines = self.target[target_rows] @ self.source[rows].T
         return scaled(np.sort(cosines, axis=1)[:, -top:].sum(axis=1))
 
