@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +254,28 @@ def test_urbancross_files_are_read_back_and_safe_in_spreadsheets(tmp_path):
         "-b.png": ["HYPERLINK(1)"],
         "c.png": ['"Quoted" text.'],
     }
+
+
+def test_large_pictures_are_decoded_one_at_a_time_and_made_small(tmp_path, monkeypatch):
+    at_once, most, decode = 0, 0, asking.try_image
+
+    def watched(path):
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.02)
+        at_once -= 1
+        return decode(path)
+
+    monkeypatch.setattr(asking, "LARGE", 5000)
+    monkeypatch.setattr(asking, "LONGEST", 64)
+    monkeypatch.setattr(asking, "try_image", watched)
+    for number in range(6):
+        Image.new("RGB", (100, 80)).save(tmp_path / f"{number}.png")
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    os.mkfifo(tmp_path / "pipe.png")  # which nobody writes to
+    paths = [*(str(tmp_path / f"{number}.png") for number in range(6)), str(tmp_path / "bad.png"), ""]
+    images = asking._images([asking.Item(path, "") for path in paths])
+    assert [image.size for image in images[:6]] == [(64, 51)] * 6 and most <= 2  # the damaged one is not large
+    assert isinstance(images[6], Unreadable) and images[7] is None
+    assert isinstance(asking._image(str(tmp_path / "pipe.png")), Unreadable)

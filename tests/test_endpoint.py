@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from ucore.captioner import load_captioner
+from ucore.cleaning import clean_caption
 from ucore.endpoint import KEY_VARIABLE, MOST_SIGNS, Endpoint, parse_address
 from ucore.errors import ConfigError, UserError
 from ucore.prompts import load_prompt
@@ -126,6 +127,15 @@ def test_large_and_odd_pictures_are_made_fit(server):
     pictures = [Image.new("RGB", (4000, 1000)), Image.new("RGBA", (8, 8)), Image.new("I;16", (30, 40)), "no picture"]
     texts = endpoint(server).caption(pictures, ["a", "b", "c", "d"])
     assert texts[:3] == ["a 1024x256", "b 8x8", "c 30x40"] and isinstance(texts[3], Failed)
+
+
+def test_an_answer_that_ran_into_its_limit_is_marked_as_cut(server):
+    cut, whole = "A road along a wide resid", "A road along houses."
+    server.faults = {name: [(200, {}, said(text, finish_reason="length"))] for name, text in (("a", cut), ("b", whole))}
+    texts = endpoint(server).caption([PICTURE] * 2, ["a", "b"])
+    assert texts == ["A road along a wide \u2014", whole]
+    cleaned = clean_caption(texts[0])
+    assert (cleaned.text, cleaned.problems) == ("A road along a wide.", ("unfinished",))
 
 
 GOOD = said("fine")

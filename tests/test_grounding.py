@@ -86,10 +86,30 @@ def test_recall_is_the_share_of_tags_that_name_things():
         ("few or no buildings", set()),
         ("no apartment blocks", set()),  # there may still be houses
         ("no farmland", set()),
+        ("The image does not show any houses.", {"building=house"}),
+        ("There aren't any houses or roads in this image.", {"building=house", "highway=residential"}),
+        ("Houses and roads are absent.", {"building=house", "highway=residential"}),
+        ("Water cannot be seen in the picture.", {"natural=water"}),
+        ("Zero houses are visible.", {"building=house"}),
+        ("There isn\u2019t a house to be seen.", {"building=house"}),
+        ("A house that is not a hotel", set()),
+        ("Houses that do not have roads in front of them", set()),
+        ("Houses are not visible from the road.", set()),
     ],
 )
 def test_denials_of_the_whole_picture_contradict(text, denied):
     assert set(grounding(text, TAGS).contradicted) == denied
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The image does not show any houses.", "There are no large houses here.", "Houses are absent.", "zero houses",
+        "We don't see any houses.", "The houses are not visible from above.",
+    ],
+)  # fmt: skip
+def test_what_is_denied_is_not_mentioned(text):
+    assert grounding(text, TAGS).mentioned == ()
 
 
 def test_what_lies_around_may_be_absent():

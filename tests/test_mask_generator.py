@@ -177,6 +177,17 @@ def test_batches_halve_when_memory_runs_out_and_this_is_said_once(model, monkeyp
     assert capsys.readouterr().err.count("smaller batches") == 1
     assert len(found) == len(MaskGenerator(model, exact=True, **LOOSE).generate([picture(64, 64)])[0])
 
+    decided = generator._decided
+
+    def small(some, frame):
+        if generator.masks_at_once > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return decided(some, frame)
+
+    monkeypatch.setattr(generator, "_decided", small)
+    again = generator.generate([picture(64, 64)])[0]
+    assert generator.masks_at_once <= 2 and again.rles == found.rles
+
     def never(state, points):
         raise torch.OutOfMemoryError("out of memory")
 

@@ -67,6 +67,9 @@ def test_a_checkpoint_of_another_type_is_named(checkpoint):
     with pytest.raises(CheckpointError, match=r"sam_b.pth holds vit_b, not vit_h: write vit_b:.*sam_b.pth"):
         sam.load_sam(f"vit_h:{checkpoint}", "cpu")
 
+    with pytest.raises(CheckpointError, match=r"sam_b.pth holds vit_b, not sam-micro: write vit_b:.*sam_b.pth"):
+        sam.load_sam(f"sam-micro:{checkpoint}", "cpu")
+
 
 def test_what_is_no_checkpoint_is_one_sentence(tmp_path, checkpoint):
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*absent.pth.*vit_h, vit_l, vit_b"):

@@ -41,7 +41,10 @@ def refusal(path: Path) -> str:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"epoch": 3, "state_dict": s}])
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"epoch": 3, "state_dict": s}, lambda s: {"model": s}],
+)
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_torch_files_are_unwrapped(tmp_path, wrap, prefix, zipped):

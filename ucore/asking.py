@@ -1,8 +1,10 @@
 """Captions asked for: what goes to a captioner for each image, in which processes, and answers kept as they come."""
 
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,13 +18,17 @@ from ucore.device import pick_device
 from ucore.endpoint import is_address
 from ucore.errors import ConfigError, UserError
 from ucore.files import content_hash, file_hash
-from ucore.images import Unreadable, map_files, try_image
+from ucore.images import Unreadable, map_files, picture_pixels, try_image
 from ucore.manifest import Manifest
 from ucore.parallel import Failed, map_stage
 from ucore.store import PartStore
 
 MOST_SIGNS = 20_000  # of a text that is stored
+LONGEST = 2048  # pixels of a picture's longer side: captioners look at less
+LARGE = 2**24  # pixels of a picture that is decoded alone
 GIVE_UP = 100  # failures in a row, with nothing between them, after which no more is asked
+
+_one_large = threading.Lock()
 
 
 class Item(NamedTuple):
@@ -83,8 +89,17 @@ def _images(items: list[Item]) -> list[Any]:
 
 
 def _image(path: str) -> Image.Image | Unreadable | None:
-    """The picture; None where the captioner looks at none."""
-    return try_image(path) if path else None
+    """The picture, its longer side made at most `LONGEST` pixels; None where the captioner looks at none.
+
+    Large ones are decoded one at a time: a dozen of 10,000 x 10,000 pixels would take 4 GB before they are made small.
+    """
+    if not path:
+        return None
+    with _one_large if picture_pixels(path) > LARGE else nullcontext():
+        image = try_image(path)
+        if isinstance(image, Image.Image):
+            image.thumbnail((LONGEST, LONGEST))
+    return image
 
 
 def items_of(manifest: Manifest, writer: Captioner) -> list[Item]:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ucore.compose import TagComposer
 from ucore.device import pick_device
-from ucore.endpoint import Endpoint, is_address
+from ucore.endpoint import Endpoint, broken_off, is_address
 from ucore.errors import CheckpointError, ConfigError, UserError
 from ucore.files import content_hash
 from ucore.micro_captioner import FOLDER
@@ -204,7 +204,10 @@ class ModelCaptioner:
                     output = output[:, kept.shape[1] :]
                     break
             texts = self.processor.tokenizer.batch_decode(output, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+            ends = torch.tensor(_ends(self._model.generation_config), device=output.device)
+            ended = torch.isin(output, ends).any(dim=1) | (output.shape[1] < (most or self.max_new_tokens))
+        return [text.strip() if whole else broken_off(text.strip())
+                for text, whole in zip(texts, ended.tolist(), strict=True)]  # fmt: skip
 
     def _inputs(self, images: list[Image.Image], prompts: list[str]) -> Any:
         """What the model's `generate` takes, on its device: left-padded for decoders, right-padded else."""
@@ -228,6 +231,12 @@ class ModelCaptioner:
             inputs["qformer_input_ids"] = words["input_ids"]
             inputs["qformer_attention_mask"] = words["attention_mask"]
         return inputs.to(self.device, self._model.dtype)
+
+
+def _ends(generation: Any) -> list[int]:
+    """The tokens that end a text."""
+    ends = generation.eos_token_id
+    return list(ends) if isinstance(ends, list | tuple) else [] if ends is None else [int(ends)]
 
 
 def _always_likeliest(generation: Any, tokenizer: Any) -> None:

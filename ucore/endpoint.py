@@ -262,6 +262,12 @@ def _served(data: bytes) -> list[str]:
     return []
 
 
+def broken_off(text: str) -> str:
+    """A text that ran into the limit of its length, marked as cut: without its last word, which may be half of one."""
+    whole = text.rstrip("'\")]\u201d\u2019").endswith((".", "!", "?", "\u3002"))
+    return text if whole else f"{text.rpartition(' ')[0]} \u2014".strip()
+
+
 def _text_of(data: bytes) -> str:
     """The text of a chat completion. Raises _NoCaptionError, or _TryAgainError for an answer that was cut."""
     try:
@@ -286,4 +292,5 @@ def _text_of(data: bytes) -> str:
     if not isinstance(content, str) or not content.strip():
         raise _NoCaptionError("the text is empty")
     # JSON may hold halves of a character, which no file can.
-    return content[:MOST_SIGNS].encode("utf-8", "replace").decode("utf-8").strip()
+    text = content[:MOST_SIGNS].encode("utf-8", "replace").decode("utf-8").strip()
+    return broken_off(text) if choice.get("finish_reason") == "length" else text

@@ -6,8 +6,8 @@
 
 By words alone, the same on every machine. Its limits: English only; counts, colours and places are not checked; a
 word with two meanings ("field", "block") speaks for the text; of denials only plain ones are understood ("no
-buildings", "without any roads in the image"), not ironies nor "nothing but sand"; and a text that names what is there
-but was never mapped is called unsupported, so that it is a hint and no proof.
+buildings", "does not show any roads", "houses are absent"), not ironies nor "nothing but sand"; and a text that names
+what is there but was never mapped is called unsupported, so that it is a hint and no proof.
 """
 
 import re
@@ -32,15 +32,21 @@ RICH = 3  # tags that name things from which on the absence of one tells somethi
 
 TOKEN = re.compile(r"[^\W\d_]+|[.,;:!?()]")
 STOPS = set(".,;:!?()")
+ARTICLES, VERBS = ("a", "an"), ("show", "contain", "include", "have", "feature", "depict", "see", "reveal")
 NEGATIONS = {("no",), ("without",), ("lacks",), ("lacking",), ("lack", "of"), ("absence", "of"), ("devoid", "of"),
-             ("free", "of"), ("not", "any"), ("nor",), ("neither",)}  # fmt: skip
+             ("free", "of"), ("not", "any"), ("nor",), ("neither",), ("zero",),
+             *(("not", word) for word in (*ARTICLES, *VERBS))}  # fmt: skip
 NEGATING = {words[0] for words in NEGATIONS}
 SOFTENED = {"almost", "nearly", "virtually", "practically", "few", "little"}  # "few or no trees" may leave some
 LIGHT = {"any", "a", "an", "single", "visible", "apparent", "obvious", "discernible", "clear", "signs", "sign", "of"}
 SEEN = {"are", "is", "can", "be", "visible", "present", "seen", "found", "shown", "apparent", "to", "at", "all",
         "anywhere", "here", "there"}  # fmt: skip
+KINDS = {"large", "larger", "small", "tall", "big", "other", "further", "major", "significant", "high", "dense", "more"}
+GONE = {("absent",), ("missing",), ("not", "visible"), ("not", "present"), ("not", "seen"), ("not", "shown"),
+        ("not", "be", "seen"), ("not", "to", "be", "seen"), ("nowhere", "to", "be", "seen")}  # fmt: skip
 WITHIN = {"in", "within", "on", "inside"}
 WHOLE = {"image", "picture", "scene", "view", "tile", "photo", "photograph", "area", "frame", "satellite", "aerial"}
+SPEAKERS = {*WHOLE, "it", "one", "you", "we", "i"}
 CHAIN = {",", "or", "and", "nor"}
 CONNECTED = {"near", "nearby", "along", "around", "between", "beside", "besides", "except", "other", "apart", "with",
              "but", "for", "from", "while", "which", "that", "as", "by", "next"}  # fmt: skip
@@ -117,7 +123,8 @@ def find_mentions(text: str, tags: Sequence[str] = ()) -> list[Mention]:
 
     tags: their own values are looked for too.
     """
-    tokens: list[str] = TOKEN.findall(text.lower().replace("-", " "))
+    plain = re.sub(r"(?<=[a-z])n['\u2019]t\b", " not", text.lower()).replace("cannot", "can not")
+    tokens: list[str] = TOKEN.findall(plain.replace("-", " "))
     known: Mapping[Phrase, str] = vocabulary()
     extra = {words: word for tag in tags if own_name(tag) for words, word in forms(own_name(tag)).items()}
     found: list[tuple[int, int, str]] = []
@@ -147,9 +154,17 @@ def _denials(tokens: list[str], ends: Mapping[int, int]) -> dict[int, str]:
         size = next((n for n in (2, 1) if tuple(tokens[place : place + n]) in NEGATIONS), 0)
         if not size:
             continue
-        soft = not SOFTENED.isdisjoint(tokens[max(place - 2, 0) : place])
+        before = tokens[max(place - 4, 0) : place]
+        soft = not SOFTENED.isdisjoint(before[-2:])
+        if tokens[place + size - 1] in ARTICLES:  # "there is not a house"; of "it is not a house" nothing is said
+            if "there" not in before[-2:]:
+                continue
+        elif tokens[place + size - 1] in VERBS:  # "the image does not show"; "houses that do not have pools"
+            soft = soft or SPEAKERS.isdisjoint(before)
         chain: list[int] = []
         here = _skip(tokens, place + size, LIGHT)
+        some = _skip(tokens, here, KINDS)  # "no large buildings" leaves small ones
+        soft, here = soft or some > here, some
         while here in ends:
             after = ends[here]
             joined = after < len(tokens) and tokens[after] in CHAIN
@@ -165,6 +180,23 @@ def _denials(tokens: list[str], ends: Mapping[int, int]) -> dict[int, str]:
             here = _skip(tokens, _skip(tokens, after, CHAIN), LIGHT)
         for start in chain:  # the chain ran into the next clause: ", and a road ..."
             denied[start] = "part" if soft else "whole"
+    return denied | _gone(tokens, ends)
+
+
+def _gone(tokens: list[str], ends: Mapping[int, int]) -> dict[int, str]:
+    """The same of what is denied behind its name: "houses and roads are absent"."""
+    denied: dict[int, str] = {}
+    for start, end in ends.items():
+        after = _skip(tokens, end, {"are", "is", "can"})
+        size = next((n for n in (4, 3, 2, 1) if tuple(tokens[after : after + n]) in GONE), 0)
+        if after == end or not size:
+            continue
+        # A clause that goes on ("are absent here", "are not visible from above") may speak of a part.
+        denied[start] = "whole" if _of_all(tokens, after + size) else "part"
+        before = next((one for one, stop in ends.items() if _skip(tokens, stop, CHAIN) == start > stop), None)
+        while before is not None:
+            denied[before], start = denied[start], before
+            before = next((one for one, stop in ends.items() if _skip(tokens, stop, CHAIN) == start > stop), None)
     return denied
 
 

@@ -65,6 +65,18 @@ def try_image(path: str | Path) -> Image.Image | Unreadable:
         return error.why
 
 
+def picture_pixels(path: str | Path) -> int:
+    """Pixels of a picture by what its file says of itself; 0 for what is no picture."""
+    try:
+        data = part_bytes(Path(path))
+        if data is None and not Path(path).is_file():  # a pipe would be waited for
+            return 0
+        with Image.open(path if data is None else io.BytesIO(data), formats=FORMATS) as opened:
+            return opened.width * opened.height
+    except Exception:  # what is wrong with it, reading it says
+        return 0
+
+
 def find_bad_images(paths: Sequence[Path]) -> dict[int, str]:
     """Decode every file completely; map the position of each unusable one to the reason."""
     problems = map_files(_problem, paths, "Checking images")

@@ -87,7 +87,8 @@ class MaskGenerator:
     sam: any segment_anything model. What is None is the model's own (`sam.generator_defaults`) or else as published.
     points_per_side: clicks on a side of the square grid. min_mask_region_area: holes and islands of
     fewer pixels are filled or removed. exact: the very masks of `SamAutomaticMaskGenerator`, in float32.
-    points_per_batch, images_per_batch: None chooses by the device; both halve by themselves when memory runs out.
+    points_per_batch, images_per_batch: None chooses by the device; both, and the masks that are brought to the
+    image's size at once, halve by themselves when memory runs out.
     compile: let torch.compile fuse the image encoder, which pays for thousands of images on a GPU.
     like_gpu: have the key and the bfloat16 of a GPU on a processor, which names a folder for GPUs that are elsewhere.
     """
@@ -134,6 +135,7 @@ class MaskGenerator:
         room = GPU_BYTES if self.device.type == "cuda" else CPU_BYTES
         fitting = room // (height * width * sam.prompt_encoder.embed_dim * self.dtype.itemsize)
         self.points_per_batch, self.images_per_batch = points_per_batch or max(1, fitting), images_per_batch
+        self.masks_at_once = max(1, PIXELS_AT_ONCE // self.input**2)  # brought to the image's size
         self._told = False
         centres = (np.arange(points_per_side) + 0.5) / points_per_side
         self.grid = np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)  # x and y in [0, 1], row by row
@@ -163,7 +165,10 @@ class MaskGenerator:
             embeddings = self._try("images_per_batch", self._embed, [images[row] for row in rows])
             if embeddings is not None:
                 for row, embedding in zip(rows, embeddings, strict=True):
-                    results[row] = self._segments(embedding, results[row].size)
+                    found = None
+                    while found is None:
+                        found = self._try("masks_at_once", self._segments, embedding, results[row].size)
+                    results[row] = found
                 wanted = wanted[len(rows) :]
         return results
 
@@ -295,7 +300,7 @@ class MaskGenerator:
         return larger[:, 0]
 
     def _at_once(self, frame: Frame) -> int:
-        return max(1, PIXELS_AT_ONCE // max(self.input**2, frame.image[0] * frame.image[1]))
+        return max(1, min(self.masks_at_once, PIXELS_AT_ONCE // (frame.image[0] * frame.image[1])))
 
     def _decided(self, found: Candidates, frame: Frame) -> Segments:
         """The candidates that are stable at the image's size."""

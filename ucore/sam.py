@@ -39,6 +39,8 @@ def load_sam(spec: str, device: str = "auto") -> Sam:
     """
     kind, _, source = spec.partition(":")
     if kind == micro_sam.NAME:
+        if source and (held := _type_of(read_weights(Path(source)))):
+            raise CheckpointError(f"{source} holds {held}, not {kind}: write {held}:{source}")
         return micro_sam.load_micro_sam(source or None).to(pick_device(device)).eval()
     if kind not in WIDTHS or not source:
         raise ConfigError(f"{spec!r} names no Segment Anything model: write {CHOICES}")
@@ -67,11 +69,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("UCORE_CACHE") or Path.home() / ".cache" / "ucore")
 
 
-def _check_type(state: Mapping[str, Tensor], kind: str, source: str) -> None:
+def _type_of(state: Mapping[str, Tensor]) -> str | None:
+    """The published type whose weights these could be."""
     width = state[WIDTH_KEY].shape[0] if WIDTH_KEY in state and state[WIDTH_KEY].ndim == 4 else None
-    if width == WIDTHS[kind]:
+    return next((name for name, channels in WIDTHS.items() if channels == width), None)
+
+
+def _check_type(state: Mapping[str, Tensor], kind: str, source: str) -> None:
+    held = _type_of(state)
+    if held == kind:
         return  # whatever else does not fit, `fill` names
-    held = next((name for name, channels in WIDTHS.items() if channels == width), None)
     if held is not None:
         raise CheckpointError(f"{source} holds {held}, not {kind}: write {held}:{source}")
     raise CheckpointError(f"{source} holds no Segment Anything model of type {', '.join(WIDTHS)}: write {CHOICES}")

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from ucore.errors import CheckpointError, UserError
 from ucore.files import atomic_path
 
+WRAPPERS = ("state_dict", "model", "model_state_dict")  # under which training scripts keep a state dict
+
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """State dict of a .safetensors or torch file, on the CPU; pickles that hold code are refused, not run.
 
-    Unwraps {"state_dict": ...} and DataParallel's "module." prefix, as published CLIP checkpoints need.
+    Unwraps {"state_dict": ...} and the like, and DataParallel's "module." prefix, as published checkpoints need.
     Raises CheckpointError.
     """
     if not path.is_file():
@@ -39,9 +41,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 f"ask its author for safetensors or a plain state_dict"
             ) from error
         raise CheckpointError(f"{path} is cut short or not a torch checkpoint; copy or download it again") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
+    state = loaded
+    if isinstance(loaded, Mapping):
+        state = next((loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), loaded)
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path} holds no state_dict of tensors; pass a checkpoint in open_clip's format")
+        raise CheckpointError(f"{path} holds no state_dict of tensors; pass a file with the weights alone")
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
