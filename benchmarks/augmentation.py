@@ -119,10 +119,13 @@ def means(features: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def image_arms(
     encoder: DualEncoder, manifest: Manifest, arguments: argparse.Namespace
-) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Image-side features float32 (N, W or 2 W) of every choice; features (N, 2 k, W) and counts of more segments."""
+) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, np.ndarray] | None]:
+    """Image-side features float32 (N, W or 2 W) of every choice; features (N, 2 k, W) and counts of more segments, None
+    without any generator."""
     k = arguments.k
     whole = image_tower_features(encoder, manifest, 1, arguments.cache)[:, 0].astype(np.float32)
+    if arguments.generator == "none":
+        return {"image only": whole}, None
     store = segment_dataset(manifest, arguments.generator, arguments.cache)
     arms = {"image only": whole, "+ five fixed windows": np.hstack([whole, fixed_windows(encoder, manifest)])}
     for background in BACKGROUNDS[:-1]:
@@ -170,7 +173,8 @@ def text_arms(
         every = joined(every, sentences)
     arms[EVERY] = every
     added = [texts[len(of_image) :] for texts, of_image in zip(every, own, strict=True)]
-    arms["+ another image's sentences"] = joined(own, added[-1:] + added[:-1])
+    order = np.random.default_rng(0).permutation(len(added))  # a neighbour in the list is often of the same scene
+    arms["+ another image's sentences"] = joined(own, [added[row] for row in order])
     return arms
 
 
@@ -208,7 +212,7 @@ def main() -> None:
     parser.add_argument("--eval", default="val", help="splits to score on, separated by commas")
     parser.add_argument("--train", type=int, default=1500, help="training images, evenly spread")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--generator", default="sam-micro")
+    parser.add_argument("--generator", default="sam-micro", help="of segments; none: sentences alone")
     parser.add_argument("--captioners", default="tags,micro", help="whose sentences are added, separated by commas")
     parser.add_argument("--k", type=int, default=5, help="segments an image")
     parser.add_argument("--cache", type=Path, default=Path("runs/augmentation"))
@@ -249,13 +253,14 @@ def main() -> None:
             scores[of_image] = (whole[of_image] * judge.texts(features)).sum(1).numpy()
         return scores
 
-    by_text = chosen_by_text(judge, *candidates, F.normalize(sums, dim=1).numpy(), arguments.k)
-    images[BY_TEXT] = np.hstack([images["image only"], by_text])
-    held[BY_TEXT] = held["+ segments, box"]
     texts = text_arms(training, arguments, likeness)
     plain_image, plain_text = next(iter(images)), next(iter(texts))
-    both = {"image only, original": run(plain_image, plain_text),
-            "segments, box + all sentences": run("+ segments, box", EVERY)}  # fmt: skip
+    both = {"image only, original": run(plain_image, plain_text)}
+    if candidates is not None:
+        by_text = chosen_by_text(judge, *candidates, F.normalize(sums, dim=1).numpy(), arguments.k)
+        images[BY_TEXT] = np.hstack([images["image only"], by_text])
+        held[BY_TEXT] = held["+ segments, box"]
+        both["segments, box + all sentences"] = run("+ segments, box", EVERY)
     print(f"{training.name}: {len(training):,} training and {len(testing):,} test images"
           f"{' (SIMULATED)' if testing.simulated else ''}")  # fmt: skip
     rows = compare("image", {arm: run(arm, plain_text) for arm in images}, arguments.seeds, owner, print)

@@ -45,13 +45,14 @@ ARMS = {  # segments, captions
 FIXED = ("seed", "tune_epochs", "max_train_images")
 
 
-def with_captions(train: Manifest, written: Manifest, shift: int) -> Manifest:
-    """The images of `written` with their captions of `train`; with a `shift`, and with what was written for another."""
+def with_captions(train: Manifest, written: Manifest, strange: bool) -> Manifest:
+    """The images of `written` with their captions of `train`; `strange`: and with what was written for another."""
     own = dict(zip(train.frame["sample_id"], train.frame["captions"], strict=True))
     frame = written.frame.copy()
     originals = [list(own[sample]) for sample in frame["sample_id"]]
     added = [list(every)[len(of) :] for every, of in zip(frame["captions"], originals, strict=True)]
-    moved = added[shift:] + added[:shift] if shift else [[] for _ in added]
+    order = np.random.default_rng(0).permutation(len(added))  # a neighbour in the list is often of the same scene
+    moved = [added[row] if strange else [] for row in order]
     frame["captions"] = [of + more for of, more in zip(originals, moved, strict=True)]
     return Manifest(frame, written.root)
 
@@ -92,8 +93,8 @@ def main() -> None:
         parser.error(f"{fixed[0]} is set here; leave it out")
     pooling = given.pop("segments", "late")
     written = caption_dataset(train, options.captioner, options.cache, into="captions").manifest
-    train = with_captions(train, written, 0)  # an image that could not be read is nowhere
-    sides = {"own": train, "written": written, "strange": with_captions(train, written, 1)}
+    train = with_captions(train, written, False)  # an image that could not be read is nowhere
+    sides = {"own": train, "written": written, "strange": with_captions(train, written, True)}
     store = None
     for part in (train, val, test):
         store = segment_dataset(part, options.generator, options.cache)
