@@ -94,6 +94,17 @@ def test_the_curriculum_grows_with_the_cycles_through_the_target(new_adapter):
     assert kept == [2] * 3 + [4] * 3 + [6] * 3 + [8] * 3 + [10] * 3  # 12 images in batches of 4: a cycle is 3 steps
 
 
+def test_a_curriculum_that_cannot_grow_to_its_end_is_told_of(new_adapter):
+    with pytest.warns(
+        UserWarning, match="ends at 80% of the source: 10 steps are 3 whole passes through the 12 images"
+    ):
+        new_adapter("paper", head_batch_size=10, target_batch_size=4, epoch_steps=1, head_epochs=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        new_adapter("paper", head_batch_size=10, target_batch_size=4, epoch_steps=1, head_epochs=13)
+        new_adapter("dann", head_batch_size=10, target_batch_size=4, epoch_steps=1, head_epochs=1)
+
+
 def test_unpaired_images_and_texts_are_drawn_apart_and_pairs_together(new_adapter, sides):
     owner = sides[1].texts[1]
     apart, together = new_adapter("dann").phase, new_adapter("joint", shots=3).phase

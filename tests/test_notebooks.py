@@ -154,11 +154,11 @@ def test_an_adaptation_is_stepped_through_and_its_test_part_scored_once(tiny_rsi
     report = load_report(path)
     rows = {(row["label"], row["metric"]): row for row in report["metrics"]}
     assert {label for label, metric in rows if metric == "mR"} == {
-        *("source-only", "paper", "ucore"), *(f"{name}, hubs corrected" for name in ("source-only", "paper", "ucore"))
+        *("not adapted", "paper", "ucore"), *(f"{name}, hubs corrected" for name in ("not adapted", "paper", "ucore"))
     }  # fmt: skip
     gain = rows["ucore", "mR_difference"]
     assert gain["low"] <= gain["value"] <= gain["high"]
-    assert gain["value"] == pytest.approx(rows["ucore", "mR"]["value"] - rows["source-only", "mR"]["value"])
+    assert gain["value"] == pytest.approx(rows["ucore", "mR"]["value"] - rows["not adapted", "mR"]["value"])
     for name in ("adaptation", "features", "curriculum", "gains"):
         assert path.with_name(f"{name}.png").read_bytes().startswith(b"\x89PNG")
 

@@ -4,10 +4,13 @@
     adapter.fit()
 
 Every method is a set of values of `AdaptConfig`, and sees the same batches: pairs of the source, and images and texts
-of the target's part "finetune". Weights are chosen without any pair of the target: the last ones, or those with the
-highest `pseudo.return_probability` of its validation images and texts. The mR there is measured beside: an oracle's.
+of the target's part "finetune"; `ucore` besides matches that whole part every epoch, by the source's pairs as well, and
+compares a batch of its images with eight times as many texts (`adapt_phase.TEXTS_AN_IMAGE`). Weights are chosen without
+any pair of the target: the last ones, or those with the highest `pseudo.return_probability` of its validation images
+and texts. The mR there is measured beside: an oracle's.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from torch.nn import functional as F
 
 from ucore.adapt_config import AdaptConfig
 from ucore.adapt_phase import CLUSTERS, AdaptPhase, shared_text_features
-from ucore.curriculum import CurriculumSampler
+from ucore.curriculum import CurriculumSampler, share_of
 from ucore.data import caption_groups
 from ucore.errors import ConfigError
 from ucore.evaluate import similarity_matrix
@@ -91,6 +94,18 @@ class Adapter(Trainer):
         some = np.random.default_rng(config.seed).permutation(np.unique(self.target_owner))
         self.known = np.sort(some[: config.shots])  # images whose texts are known, in the regime "paired"
         self._kinds = [AdaptPhase]
+        self._warn_of_a_short_curriculum()
+
+    def _warn_of_a_short_curriculum(self) -> None:
+        config, images = self.config, len(self.finetune)
+        passes = (self.total_steps - 1) // (images // min(config.target_batch_size, images))
+        share = share_of(passes, config.curriculum_start, config.curriculum_growth)
+        if config.curriculum != "none" and share < 1 and config.curriculum_growth:
+            warnings.warn(
+                f"The curriculum ends at {share:.0%} of the source: {self.total_steps:,} steps are {passes} whole "
+                f"passes through the {images:,} images to adapt to. Give more epochs, -s head_epochs=",
+                stacklevel=3,
+            )
 
     def _equip(self) -> None:
         """Keep what the checkpoint learned; refuse settings that do not go with it."""
