@@ -233,7 +233,9 @@ def usable(entries: list[Entry], folder: Path, skip_bad: bool) -> list[Entry]:
     problems = find_bad_files([safe_join(folder, entry["image"]) for entry in entries])
     if not problems:
         return entries
-    named = few([f"{entries[position]['image']} ({problem})" for position, problem in problems.items()])
+    # What is left out is named whole, up to a screenful: nothing else tells which images a result lacks.
+    most = 40 if skip_bad else 3
+    named = few([f"{entries[position]['image']} ({problem})" for position, problem in problems.items()], most)
     count = f"{len(problems):,} of {len(entries):,} images in {folder} cannot be used: {named}."
     if not skip_bad:
         raise DataError(f"{count} Restore them, leave them out with --skip-bad, or choose one --split that is there.")
