@@ -19,7 +19,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dann": dict(adversary="dann"),
     "cdan": dict(adversary="cdan", adversarial_weight=1.0, adversary_steps=1),
     "coral": dict(coral_weight=1.0),
-    "mmd": dict(mmd_weight=1.0),
+    "mmd": dict(mmd_weight=10.0),
     "paper": dict(
         curriculum="cosine", adversary="dann", domain_weights=True, triplet_weight=1.0, label_smoothing=0.0, ema=0.0,
         weight_decay=0.0, train_views=1, test_views=1, head_batch_size=80, target_batch_size=16, adversarial_weight=1.0,
