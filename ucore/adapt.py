@@ -204,8 +204,8 @@ def require_both_sides(finetune: Manifest, val: Manifest) -> None:
 
 
 def _coral(source: Tensor, target: Tensor) -> Tensor:
-    """Of unit vectors, whose covariances are 1 / D in all, so times D^2. It stays small beside a contrastive loss; 30 times
-    as heavy it costs recall where hubs are not corrected, and earns a point where they are (LOG)."""
+    """Of unit vectors, whose covariances are 1 / D in all, so times D^2. It stays small beside a contrastive loss;
+    30 times as heavy it costs recall where hubs are not corrected, and earns a point where they are (LOG)."""
     return source.shape[1] ** 2 * coral_loss(source, target)
 
 
