@@ -19,7 +19,7 @@ from PIL import Image
 
 from ucore.captioner import load_captioner
 from ucore.cleaning import clean_caption
-from ucore.endpoint import KEY_VARIABLE, MOST_SIGNS, Endpoint, parse_address
+from ucore.endpoint import KEY_VARIABLE, MOST_SIGNS, Endpoint, broken_off, parse_address
 from ucore.errors import ConfigError, UserError
 from ucore.prompts import load_prompt
 from ucore.workers import Failed
@@ -134,6 +134,10 @@ def test_an_answer_that_ran_into_its_limit_is_marked_as_cut(server):
     server.faults = {name: [(200, {}, said(text, finish_reason="length"))] for name, text in (("a", cut), ("b", whole))}
     texts = endpoint(server).caption([PICTURE] * 2, ["a", "b"])
     assert texts == ["A road along a wide \u2014", whole]
+    assert [broken_off(text) for text in ("\u6c34\u9053", "- houses\n- wat")] == [
+        "\u6c34\u9053 \u2014",
+        "- houses\n- \u2014",
+    ]
     cleaned = clean_caption(texts[0])
     assert (cleaned.text, cleaned.problems) == ("A road along a wide.", ("unfinished",))
 

@@ -204,8 +204,9 @@ class ModelCaptioner:
                     output = output[:, kept.shape[1] :]
                     break
             texts = self.processor.tokenizer.batch_decode(output, skip_special_tokens=True)
-            ends = torch.tensor(_ends(self._model.generation_config), device=output.device)
-            ended = torch.isin(output, ends).any(dim=1) | (output.shape[1] < (most or self.max_new_tokens))
+            # A text that came to its end has a token behind it that is no word: of the end, or of padding.
+            ends = torch.tensor(self.processor.tokenizer.all_special_ids, device=output.device)
+            ended = torch.isin(output[:, -1], ends) | (output.shape[1] < (most or self.max_new_tokens))
         return [text.strip() if whole else broken_off(text.strip())
                 for text, whole in zip(texts, ended.tolist(), strict=True)]  # fmt: skip
 
@@ -231,12 +232,6 @@ class ModelCaptioner:
             inputs["qformer_input_ids"] = words["input_ids"]
             inputs["qformer_attention_mask"] = words["attention_mask"]
         return inputs.to(self.device, self._model.dtype)
-
-
-def _ends(generation: Any) -> list[int]:
-    """The tokens that end a text."""
-    ends = generation.eos_token_id
-    return list(ends) if isinstance(ends, list | tuple) else [] if ends is None else [int(ends)]
 
 
 def _always_likeliest(generation: Any, tokenizer: Any) -> None:

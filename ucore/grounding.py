@@ -123,7 +123,8 @@ def find_mentions(text: str, tags: Sequence[str] = ()) -> list[Mention]:
 
     tags: their own values are looked for too.
     """
-    plain = re.sub(r"(?<=[a-z])n['\u2019]t\b", " not", text.lower()).replace("cannot", "can not")
+    plain = re.sub(r"\bcan(not|['\u2019]t)\b", "can not", text.lower())
+    plain = re.sub(r"(?<=[a-z])n['\u2019]t\b", " not", plain)
     tokens: list[str] = TOKEN.findall(plain.replace("-", " "))
     known: Mapping[Phrase, str] = vocabulary()
     extra = {words: word for tag in tags if own_name(tag) for words, word in forms(own_name(tag)).items()}
@@ -191,13 +192,24 @@ def _gone(tokens: list[str], ends: Mapping[int, int]) -> dict[int, str]:
         size = next((n for n in (4, 3, 2, 1) if tuple(tokens[after : after + n]) in GONE), 0)
         if after == end or not size:
             continue
-        # A clause that goes on ("are absent here", "are not visible from above") may speak of a part.
+        # A clause that goes on ("are not visible from above") may speak of a part.
         denied[start] = "whole" if _of_all(tokens, after + size) else "part"
-        before = next((one for one, stop in ends.items() if _skip(tokens, stop, CHAIN) == start > stop), None)
-        while before is not None:
-            denied[before], start = denied[start], before
-            before = next((one for one, stop in ends.items() if _skip(tokens, stop, CHAIN) == start > stop), None)
+        if tokens[end] != "is":
+            denied |= dict.fromkeys(_list_before(tokens, ends, start), denied[start])
     return denied
+
+
+def _list_before(tokens: list[str], ends: Mapping[int, int], last: int) -> list[int]:
+    """Starts of the phrases that are in one list with the `last`, where that list begins its sentence; else none."""
+    found: list[int] = []
+    while (
+        one := next((start for start, end in ends.items() if end < last == _skip(tokens, end, CHAIN)), None)
+    ) is not None:
+        found.append(one)
+        last = one
+    while last and tokens[last - 1] in {"the", "any", "all"}:
+        last -= 1
+    return found if not last or tokens[last - 1] in STOPS else []
 
 
 def _skip(tokens: list[str], place: int, words: set[str]) -> int:

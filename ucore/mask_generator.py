@@ -167,7 +167,7 @@ class MaskGenerator:
                 for row, embedding in zip(rows, embeddings, strict=True):
                     found = None
                     while found is None:
-                        found = self._try("masks_at_once", self._segments, embedding, results[row].size)
+                        found = self._try("masks_at_once", self._all_segments, embedding, results[row].size)
                     results[row] = found
                 wanted = wanted[len(rows) :]
         return results
@@ -181,6 +181,13 @@ class MaskGenerator:
             batch.append(self.sam.preprocess(torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.rounded):
             return self._encode(torch.stack(batch)).float()
+
+    def _all_segments(self, embedding: Tensor, size: tuple[int, int]) -> Segments:
+        try:
+            return self._segments(embedding, size)
+        except RuntimeError:
+            self.masks_at_once = self._at_once(Frame.of(size, self.input, self.decoder.size))  # what is to be halved
+            raise
 
     def _segments(self, embedding: Tensor, size: tuple[int, int]) -> Segments:
         """The masks of one image of `size` with that embedding."""

@@ -164,7 +164,10 @@ def _require_same_training(
         return
     columns = ("sample_id", "image", "captions", "description")
     rows = [part.frame[name].tolist() for part in (train, val) for name in columns]
-    masks = segments and [segments.parts.settings, [segments.key(sample) for sample in segments.sample_ids]]
+    masks = None
+    if segments is not None:
+        known, samples = set(segments.sample_ids), [name for part in (train, val) for name in part.frame["sample_id"]]
+        masks = [segments.parts.settings, [segments.key(name) if name in known else "" for name in samples]]
     distributed.require_alike(
         content_hash(config.to_dict(), encoder.name, *rows, masks),
         f"The processes have different settings, rows or segments (this one's images: {train.root}); "
