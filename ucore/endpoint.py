@@ -265,7 +265,7 @@ def _served(data: bytes) -> list[str]:
 def broken_off(text: str) -> str:
     """A text that ran into the limit of its length, marked as cut: without its last word, which may be half of one."""
     whole = text.rstrip("'\")]\u201d\u2019").endswith((".", "!", "?", "\u3002"))
-    return text if whole else re.sub(r"\s+\S*$", "", text) + " \u2014"  # what has no spaces is left whole
+    return text if whole or not text else re.sub(r"\s+\S*$", "", text) + " \u2014"  # what has no spaces is left whole
 
 
 def _text_of(data: bytes) -> str:
