@@ -87,8 +87,7 @@ class MaskGenerator:
     sam: any segment_anything model. What is None is the model's own (`sam.generator_defaults`) or else as published.
     points_per_side: clicks on a side of the square grid. min_mask_region_area: holes and islands of
     fewer pixels are filled or removed. exact: the very masks of `SamAutomaticMaskGenerator`, in float32.
-    points_per_batch, images_per_batch: None chooses by the device; both, and the masks that are brought to the
-    image's size at once, halve by themselves when memory runs out.
+    points_per_batch, images_per_batch: None chooses by the device; batches halve by themselves when memory runs out.
     compile: let torch.compile fuse the image encoder, which pays for thousands of images on a GPU.
     like_gpu: have the key and the bfloat16 of a GPU on a processor, which names a folder for GPUs that are elsewhere.
     """
@@ -155,19 +154,19 @@ class MaskGenerator:
     def generate(self, images: Sequence[np.ndarray]) -> list[Segments]:
         """The masks of each image, uint8 (H, W, 3) of any size, best predicted quality first.
 
-        An image of one colour has none (with `exact`, what the model says). Memory grows with the image: `mosaic` cuts
-        large ones. Raises UserError when memory does not suffice for one image or one click.
+        An image of one colour has none (with `exact`, what the model says). Memory grows with it: `mosaic` cuts large
+        ones. Raises UserError when memory does not suffice for one image or one click.
         """
-        results = [Segments.none((image.shape[0], image.shape[1])) for image in images]
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        results = [Segments.none(size) for size in sizes]
         wanted = [row for row, image in enumerate(images) if self.exact or (image != image[0, 0]).any()]
         while wanted:
             rows = wanted[: self.images_per_batch]
             embeddings = self._try("images_per_batch", self._embed, [images[row] for row in rows])
             if embeddings is not None:
                 for row, embedding in zip(rows, embeddings, strict=True):
-                    found = None
-                    while found is None:
-                        found = self._try("masks_at_once", self._all_segments, embedding, results[row].size)
+                    while (found := self._try("masks_at_once", self._all_segments, embedding, sizes[row])) is None:
+                        pass
                     results[row] = found
                 wanted = wanted[len(rows) :]
         return results
@@ -185,8 +184,8 @@ class MaskGenerator:
     def _all_segments(self, embedding: Tensor, size: tuple[int, int]) -> Segments:
         try:
             return self._segments(embedding, size)
-        except RuntimeError:
-            self.masks_at_once = self._at_once(Frame.of(size, self.input, self.decoder.size))  # what is to be halved
+        except RuntimeError:  # what is to be halved is what was at once
+            self.masks_at_once = self._at_once(Frame.of(size, self.input, self.decoder.size))
             raise
 
     def _segments(self, embedding: Tensor, size: tuple[int, int]) -> Segments:

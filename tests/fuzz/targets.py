@@ -12,7 +12,9 @@ OWN = {
         ("cli_data.help_text", "maps._leaflet", "maps.inside", "maps.page_element", "maps.render"), _INSTALLED
     ),
     "app.voila_command": _INSTALLED,
-    **dict.fromkeys(("new_notebook.new_notebook", "origin._cpu_name", "origin._modules_of"), _INSTALLED),
+    **dict.fromkeys(
+        ("new_notebook.new_notebook", "origin._cpu_name", "origin.peak_memory_gb", "origin._modules_of"), _INSTALLED
+    ),
     **dict.fromkeys(("cluster.answer", "workers.build", "workers.packed", "simulated_set.settings_of"), _OWN),
     **dict.fromkeys(("store.__init__", "store.quarantine", "sharding._write_shard"), _OWN),
     "crop_features.segment_features": "rows that the segment store has checked, and their length",

@@ -16,7 +16,7 @@ from shapes import BYTES, CSV, JSON, JSON_LINES, LINES, PARQUET, PBF, PNG, TAR, 
 
 from ucore.archives import unpack_zip
 from ucore.data import read_dataset
-from ucore.images import load_image, try_image
+from ucore.images import load_image, picture_pixels, try_image
 from ucore.inspection import inspect_path
 from ucore.manifest import Manifest, statistics
 from ucore.osm import read_osm
@@ -166,6 +166,7 @@ def _use_pictures(folder: Path) -> None:
     """The damaged one first, as the readers see it, which name it; then with what is wrong as an answer."""
     for path in sorted(folder.iterdir()):
         try_image(path)
+        assert picture_pixels(path) >= 0
     for path in sorted(folder.iterdir()):
         picture = load_image(path)
         assert picture.mode == "RGB" and len(np.asarray(picture).shape) == 3
@@ -370,8 +371,8 @@ TARGETS = [
     Target("shards parquet", ("shards._parquet", "shards._has_pictures", "shards._row", "spans._row_group",
            "shards._decoded"), _shards_parquet, use_folder, {"*.parquet": PARQUET}, 200),
     Target("zip", ("archives.open_zip", "archives.unpack_zip", "inspection._zip"), _zip, _use_zip, {"*.zip": ZIP}, 300),
-    Target("pictures", ("images._read",), _pictures, _use_pictures, {"*.[bgjtw]*": BYTES, "*.ppm": BYTES, "*.png": PNG},
-           200, room=2**31),
+    Target("pictures", ("images._read", "images.picture_pixels"), _pictures, _use_pictures,
+           {"*.[bgjtw]*": BYTES, "*.ppm": BYTES, "*.png": PNG}, 200, room=2**31),
     Target("manifest", ("manifest.load", "data.read_manifest"), _manifest, use_folder, {"*.parquet": PARQUET}, 100),
     Target("series", ("origin.data_key", "origin._hash_of_rows", "origin._remembered", "files.file_hash",
            "series.dataset_for", "series.series_for", "series.known_key", "series._domains"), _series, _use_series,
