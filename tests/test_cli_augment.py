@@ -131,6 +131,8 @@ def test_training_commands_pass_their_settings_on(tiny_rsicd, tmp_path, monkeypa
     assert outcome.status == 0 and outcome.out.startswith("Model: model")
     assert calls["captioner"][:2] == (out, ()) and calls["captioner"][2].steps == 3 and calls["captioner"][4]
     assert ucore("segments", "train-mikro").status == 2
+    told = refusal("segments", "train-micro", "--data", tiny_rsicd, "--data", tiny_rsicd, "--out", out)
+    assert "--data is given twice" in told
 
 
 def test_an_address_where_nobody_answers_leaves_nothing_behind(tiny_rsicd, tmp_path):

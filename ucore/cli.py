@@ -286,6 +286,8 @@ def main() -> None:
     usual, warnings.formatwarning = warnings.formatwarning, _format_warning
     about = "Cross-domain satellite image-text retrieval."
     try:
+        if sum(part.split("=")[0] == "--data" for part in sys.argv) > 1:  # tyro would take the last and say nothing
+            raise ConfigError("--data is given twice. Write it once; several folders stand one after the other.")
         with termination():
             tyro.extras.subcommand_cli_from_dict(commands, prog="ucore", description=about, sort_subcommands=False)
     except UserError as error:

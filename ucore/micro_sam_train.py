@@ -270,7 +270,7 @@ def train_micro(
         _fit(trainer, out, log)
         path = out / f"{NAME}.safetensors"
         write_weights(path, {name: value.half() for name, value in trainer.averaged().state_dict().items()})
-        pictures = {source.name: len(source.images) for source in sources}
+        pictures = [[source.name, len(source.images)] for source in sources]
         write_json(out / "training.json", {"config": asdict(config), "pictures": pictures, "log": log})
     return path
 
