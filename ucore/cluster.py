@@ -30,7 +30,7 @@ def on_ray(
     try:
         import ray  # noqa: F401
     except ImportError:
-        raise ConfigError('The engine ray needs Ray, which is not installed: pip install "ucore[ray]"') from None
+        raise ConfigError('The engine ray needs Ray: run make setup, or pip install -e ".[ray]"') from None
     return _on_ray(make_worker, jobs, workers, gpus_per_worker, address)
 
 

@@ -31,7 +31,7 @@ def lancedb_module() -> Any:
     try:
         import lancedb
     except ImportError as error:
-        raise UserError('This index needs LanceDB: pip install "ucore[lance]"') from error
+        raise UserError('This index needs LanceDB: run make setup, or pip install -e ".[lance]"') from error
     return lancedb
 
 
