@@ -251,6 +251,12 @@ class TestExplaining:
         drawn = plot_explanations(searcher, answer, [found]).axes[1].texts[0].get_text()
         assert "no word can be weighed" in " ".join(drawn.split())
 
+    def test_a_formula_in_a_query_is_drawn_as_it_stands(self, searcher):
+        answer = searcher.text(r"house $\foo$ sign", k=1)  # unknown to matplotlib's own formulae
+        figure = plot_explanations(searcher, answer, [explain(searcher, answer, answer.hits[0])])
+        assert r"$\foo$" in figure.get_suptitle()
+        assert figure.png().startswith(b"\x89PNG")
+
     def test_segments_beyond_the_fortieth_are_seen(self, searcher, search_place, tmp_path):
         shutil.copytree(search_place.index, tmp_path / "index")
         index = GalleryIndex.open(tmp_path / "index")

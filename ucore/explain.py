@@ -174,6 +174,12 @@ def picture_address(searcher: "Searcher", name: str, size: int) -> str:
 
 def plot_explanations(searcher: "Searcher", answer: Answer, explanations: Sequence[Explanation]) -> "Picture":
     """One row a hit: its tile with the best segments, and the words' weights as bars."""
+    from ucore.picture import styled  # which brings matplotlib, and a command-line search needs none
+
+    return styled(_plotted)(searcher, answer, explanations)
+
+
+def _plotted(searcher: "Searcher", answer: Answer, explanations: Sequence[Explanation]) -> "Picture":
     from ucore.gallery import shortened
     from ucore.picture import BLUE, VERMILLION, WIDTH, Picture
 
