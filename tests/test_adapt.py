@@ -81,6 +81,11 @@ def test_every_method_makes_its_parts_of_the_loss(new_adapter):
         assert result.loss == pytest.approx(sum(result.parts.values())) and np.isfinite(result.loss)
 
 
+def test_alike_texts_are_no_positives_of_the_triplet(new_adapter):
+    hard, soft = (new_adapter("paper", soft_share=share, head_batch_size=8).step().parts for share in (0.0, 0.2))
+    assert soft["triplet"] == pytest.approx(hard["triplet"], rel=1e-4) and hard["triplet"] > 0
+
+
 def test_the_curriculum_grows_with_the_cycles_through_the_target(new_adapter):
     adapter = new_adapter("paper", head_batch_size=10, target_batch_size=4, head_epochs=10)
     phase, kept = adapter.phase, []

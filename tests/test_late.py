@@ -76,7 +76,7 @@ def test_a_query_weighs_images_with_their_segments_as_the_encoder_does(encoder_f
     encoder.add_segments("late")
     checkpoint = save_checkpoint(tmp_path / "checkpoint", encoder, manifest, **settings)
     masks = segment_dataset(manifest, "felzenszwalb", tmp_path / "masks", workers=1, progress=False)
-    build_index(checkpoint, manifest, tmp_path / "index", masks, 2, progress=False)
+    build_index(checkpoint, manifest, tmp_path / "index", masks, 6, progress=False)  # more than count in the score
     config = TrainConfig.at("tiny", precision="float32", **settings)
     sets = segment_sets(encoder, manifest, masks, config, progress=False)
     images, text = embed_images(encoder, manifest, progress=False), embed_texts(encoder, ["a red house"], False)

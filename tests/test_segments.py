@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from makers import draw
+from makers import draw, make_rsicd
 from PIL import Image
 
 from ucore import crop_features, segments
@@ -365,6 +365,20 @@ def test_features_without_segments_say_what_to_run(tiny_rsicd, tmp_path, halves)
 def test_an_image_that_was_replaced_is_noticed(manifest, tmp_path, halves, size):
     with pytest.warns(UserWarning, match="00001"):
         store = run(manifest, tmp_path / "out")
+    segment_features(Means(), manifest, store, background="box", progress=False)
     Image.effect_noise(size, 50).save(manifest.image_path(0))
-    with pytest.raises(DataError, match="has changed"):
+    with pytest.raises(DataError, match="Changed since they were segmented: "):
+        segment_features(Means(), manifest, store, background="box", progress=False)  # though these are there
+    with pytest.raises(DataError, match="Changed since they were segmented: "):
         segment_features(Means(), manifest, store, progress=False)
+
+
+def test_pictures_of_another_dataset_with_the_same_names_are_not_taken_for_ones_own(tmp_path, halves):
+    ours, theirs = (read_dataset(make_rsicd(tmp_path / name, 4, 0, 0, seed=seed)) for seed, name in enumerate("ab"))
+    assert ours.frame["sample_id"].tolist() == theirs.frame["sample_id"].tolist()
+    store = run(ours, tmp_path / "out")
+    features, _ = segment_features(Means(), ours, store, progress=False)
+    store = run(theirs, tmp_path / "out")
+    assert not np.array_equal(segment_features(Means(), theirs, store, progress=False)[0], features)
+    with pytest.raises(DataError, match="two datasets have the same names, into a folder for each"):
+        segment_features(Means(), ours, store, progress=False)

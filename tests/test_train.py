@@ -269,6 +269,60 @@ def test_interrupt_keeps_the_state_and_the_run_ends_the_same(new_trainer, tmp_pa
     same(whole, again)
 
 
+@pytest.mark.parametrize("where", ["kept_weights", "save_encoder"])
+def test_an_interrupt_in_the_first_validation_is_recovered_from(new_trainer, tmp_path, monkeypatch, where):
+    whole = new_trainer(tmp_path / "whole", tune_epochs=0, head_lr=1e-9)  # nothing will be better than the start
+    whole.fit()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    trainer = new_trainer(tmp_path / "run", tune_epochs=0, head_lr=1e-9)
+    monkeypatch.setattr(f"ucore.train.{where}", stop)
+    with pytest.raises(UserError, match="Stopped at step 0 of 6"):
+        trainer.fit()
+    monkeypatch.undo()
+    again = new_trainer(tmp_path / "run", tune_epochs=0, head_lr=1e-9)
+    again.resume()
+    again.fit()
+    same(whole, again)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_steps_go_on_from_the_last_epoch_where_its_end_was_interrupted(new_trainer, tmp_path, monkeypatch):
+    whole = new_trainer(tune_epochs=0)
+    whole.fit()
+    for out in (tmp_path, None):
+        trainer, seen, validate = new_trainer(out, tune_epochs=0), [], Trainer.validate
+
+        def stop(self, seen=seen, validate=validate):
+            seen.append(self.step_count)
+            if len(seen) == 3:  # at the start, after the first epoch, after the last
+                raise KeyboardInterrupt
+            return validate(self)
+
+        monkeypatch.setattr(Trainer, "validate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            list(iter(trainer.step, None))
+        assert trainer.step_count == 6
+        if out is None:
+            with pytest.raises(UserError, match="half done, and no state was written"):
+                trainer.step()
+            trainer.reset()
+        while trainer.step() is not None:
+            assert trainer.step_count <= 6
+        same(whole, trainer)
+        monkeypatch.undo()
+
+
+def test_numbers_of_numpy_among_the_settings_can_be_read_again(new_trainer, tmp_path):
+    for rate in np.geomspace(1e-4, 1e-3, 2):
+        trainer = new_trainer(tmp_path / f"{rate}", tune_epochs=0, head_lr=rate)
+        trainer.step()
+        trainer.save()
+        assert new_trainer(tmp_path / f"{rate}", tune_epochs=0, head_lr=float(rate)).resume()
+
+
 def test_any_open_clip_model_trains(parts, tiny_clip, cache):
     config = TrainConfig.at("full", head_epochs=1, tune_epochs=1, tune_batch_size=8, head_batch_size=8, test_views=1)
     trainer = Trainer(load_encoder(tiny_clip), *parts, config, None, cache, progress=False)

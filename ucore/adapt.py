@@ -68,6 +68,7 @@ class Adapter(Trainer):
         self.finetune = finetune
         target_segments = segments if target_segments is None else target_segments
         self._segmented |= {"finetune": (finetune, target_segments), "val": (val, target_segments)}
+        self.store = target_segments
         if target_segments is not None and encoder.segments is not None:
             self.start += [content_hash(target_segments.parts.settings)]
         self.criterion = config.choose_by
@@ -137,7 +138,7 @@ class Adapter(Trainer):
             margin = min(config.triplet_margin + config.triplet_growth * phase.cycle, config.triplet_most)
             weights = phase.source_weights if config.domain_weights else None
             parts["triplet"] = config.triplet_weight * domain_triplet_loss(
-                image_features, text_features, positives > 0, margin, weights
+                image_features, text_features, positives == 1, margin, weights
             )
         if config.regime == "paired":
             images, image, text, belonging = phase.known_pairs()

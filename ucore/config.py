@@ -129,7 +129,9 @@ class TrainConfig:
                 raise ConfigError(f"{name!r} is not a training setting{did_you_mean(name, names)}")
         # None is what "none" is on the command line.
         words = {name: "none" for name in ("segments", "curriculum", "adversary") if values.get(name, "") is None}
-        config = cls(**{**values, **words})
+        # numpy's numbers, of a sweep, become plain ones: the state of a run could not be read again with them.
+        plain = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+        config = cls(**{**plain, **words})
         config.check()
         return config
 

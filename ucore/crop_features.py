@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -53,6 +53,15 @@ def image_keys(manifest: Manifest) -> list[str]:
     return map_files(_key, manifest.image_paths, "Hashing images")
 
 
+def require_same_pictures(store: SegmentStore, names: Sequence[str], keys: Sequence[str]) -> None:
+    """Raise DataError naming samples whose image, of these `image_keys`, is not the one that `store` has segments of:
+    it has changed, or the store was last used for another dataset with the same names."""
+    changed = [name for name, key in zip(names, keys, strict=True) if store.key(name) != key]
+    if changed:
+        raise DataError(f"Changed since they were segmented: {few(changed)}. Run ucore segment on this data again; "
+                        "where two datasets have the same names, into a folder for each.")  # fmt: skip
+
+
 def _key(path: Path) -> str:
     try:
         return content_hash(file_hash(path))
@@ -76,7 +85,7 @@ def segment_features(
     `crop_segments` says. Rows from `counts[n]` on are zero, for images with fewer segments or none, and belong into no
     mean. Computed once: kept beside the store under a key of the encoder's weights and all settings; an interrupted
     call goes on where it stopped. `encoder.image_head` brings the features into the space of texts.
-    Raises DataError where `store` lacks images of `manifest` that are not quarantined.
+    Raises DataError where `store` lacks images of `manifest` that are not quarantined, or has others of these names.
     """
     if encoder.image_size[0] != encoder.image_size[1] or k < 1 or background not in BACKGROUNDS:
         raise ConfigError(
@@ -90,7 +99,10 @@ def segment_features(
     crops: dict[str, Any] = {"background": background, "size": encoder.image_size[0], "margin": margin}
     chosen: dict[str, Any] = {"k": k, "diversity": diversity}
     settings = {"encoder": encoder.fingerprint("segment"), **crops, **chosen, "version": VERSION}
-    keys = {sample_id: store.key(sample_id) for sample_id in samples}
+    keys = dict(zip(samples, image_keys(manifest), strict=True))
+    for sample_id in samples:  # features that are there serve without their images
+        keys[sample_id] = store.key(sample_id) if keys[sample_id].startswith(UNHASHED) else keys[sample_id]
+    require_same_pictures(store, samples, list(keys.values()))
     parts = _kept(store, settings, {keys[sample_id] for sample_id in samples if sample_id not in bad})
     done = parts.done()
     todo = [image for image in distinct_images(keys, manifest) if image.sample_id in store and image.key not in done]
@@ -98,8 +110,6 @@ def segment_features(
     one_large = Lock()
 
     def cut(image: ImageFile, segments: Segments) -> Cut:
-        if _key(image.path) != image.key:
-            raise DataError(f"{image.path} has changed since it was segmented. Run ucore segment on this data again.")
         rows = select_segments(segments, **chosen)
         with one_large if segments.size[0] * segments.size[1] > LARGE else nullcontext():
             return rows, crop_segments(np.asarray(load_image(image.path)), segments.take(rows), **crops)

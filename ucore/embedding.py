@@ -23,7 +23,7 @@ from ucore.alignment import SegmentBranch, SegmentPool, SegmentSets, present_of
 from ucore.checkpoint import load_bank, load_checkpoint
 from ucore.checkpoint_files import WEIGHTS
 from ucore.config import TrainConfig
-from ucore.crop_features import UNHASHED, image_keys, segment_features
+from ucore.crop_features import UNHASHED, image_keys, require_same_pictures, segment_features
 from ucore.errors import ConfigError, DataError, UserError
 from ucore.features import embed_images, embed_texts
 from ucore.files import content_hash, file_hash, only_writer, require_writable
@@ -137,6 +137,7 @@ def index_card(
         "segments": {
             "pooling": config.segments,
             "share": config.segment_share,
+            "count": config.segment_count,
             "background": config.segment_background,
         },
     }
@@ -198,10 +199,7 @@ class Contents:
             raise DataError(f"The images of {few(absent)} are not in {manifest.root} any more. Read the dataset again.")
         self.cut = None
         if store is not None:
-            changed = [name for name, key in zip(names, keys, strict=True) if store.key(name) != key]
-            if changed:
-                raise DataError(f"Changed since they were segmented: {few(changed)}. Run ucore segment on this data "
-                                "again.")  # fmt: skip
+            require_same_pictures(store, names, keys)
             self.cut = content_hash(store.parts.settings, count, background)
         told = _told(frame)
         firsts = [list(captions[:1]) for captions in frame["captions"]]

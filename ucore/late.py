@@ -41,8 +41,10 @@ class LateScores:
         self._biases: dict[int, float] = {}  # of images that were met
         self._weights = _pool_weights(checkpoint / WEIGHTS)
         self._of: dict[str, list[int]] = {}
-        for position, name in zip(positions.tolist(), index.rows(positions)["sample_id"], strict=True):
-            self._of.setdefault(name, []).append(position)
+        rows, count = index.rows(positions), learned.get("count")  # of an image; they are numbered, the best first
+        for position, name, item in zip(positions.tolist(), rows["sample_id"], rows["item_id"], strict=True):
+            if count is None or int(item.rpartition("#")[2]) < count:
+                self._of.setdefault(name, []).append(position)
 
     def rerank(self, vector: np.ndarray, positions: np.ndarray, correct_hubs: bool) -> tuple[np.ndarray, np.ndarray]:
         """Images in their new order, with their new scores float32 (n,). vector: of the query; correct_hubs: with each

@@ -135,13 +135,14 @@ class Trainer:
         """One optimiser step; None when training has finished."""
         if self.finished:
             return None
+        if not self._between_steps and not self.resume():
+            raise UserError("The last step was interrupted when half done, and no state was written: begin anew.")
         phase = self.phase
         if not self.best_state:  # the model as it comes may be the best there is, as a zero-shot CLIP can be
             with self._evaluating(phase):
                 self._judge()
             self.save()
-        started = time.perf_counter()
-        epoch = phase.epoch
+        started, epoch = time.perf_counter(), phase.epoch
         rows, texts = phase.next_batch()
         rate = phase.set_learning_rates()
         positives = torch.from_numpy(self.positives(rows, texts)).to(self.encoder.device)
@@ -157,8 +158,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(phase.parameters, self.config.clip_norm)
         self._between_steps = False
         phase.optimizer.step()
-        with torch.no_grad():  # CLIP's bound: a temperature of at least 0.01
-            self.encoder.logit_scale.clamp_(0, math.log(100))
+        self.encoder.logit_scale.data.clamp_(0, math.log(100))  # CLIP's bound: a temperature of at least 0.01
         phase.update_average()
         phase.step_count += 1
         self.step_count += 1
@@ -262,10 +262,11 @@ class Trainer:
         phase, metrics = self.phase, self.validate()
         better = metrics[self.criterion] > self.best.get(self.criterion, -math.inf)
         if better:
-            self.best = {**metrics, "phase": phase.name, "epoch": phase.epoch, "step": self.step_count}
-            self.best_state = kept_weights(self)
+            best = {**metrics, "phase": phase.name, "epoch": phase.epoch, "step": self.step_count}
+            state = kept_weights(self)
             if self.out is not None and self._writes:
-                save_encoder(self.out, self.encoder, self.best_state, self.config, self.best)
+                save_encoder(self.out, self.encoder, state, self.config, best)
+            self.best_state, self.best = state, best  # when they are written: who is interrupted before judges again
         return metrics, better
 
     def _next_phase(self) -> None:
@@ -294,10 +295,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write all that `resume` needs into `out`, atomically; nothing without `out`."""
-        if self.out is None or self._curves is None:
-            return
-        self._curves.flush()  # what lies before the state is not drawn again
-        save_state(self.out, run_state(self, None if self._phase is None else self._phase.state()))
+        if self.out is not None and self._curves is not None:
+            self._curves.flush()  # what lies before the state is not drawn again
+            save_state(self.out, run_state(self, None if self._phase is None else self._phase.state()))
 
     def resume(self) -> bool:
         """Go on from `out` if a state lies there; True when one did. Raises ConfigError when it is another run's."""
@@ -312,7 +312,7 @@ class Trainer:
         with resuming(Path(self.out or ".") / STATE, RESTART):
             refuse_other_run(self, state)
             restore(self, state)
-        self._phase, self.validated = None, {}
+        self._phase, self.validated, self._between_steps = None, {}, True
         if state["phase"] is not None:
             phase = self.phase
             with resuming(Path(self.out or ".") / STATE, RESTART):
