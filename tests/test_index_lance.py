@@ -227,5 +227,5 @@ def test_damage_that_lance_takes_on_trust_is_told_too(tmp_path):
 
 def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lancedb", None)
-    with pytest.raises(UserError, match=r'pip install "ucore\[lance\]"'):
+    with pytest.raises(UserError, match=r'pip install -e "\.\[lance\]"'):
         GalleryIndex.create(tmp_path / "i", CARD, DIM, engine="lance")

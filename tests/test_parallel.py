@@ -254,7 +254,7 @@ def test_what_building_a_worker_on_a_cluster_raises_is_raised(ray_cluster):
 
 def test_ray_is_asked_for_where_it_is_absent(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r'pip install "ucore\[ray\]"'):
+    with pytest.raises(ConfigError, match=r'pip install -e "\.\[ray\]"'):
         map_stage(squares, [1], engine="ray")
 
 

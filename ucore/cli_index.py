@@ -33,7 +33,7 @@ def build(
         domain: One domain (country, dataset) only.
         segments: Folder of masks that `ucore segment` wrote for this data: segments can be searched, too.
         segment_count: The most segments of an image, the best first.
-        engine: auto; flat: exact, memory-mapped, in folders; lance: beyond memory, object stores ("ucore[lance]").
+        engine: auto; flat: exact, memory-mapped, in folders; lance: beyond memory, object stores (the extra "lance").
         device: auto, cpu, cuda or cuda:N.
         skip_bad: Leave unreadable images out instead of stopping.
     """
