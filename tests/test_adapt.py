@@ -13,7 +13,7 @@ from command import ucore
 from makers import make_rsicd
 from PIL import Image
 
-from ucore.adapt import Adapter
+from ucore.adapt import Adapter, _centres
 from ucore.adapt_config import METHODS, AdaptConfig
 from ucore.adversary import gradient_penalty, reversal_strength
 from ucore.checkpoint import load_checkpoint
@@ -258,6 +258,13 @@ def test_cdan_maps_wide_products_and_resumes_with_the_same_map(new_adapter, monk
     assert broken.resume() and broken.step() is not None
     broken.fit()
     assert [row["loss"] for row in whole.history] == [row["loss"] for row in broken.history]
+
+
+def test_fewer_texts_than_clusters_are_their_own_centres(recwarn):
+    three = torch.eye(5)[[0, 1, 2, 1, 0, 2, 2]].numpy()
+    centres = _centres(three, seed=0)
+    assert centres.shape == (16, 5) and set(centres.argmax(1).tolist()) == {0, 1, 2} and not len(recwarn)
+    assert torch.allclose(centres.max(1).values, torch.ones(16))
 
 
 def test_weights_are_chosen_without_the_targets_pairs(new_adapter):

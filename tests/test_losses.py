@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -210,3 +211,19 @@ def test_nothing_that_belongs_together_costs_nothing(loss):
     value = loss(similarity, torch.zeros(3, 4, dtype=torch.bool))
     value.backward()
     assert value.item() == 0 and (similarity.grad == 0).all()
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+def test_hinge_of_soft_positives_against_plain_loops(margin):
+    similarity = torch.randn(5, 7, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    weights = torch.rand(5, 7, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    total = 0.0
+    for i, j in itertools.product(range(5), range(7)):
+        for k in range(7):
+            violation = max(0.0, margin + float(similarity[i, k] - similarity[i, j])) if k != j else 0.0
+            total += float(weights[i, j] * (1 - weights[i, k])) * violation
+        for k in range(5):
+            violation = max(0.0, margin + float(similarity[k, j] - similarity[i, j])) if k != i else 0.0
+            total += float(weights[i, j] * (1 - weights[k, j])) * violation
+    assert hinge_loss(similarity, weights, margin).item() == pytest.approx(total / 5)
+    assert torch.autograd.gradcheck(lambda s: hinge_loss(s, weights, margin), similarity.requires_grad_())

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 import weakref
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -28,7 +30,7 @@ from ucore.model import load_encoder
 from ucore.progress import training_folder
 from ucore.segment_store import SegmentStore
 from ucore.tasks import forget_run, score, train_checkpoint
-from ucore.tower_phase import augment
+from ucore.tower_phase import augment, image_stages
 from ucore.train import Trainer
 
 SMALL = dict(head_epochs=2, tune_epochs=1, head_batch_size=8, tune_batch_size=8, train_views=2, test_views=1)
@@ -566,6 +568,45 @@ def test_flips_alone_leave_the_rows_where_they_are():
     assert seen == {0, 29}
 
 
+def test_frozen_stages_are_not_tuned_and_stay_in_evaluation_mode(parts, cache, tiny_clip_factory):
+    config = TrainConfig.at("small", **{**SMALL, "head_epochs": 0, "frozen_image_stages": 1})
+    trainer = Trainer(tiny_clip_factory(), *parts, config, cache=cache, progress=False)
+    visual = trainer.encoder.clip.visual
+    stages = image_stages(trainer.encoder)
+    frozen, tuned = {name: value.clone() for name, value in visual.named_parameters()}, set()
+    trainer.step()
+    for name, value in visual.named_parameters():
+        if not torch.equal(value, frozen[name]):
+            tuned.add(name)
+    stem = {"class_embedding", "positional_embedding", "conv1.weight", "ln_pre.weight", "ln_pre.bias"}
+    assert not tuned & (stem | {name for name in frozen if name.startswith("transformer.resblocks.0.")})
+    assert {"proj", "ln_post.weight"} <= tuned
+    assert [part.training for part in (visual.ln_pre, stages[1], visual.ln_post)] == [False, False, True]
+
+
+def test_stages_of_trunks_and_resnets_are_found_with_their_stem():
+    class Trunk(torch.nn.Module):
+        def __init__(self, **stages: torch.nn.Module) -> None:
+            super().__init__()
+            self.stem, self.bn = torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
+            self.pos_embed, self.scale = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+            for name, stage in stages.items():
+                setattr(self, name, stage)
+
+    def linear():
+        return torch.nn.Linear(2, 2)
+
+    listed, named = Trunk(stages=torch.nn.Sequential(linear(), linear())), Trunk(layer1=linear(), layer2=linear())
+    wrapped = torch.nn.ModuleDict({"trunk": listed})
+    for visual in (SimpleNamespace(trunk=listed), wrapped["trunk"], named):
+        encoder: Any = SimpleNamespace(name="another", clip=SimpleNamespace(visual=visual))
+        stem, *stages = image_stages(encoder)
+        names = ["pos_embed", "0.weight", "0.bias", "1.weight", "1.bias"]
+        assert len(stages) == 2 and [name for name, _ in stem.named_parameters()] == names
+    with pytest.raises(ConfigError, match="set frozen_image_stages=0"):
+        image_stages(SimpleNamespace(name="another", clip=SimpleNamespace(visual=Trunk())))  # type: ignore[arg-type]
+
+
 # --- segments -------------------------------------------------------------------------------------------------
 
 
@@ -702,6 +743,15 @@ def test_segments_that_are_lacking_are_asked_for(parts, cache, encoder_factory, 
     empty = SegmentStore(tmp_path / "empty", {"generator": "none"})
     with pytest.raises(DataError, match="Run ucore segment on this data"):
         Trainer(encoder_factory(), *parts, config, cache=cache, progress=False, segments=empty).step()
+
+
+@pytest.mark.parametrize("head_epochs", [2, 0])
+def test_a_training_set_with_hardly_a_segment_is_refused(segment_trainer, head_epochs):
+    trainer = segment_trainer(head_epochs=head_epochs)
+    sets = trainer.segment_sets("train")
+    sets.present.view(-1)[sets.present.view(-1).nonzero()[1:]] = False
+    with pytest.raises(ConfigError, match=r"have 1 segments? in all.*or train without --segments"):
+        trainer.step()
 
 
 def test_a_training_of_other_code_data_or_settings_has_another_folder(tmp_path, monkeypatch):

@@ -211,8 +211,11 @@ def _coral(source: Tensor, target: Tensor) -> Tensor:
 
 
 def _centres(features: np.ndarray, seed: int) -> Tensor:
-    """Centres float32 (CLUSTERS, D) of k-means, L2-normalised."""
+    """Centres float32 (CLUSTERS, D) of k-means, L2-normalised; of fewer distinct features, these, again and again."""
     from scipy.cluster.vq import kmeans2
 
+    distinct = np.unique(features.round(4), axis=0)
+    if len(distinct) <= CLUSTERS:
+        return F.normalize(torch.from_numpy(np.resize(distinct, (CLUSTERS, features.shape[1]))).float(), dim=1)
     centres = kmeans2(features.astype(np.float64), CLUSTERS, minit="++", rng=seed)[0]
     return F.normalize(torch.from_numpy(centres).float(), dim=1)

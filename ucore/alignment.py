@@ -124,6 +124,16 @@ class SegmentBranch(nn.Module):
         self.tower.eval()
         return self
 
+    def standardise(self, sets: SegmentSets) -> None:
+        """Give the head mean and deviation of the features of the training images' segments."""
+        known = sets.flat()
+        if len(known) < 2:
+            raise ConfigError(
+                f"The training images have {len(known)} segments in all, and learning from segments needs at least 2. "
+                "Segment them with another generator or lower thresholds, or train without --segments"
+            )
+        self.head.standardise(known)
+
     @property
     def learned(self) -> list[nn.Parameter]:
         """Parameters of head and pool."""

@@ -213,22 +213,6 @@ class DualEncoder(nn.Module):
                 digest.update(value.detach().float().cpu().reshape(-1).numpy())
         return digest.hexdigest()[:16]
 
-    def image_stages(self) -> list[Any]:
-        """The vision tower's stages from input to output, for freezing: a stem and the stages after it."""
-        visual = self.clip.visual
-        if self.name == bundled.NAME:
-            trunk = visual.trunk
-            return [nn.ModuleList([trunk.conv_stem, trunk.bn1]), *trunk.blocks, trunk.conv_head]
-        transformer = getattr(visual, "transformer", None)
-        if transformer is not None:
-            stem = [m for n, m in visual.named_children() if n in ("conv1", "ln_pre", "patch_dropout")]
-            return [nn.ModuleList(stem), *transformer.resblocks]
-        trunk = getattr(visual, "trunk", visual)
-        stages = getattr(trunk, "blocks", None) or getattr(trunk, "stages", None)
-        if stages is None:
-            raise ConfigError(f"The stages of {self.name} are not known; set frozen_image_stages=0 to tune all of it")
-        return [nn.ModuleList(), *stages]
-
     def token_embedding(self) -> Any:
         """The text tower's table of word vectors."""
         text = getattr(self.clip, "text", self.clip)
@@ -281,8 +265,14 @@ def load_encoder(
             clip = bundled.build_clip(load_weights, preprocess)
     else:
         clip = _open_clip_model(name, str(pretrained) if pretrained is not None and load_weights else None, preprocess)
-    with quiet():
-        tokenizer = open_clip.get_tokenizer(name)
+    try:
+        with quiet():
+            tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"Could not fetch the tokenizer of {name} ({_first_line(error)}). Check the connection, or choose an "
+            "architecture whose tokenizer comes with open_clip, such as ViT-B-32"
+        ) from error
     encoder = DualEncoder(name, clip, tokenizer, config)
     encoder.pretrained = None if pretrained is None else str(pretrained)
     return encoder.to(device).eval()

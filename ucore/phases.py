@@ -214,7 +214,7 @@ class HeadPhase(Phase):
         encoder.image_head.standardise(self.image.flatten(0, 1))
         encoder.text_head.standardise(self.text)
         if encoder.segments is not None:
-            encoder.segments.head.standardise(self.trainer.segment_sets("train").flat())
+            encoder.segments.standardise(self.trainer.segment_sets("train"))
 
     def _groups(self) -> Groups:
         return {"heads": (self.encoder.joining, self.trainer.config.head_lr)}

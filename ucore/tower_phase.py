@@ -1,6 +1,7 @@
 """The second phase of training: heads and towers on augmented pixels."""
 
 import math
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -9,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
-from ucore import distributed
+from ucore import bundled, distributed
 from ucore.config import Augmentation, TrainConfig
 from ucore.errors import ConfigError
 from ucore.features import embed_images, embed_texts, image_tower_features, pixel_batches, text_tower_features
 from ucore.gradients import Losses, Parts, chunked_backward
 from ucore.manifest import subset
-from ucore.model import dihedral
+from ucore.model import DualEncoder, dihedral
 from ucore.phases import Phase
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class TowerPhase(Phase):
                 f"A batch of {least} images cannot be shared by {distributed.size()} processes: start fewer"
                 + (", or raise tune_batch_size" if least < len(trainer.train) else "")
             )
-        first = encoder.image_stages()[: config.frozen_image_stages + 1] if config.frozen_image_stages else []
-        frozen = {p for stage in first for p in stage.parameters()}
+        self._frozen = image_stages(encoder)[: config.frozen_image_stages + 1] if config.frozen_image_stages else []
+        frozen = {p for stage in self._frozen for p in stage.parameters()}
         frozen |= set(encoder.token_embedding().parameters())  # rare words keep the meaning they came with
         own = {id(p) for p in encoder.joining} | {id(encoder.clip.logit_scale)}
         visual = [p for p in encoder.clip.visual.parameters() if p not in frozen]
@@ -51,7 +52,7 @@ class TowerPhase(Phase):
                 torch.from_numpy(text_tower_features(encoder, sample.texts[0], progress=False))
             )
             if encoder.segments is not None:
-                encoder.segments.head.standardise(trainer.segment_sets("train").flat())
+                encoder.segments.standardise(trainer.segment_sets("train"))
         if (config.chunk or distributed.size() > 1) and any(
             isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.clip.modules()
         ):
@@ -84,6 +85,8 @@ class TowerPhase(Phase):
 
     def _set_modes(self) -> None:
         self.encoder.train()
+        for stage in self._frozen:  # a BatchNorm that counts on would change them, too
+            stage.eval()
 
     def forward(self, rows: np.ndarray, texts: np.ndarray) -> tuple[Tensor, Tensor]:
         """Features of the batch from augmented pixels, which come from the epoch's stream: once a step."""
@@ -147,6 +150,39 @@ class TowerPhase(Phase):
     def close(self) -> None:
         """End the stream of pixels."""
         self._pixels = None
+
+
+def image_stages(encoder: DualEncoder) -> list[nn.Module]:
+    """The vision tower's stages from input to output, for freezing: a stem and the stages after it.
+
+    Of the bundled tower and of open_clip's transformers, ResNets and timm trunks; ConfigError where they are not known.
+    """
+    visual = encoder.clip.visual
+    trunk = getattr(visual, "trunk", visual)
+    blocks = [
+        getattr(getattr(trunk, "transformer", None), "resblocks", None),
+        getattr(trunk, "blocks", None),
+        getattr(trunk, "stages", None),
+        [module for name, module in trunk.named_children() if re.fullmatch(r"layer\d", name)],
+    ]
+    stages = next((list(of) for of in blocks if of), None)
+    if stages is None:
+        raise ConfigError(f"The stages of {encoder.name} are not known; set frozen_image_stages=0 to tune all of it")
+    last = [trunk.conv_head] if encoder.name == bundled.NAME else []
+    return [_stem(trunk, stages[0]), *stages, *last]
+
+
+def _stem(trunk: nn.Module, first: nn.Module) -> nn.Module:
+    """What a trunk has before the first of its stages, its positions and extra tokens included."""
+    stem = nn.ModuleList()
+    for child in trunk.children():  # built in the order in which data pass through them
+        if any(module is first for module in child.modules()):
+            break
+        stem.append(child)
+    for name, table in trunk.named_parameters(recurse=False):
+        if name.startswith(("cls_", "reg_", "class_", "pos")):
+            stem.register_parameter(name, table)
+    return stem
 
 
 def augment(image: Tensor, rng: np.random.Generator, min_crop: float, kind: Augmentation = "dihedral") -> Tensor:
