@@ -29,6 +29,7 @@ from ucore.manifest import subset
 from ucore.model import load_encoder
 from ucore.progress import training_folder
 from ucore.segment_store import SegmentStore
+from ucore.splits import load_split
 from ucore.tasks import forget_run, score, train_checkpoint
 from ucore.tower_phase import augment, image_stages
 from ucore.train import Trainer
@@ -605,6 +606,14 @@ def test_stages_of_trunks_and_resnets_are_found_with_their_stem():
         assert len(stages) == 2 and [name for name, _ in stem.named_parameters()] == names
     with pytest.raises(ConfigError, match="set frozen_image_stages=0"):
         image_stages(SimpleNamespace(name="another", clip=SimpleNamespace(visual=Trunk())))  # type: ignore[arg-type]
+
+
+def test_splits_are_written_before_the_weights_learn(parts, cache, tiny_clip_factory, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("stopped at once"))
+    config, everything = TrainConfig.at("small", **SMALL), parts[0]
+    with pytest.raises(pytest.fail.Exception, match="stopped at once"):
+        train_checkpoint(tiny_clip_factory(), *parts, config, tmp_path, cache, progress=False, everything=everything)
+    assert set(load_split(everything, tmp_path / "split.json").frame["split"]) == {"train"}
 
 
 # --- segments -------------------------------------------------------------------------------------------------

@@ -97,7 +97,6 @@ def train(
         from ucore import distributed
         from ucore.model import load_encoder
         from ucore.origin import peak_memory_gb
-        from ucore.splits import save_split
         from ucore.tasks import metrics_text, train_checkpoint, write_metrics
 
         device = distributed.join(device)
@@ -108,11 +107,10 @@ def train(
     print(f"{len(train_part):,} training and {len(val_part):,} validation images; {model.precision} on {model.device}")
     print(f"Validation has {len(texts):,} captions, {len(set(texts)):,} of them distinct.")
     trainer, plain, corrected = train_checkpoint(
-        model, train_part, val_part, config, out, cache, restart, segments=_store(segments)
+        model, train_part, val_part, config, out, cache, restart, segments=_store(segments), everything=manifest
     )  # fmt: skip
     if not distributed.is_first():
         return
-    save_split(manifest, out / "split.json")
     seconds = {**trainer.seconds, "evaluation": sum(plain.seconds.values()), "total": time.perf_counter() - started}
     write_metrics(
         out / "validation.json",

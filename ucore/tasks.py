@@ -26,6 +26,7 @@ from ucore.model import DualEncoder
 from ucore.origin import code_key
 from ucore.report import write_report
 from ucore.segment_store import SegmentStore
+from ucore.splits import save_split
 from ucore.train import Trainer
 
 MOST_SCORES = 2 * 10**9  # entries of a similarity matrix: 8 GB
@@ -133,9 +134,11 @@ def train_checkpoint(
     restart: bool = False,
     progress: bool = True,
     segments: SegmentStore | None = None,
+    everything: Manifest | None = None,
 ) -> tuple[Trainer, Scores, Scores]:
     """Train into `out`, going on where an earlier call stopped, and score the whole validation gallery.
 
+    everything: the samples whose splits are written beside the weights, before these learn; none are without it.
     Returns the trainer, the scores as plain cosines, and the scores with hubs corrected, whose bank of
     training images and captions is kept beside the weights.
     """
@@ -150,6 +153,8 @@ def train_checkpoint(
     if trainer.resume() and progress:
         state = "finished" if trainer.finished else f"at step {trainer.step_count}"
         print(f"Found a run in {out}, {state}: going on from there.")
+    if everything is not None and distributed.is_first():
+        save_split(everything, out / "split.json")  # what the weights have seen is known at any moment
     trainer.fit()
     bank = training_bank(encoder, trainer.train, out, progress, segments, config)
     plain = score(encoder, val, config.test_views, progress, segments, config)
