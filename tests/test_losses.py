@@ -114,9 +114,11 @@ def test_hinge_by_hand():
     assert triplet_loss(image, text, margin=0.5).item() == pytest.approx(0.4 / 2)
 
 
+@pytest.mark.parametrize("few", [0, 8])
 @pytest.mark.parametrize("margin", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_hinge_against_plain_loops(seed, margin):
+def test_hinge_against_plain_loops(seed, margin, few, monkeypatch):
+    monkeypatch.setattr("ucore.losses.FEW", few)
     image, text = features(6, 4, seed), features(8, 4, seed + 10)
     positives = some_positives(6, 8, seed + 20)
     similarity = (image @ text.T).numpy().astype(float)
@@ -213,8 +215,10 @@ def test_nothing_that_belongs_together_costs_nothing(loss):
     assert value.item() == 0 and (similarity.grad == 0).all()
 
 
+@pytest.mark.parametrize("few", [0, 8])
 @pytest.mark.parametrize("margin", [0.0, 0.3])
-def test_hinge_of_soft_positives_against_plain_loops(margin):
+def test_hinge_of_soft_positives_against_plain_loops(margin, few, monkeypatch):
+    monkeypatch.setattr("ucore.losses.FEW", few)  # either way of adding up
     similarity = torch.randn(5, 7, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     weights = torch.rand(5, 7, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     total = 0.0

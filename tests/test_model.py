@@ -183,3 +183,14 @@ assert held() > before + 300
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
 def test_freed_memory_is_kept_within_and_given_back_afterwards():
     subprocess.run([sys.executable, "-c", MEMORY], check=True)
+
+
+@pytest.mark.parametrize("needed", ["get_tokenizer", "create_model"])
+def test_what_lies_on_the_hub_is_named_where_it_cannot_be_reached(needed, monkeypatch):
+    def offline(*args: object, **options: object) -> None:
+        raise OSError("We couldn't connect to the hub\nand more")
+
+    monkeypatch.setattr("open_clip.get_tokenizer", lambda name: None)
+    monkeypatch.setattr(f"open_clip.{needed}", offline)
+    with pytest.raises(CheckpointError, match=r"Could not fetch what roberta-ViT-B-32 needs .*to the hub\)"):
+        load_encoder("roberta-ViT-B-32")

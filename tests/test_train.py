@@ -30,7 +30,7 @@ from ucore.model import load_encoder
 from ucore.progress import training_folder
 from ucore.segment_store import SegmentStore
 from ucore.splits import load_split
-from ucore.tasks import forget_run, score, train_checkpoint
+from ucore.tasks import forget_run, keep_split, score, train_checkpoint
 from ucore.tower_phase import augment, image_stages
 from ucore.train import Trainer
 
@@ -613,6 +613,9 @@ def test_splits_are_written_before_the_weights_learn(parts, cache, tiny_clip_fac
     config, everything = TrainConfig.at("small", **SMALL), parts[0]
     with pytest.raises(pytest.fail.Exception, match="stopped at once"):
         train_checkpoint(tiny_clip_factory(), *parts, config, tmp_path, cache, progress=False, everything=everything)
+    assert set(load_split(everything, tmp_path / "split.json").frame["split"]) == {"train"}
+    with only_writer(tmp_path), pytest.raises(UserError, match="Another process"):
+        keep_split(parts[1], tmp_path)
     assert set(load_split(everything, tmp_path / "split.json").frame["split"]) == {"train"}
 
 

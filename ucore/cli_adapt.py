@@ -108,8 +108,7 @@ def adapt(
     from ucore.checkpoint import load_checkpoint
     from ucore.device import pick_device
     from ucore.segment_store import SegmentStore
-    from ucore.splits import save_split
-    from ucore.tasks import forget_run, score, training_bank, write_metrics
+    from ucore.tasks import forget_run, keep_split, score, training_bank, write_metrics
 
     encoder, card = load_checkpoint(checkpoint, pick_device(device))
     masks = [None if folder is None else SegmentStore(folder) for folder in (segments, target_segments or segments)]
@@ -125,7 +124,7 @@ def adapt(
     )
     if adapter.resume():
         print(f"Found a run in {out}, {'finished' if adapter.finished else f'at step {adapter.step_count}'}.")
-    save_split(everything, out / "split.json")  # before the weights: what they have seen is known at any moment
+    keep_split(everything, out)
     best = adapter.fit()
     training_bank(encoder, finetune, out, **of_target)
     after = score(encoder, val, **of_target)

@@ -69,7 +69,9 @@ class TrainConfig:
     tune_head_lr: float = 5e-4
     image_lr: float = 2e-4
     text_lr: float = 5e-5
-    frozen_image_stages: int = 3  # of the bundled vision tower's seven; the stem is frozen with them
+    frozen_image_stages: int = (
+        3  # and the stem; the bundled tower has seven, a ResNet or ConvNeXt four, a ViT its blocks
+    )
     weight_decay: float = 0.05
     warmup: float = 0.1  # share of a phase's steps
     clip_norm: float = 1.0  # gradient norm; clipped after backward

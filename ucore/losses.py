@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+FEW = 8  # positives of an image, up to which the sum-hinge goes through them pair by pair
+
 
 def clip_loss(
     image_features: Tensor,
@@ -86,14 +88,22 @@ def hinge_loss(similarity: Tensor, positives: Tensor | None = None, margin: floa
     """
     positives = _given(similarity, positives)
     positives = positives.to(similarity.dtype)
-    return (_violations(similarity, positives, margin) + _violations(similarity.T, positives.T, margin)) / len(
-        similarity
-    )
+    of = _few_pairs if int((positives > 0).sum()) <= FEW * len(similarity) else _all_pairs
+    return (of(similarity, positives, margin) + of(similarity.T, positives.T, margin)) / len(similarity)
 
 
-def _violations(similarity: Tensor, positives: Tensor, margin: float) -> Tensor:
-    """The first half of the sum-hinge: over pairs (i, j) and k. Sorted, violators of a pair come first in its row, and
-    sums over them differences of running sums: rows of 512 soft positives take no cube of memory."""
+def _few_pairs(similarity: Tensor, positives: Tensor, margin: float) -> Tensor:
+    """The first half of the sum-hinge: over pairs (i, j) and k, each pair with its row of negatives."""
+    rows, columns = (positives > 0).nonzero(as_tuple=True)
+    negatives = 1 - positives[rows]
+    negatives[torch.arange(len(rows), device=similarity.device), columns] = 0  # a soft positive is not its own negative
+    violations = (margin + similarity[rows] - similarity[rows, columns, None]).clamp(min=0)
+    return (positives[rows, columns] * (violations * negatives).sum(1)).sum()
+
+
+def _all_pairs(similarity: Tensor, positives: Tensor, margin: float) -> Tensor:
+    """The same where most pairs are positive, softly. Sorted, violators of a pair come first in its row, and sums over
+    them are differences of running sums: a batch of 512 takes no cube of memory."""
     negatives = 1 - positives
     order = similarity.detach().argsort(dim=1, descending=True)
     sorted_similarity, sorted_negatives = similarity.gather(1, order), negatives.gather(1, order)

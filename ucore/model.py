@@ -263,22 +263,16 @@ def load_encoder(
             )
         with quiet():
             clip = bundled.build_clip(load_weights, preprocess)
-    else:
-        clip = _open_clip_model(name, str(pretrained) if pretrained is not None and load_weights else None, preprocess)
-    try:
-        with quiet():
             tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            f"Could not fetch the tokenizer of {name} ({_first_line(error)}). Check the connection, or choose an "
-            "architecture whose tokenizer comes with open_clip, such as ViT-B-32"
-        ) from error
+    else:
+        source = str(pretrained) if pretrained is not None and load_weights else None
+        clip, tokenizer = _open_clip_model(name, source, preprocess)
     encoder = DualEncoder(name, clip, tokenizer, config)
     encoder.pretrained = None if pretrained is None else str(pretrained)
     return encoder.to(device).eval()
 
 
-def _open_clip_model(name: str, pretrained: str | None, preprocess: dict[str, Any] | None) -> Any:
+def _open_clip_model(name: str, pretrained: str | None, preprocess: dict[str, Any] | None) -> tuple[Any, Any]:
     known = open_clip.list_models()
     if name not in known:
         raise ConfigError(
@@ -292,19 +286,24 @@ def _open_clip_model(name: str, pretrained: str | None, preprocess: dict[str, An
             f"{pretrained!r} is neither a weight file (.pt, .safetensors) nor a hub tag of {name}"
             f"{did_you_mean(pretrained, tags)}; its tags: {', '.join(tags) or 'none'}"
         )
-    with quiet():
-        if pretrained is not None and not is_file:
-            try:
-                return open_clip.create_model(name, pretrained=pretrained, weights_only=True)
-            except (OSError, RuntimeError, ValueError) as error:
-                raise CheckpointError(
-                    f"Could not fetch {name} {pretrained} ({_first_line(error)}). "
-                    f"Check the connection, or download the weights elsewhere and pass the file as --pretrained PATH"
-                ) from error
-        clip = open_clip.create_model(name, load_weights=False, pretrained_text=False, force_preprocess_cfg=preprocess)
+    from_hub = pretrained is not None and not is_file
+    options: dict[str, Any] = dict(load_weights=False, pretrained_text=False, force_preprocess_cfg=preprocess)
+    try:
+        with quiet():
+            tokenizer = open_clip.get_tokenizer(name)  # first: some come from the hub, as some text towers' shapes do
+            if from_hub:
+                return open_clip.create_model(name, pretrained=pretrained, weights_only=True), tokenizer
+            clip = open_clip.create_model(name, **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        here = f"{name} {pretrained}" if from_hub else f"what {name} needs from the hub"
+        instead = "download the weights elsewhere and pass the file as --pretrained PATH"
+        instead = instead if from_hub else "choose another architecture, such as ViT-B-32"
+        raise CheckpointError(
+            f"Could not fetch {here} ({_first_line(error)}). Check the connection, or {instead}"
+        ) from error
     if pretrained is not None:
         fill(clip, read_weights(Path(pretrained)), f"{pretrained} as {name}")
-    return clip
+    return clip, tokenizer
 
 
 def _first_line(error: BaseException) -> str:

@@ -154,7 +154,7 @@ def train_checkpoint(
         state = "finished" if trainer.finished else f"at step {trainer.step_count}"
         print(f"Found a run in {out}, {state}: going on from there.")
     if everything is not None and distributed.is_first():
-        save_split(everything, out / "split.json")  # what the weights have seen is known at any moment
+        keep_split(everything, out)
     trainer.fit()
     bank = training_bank(encoder, trainer.train, out, progress, segments, config)
     plain = score(encoder, val, config.test_views, progress, segments, config)
@@ -207,6 +207,16 @@ def training_bank(
         if distributed.is_first():
             save_bank(out, bank)
     return bank
+
+
+def keep_split(everything: Manifest, out: Path) -> None:
+    """Write `everything`'s splits into `out`, before a run leaves weights there: what these have seen is always known.
+
+    Raises UserError, and writes nothing, while another run writes into it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out):
+        save_split(everything, out / "split.json")
 
 
 def forget_run(out: Path) -> None:

@@ -163,6 +163,7 @@ def image_stages(encoder: DualEncoder) -> list[nn.Module]:
         getattr(getattr(trunk, "transformer", None), "resblocks", None),
         getattr(trunk, "blocks", None),
         getattr(trunk, "stages", None),
+        getattr(trunk, "layers", None),
         [module for name, module in trunk.named_children() if re.fullmatch(r"layer\d", name)],
     ]
     stages = next((list(of) for of in blocks if of), None)
