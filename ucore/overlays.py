@@ -193,7 +193,7 @@ def plot_crops(crops: Mapping[str, np.ndarray], headings: Sequence[str] = ()) ->
         raise ConfigError(f"{len(headings)} headings for {count} crops: give one for each.")
     left = 0.62  # inches for the names
     side = min((WIDTH - left) / count, 1.3)
-    figure = Picture(figsize=(WIDTH, 0.3 + len(crops) * (side + 0.06)))
+    figure = Picture(figsize=(WIDTH, 0.3 + len(crops) * (side + 0.06) + 0.2))  # the last is for `marked`
     high = figure.get_figheight()
     for line, (name, of_image) in enumerate(crops.items()):
         bottom = 1 - (0.3 + (line + 1) * (side + 0.06)) / high
