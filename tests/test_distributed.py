@@ -42,8 +42,12 @@ def dying(self):
         os._exit(9)
     return step(self)
 
-if os.environ["RANK"] == "1":
-    sys.argv += os.environ["OTHER"].split()
+if os.environ["RANK"] == "1" and os.environ["OTHER"]:
+    name, value = os.environ["OTHER"].split()
+    if name == "--data":  # may stand there once
+        sys.argv[sys.argv.index(name) + 1] = value
+    else:
+        sys.argv += [name, value]
 if os.environ["SILENT"]:
     distributed.SILENCE = datetime.timedelta(seconds=10)
 Trainer.step = dying
@@ -155,7 +159,7 @@ def test_a_machine_that_falls_silent_is_not_waited_for(started, tmp_path):
 
 @pytest.mark.parametrize("what", ["data", "settings"])
 def test_machines_with_other_data_or_settings_are_refused(started, tmp_path, what):
-    other = make_rsicd(tmp_path / "other", seed=1)  # tyro takes the last of repeated options
+    other = make_rsicd(tmp_path / "other", seed=1)
     ends = started(tmp_path / "out", machines=2, other=f"--data {other}" if what == "data" else "-s head_lr=0.5")
     assert all(end.returncode for end in ends)
     told = "".join(end.stderr for end in ends)
