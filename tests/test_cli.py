@@ -253,12 +253,14 @@ def test_a_disk_that_fills_up_during_training_is_one_sentence(run, tmp_path):
     try:
         outcome = ucore(*run.again(out))
         left = {path.name for path in out.iterdir()}
+        split = (out / "split.json").read_bytes()
     finally:
         subprocess.run(["umount", "-l", str(out)], check=True)
     assert outcome.status == 2
     assert "Traceback" not in outcome.err
     assert outcome.err.splitlines()[-1].startswith("ucore: The disk is full: could not write ")
-    assert left <= {"tensorboard"}
+    assert left <= {"split.json", "tensorboard"}
+    assert split == (run.folder / "split.json").read_bytes()  # whole: it stands there before the weights learn
 
 
 # --- eval ---------------------------------------------------------------------------------------------------
