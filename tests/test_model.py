@@ -194,3 +194,14 @@ def test_what_lies_on_the_hub_is_named_where_it_cannot_be_reached(needed, monkey
     monkeypatch.setattr(f"open_clip.{needed}", offline)
     with pytest.raises(CheckpointError, match=r"Could not fetch what roberta-ViT-B-32 needs .*to the hub\)"):
         load_encoder("roberta-ViT-B-32")
+
+
+def test_an_architecture_that_cannot_be_built_is_not_taken_for_a_lost_connection(monkeypatch):
+    def fails(*args: object, **options: object) -> None:
+        raise RuntimeError("Unknown model (some_trunk)")
+
+    monkeypatch.setattr("open_clip.create_model", fails)
+    with pytest.raises(CheckpointError, match=r"^open_clip could not build ViT-B-32 \(Unknown model \(some_trunk\)\)"):
+        load_encoder("ViT-B-32")
+    with pytest.raises(CheckpointError, match=r"^Could not fetch ViT-B-32 laion2b_s34b_b79k \(Unknown model"):
+        load_encoder("ViT-B-32", pretrained="laion2b_s34b_b79k")

@@ -432,7 +432,7 @@ def test_the_saved_state_outlives_a_reset_until_the_next_step(new_trainer, tmp_p
 def test_a_changed_learning_rate_is_recorded_and_survives_resuming(new_trainer, tmp_path):
     def run(out, stops):
         trainer = new_trainer(out)
-        for factor, steps in ((1.0, 2), (0.5, 2), (3.0, 5)):
+        for factor, steps in ((1.0, 2), (np.float64(0.5), 2), (3.0, 5)):  # of a sweep, numbers are numpy's
             trainer.lr_factor = factor
             for number in range(steps):
                 if number == 1 and stops:

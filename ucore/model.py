@@ -288,6 +288,7 @@ def _open_clip_model(name: str, pretrained: str | None, preprocess: dict[str, An
         )
     from_hub = pretrained is not None and not is_file
     options: dict[str, Any] = dict(load_weights=False, pretrained_text=False, force_preprocess_cfg=preprocess)
+    tokenizer = None
     try:
         with quiet():
             tokenizer = open_clip.get_tokenizer(name)  # first: some come from the hub, as some text towers' shapes do
@@ -295,15 +296,20 @@ def _open_clip_model(name: str, pretrained: str | None, preprocess: dict[str, An
                 return open_clip.create_model(name, pretrained=pretrained, weights_only=True), tokenizer
             clip = open_clip.create_model(name, **options)
     except (OSError, RuntimeError, ValueError) as error:
-        here = f"{name} {pretrained}" if from_hub else f"what {name} needs from the hub"
-        instead = "download the weights elsewhere and pass the file as --pretrained PATH"
-        instead = instead if from_hub else "choose another architecture, such as ViT-B-32"
-        raise CheckpointError(
-            f"Could not fetch {here} ({_first_line(error)}). Check the connection, or {instead}"
-        ) from error
+        fetched = tokenizer is not None and not from_hub and not isinstance(error, OSError)
+        raise CheckpointError(_not_made(name, pretrained if from_hub else None, fetched, _first_line(error))) from error
     if pretrained is not None:
         fill(clip, read_weights(Path(pretrained)), f"{pretrained} as {name}")
     return clip, tokenizer
+
+
+def _not_made(name: str, tag: str | None, fetched: bool, why: str) -> str:
+    if fetched:
+        return f"open_clip could not build {name} ({why}). Choose another architecture, such as ViT-B-32"
+    what = f"what {name} needs from the hub" if tag is None else f"{name} {tag}"
+    instead = "choose another architecture, such as ViT-B-32"
+    instead = instead if tag is None else "download the weights elsewhere and pass the file as --pretrained PATH"
+    return f"Could not fetch {what} ({why}). Check the connection, or {instead}"
 
 
 def _first_line(error: BaseException) -> str:

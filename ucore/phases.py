@@ -120,6 +120,7 @@ class Phase:
         )
         if not 0 < self.trainer.lr_factor < math.inf:
             raise ConfigError(f"lr_factor is {self.trainer.lr_factor}; give a number above 0, such as 1")
+        self.trainer.lr_factor = float(self.trainer.lr_factor)  # a state with a number of numpy's cannot be read back
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor * self.trainer.lr_factor
         return self.optimizer.param_groups[0]["lr"]

@@ -139,7 +139,8 @@ def run_state(trainer: "Trainer", phase: dict[str, Any] | None) -> dict[str, Any
         "config": trainer.config.to_dict(), "data": data_key(trainer), "phase_number": trainer.phase_number,
         "step_count": trainer.step_count, "best": trainer.best, "history": trainer.history,
         "seconds": trainer.seconds, "finished": trainer.finished, "origin": trainer.origin, "phase": phase,
-        "encoder": trainer.encoder.state_dict(), "best_state": trainer.best_state, "lr_factor": trainer.lr_factor,
+        "encoder": trainer.encoder.state_dict(), "best_state": trainer.best_state,
+        "lr_factor": float(trainer.lr_factor),
     }  # fmt: skip
 
 
