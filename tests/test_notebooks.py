@@ -186,6 +186,18 @@ def test_an_ablation_shows_its_arms_with_intervals_and_repeats_nothing(tiny_rsic
 
 
 @pytest.mark.slow
+def test_training_with_segments_shows_what_a_caption_attends_to(tiny_rsicd, tmp_path):
+    given = {"dataset": str(tiny_rsicd), "epochs": 2, "generator": "slic"}
+    given |= {"out": str(tmp_path / "runs"), "reports": str(tmp_path / "reports")}
+    run_notebook("04", given, tmp_path / "notebooks", progress=False)
+    report = load_report(tmp_path / "reports" / "04_train-lite0-minilm-tiny-slic-rsicd" / "metrics.json")
+    assert "lite0-minilm, trained (tiny, with segments of slic)" in {row["label"] for row in report["metrics"]}
+    assert (report["parameters"]["segments"], report["parameters"]["generator"]) == ("late", "slic")
+    page = next(tmp_path.glob("notebooks/**/04_train.html")).read_text()
+    assert "segments and the shares that a query gives them now" in page
+
+
+@pytest.mark.slow
 def test_training_on_real_images_beats_chance_tenfold(tmp_path):
     if not os.environ.get("UCORE_DATA"):
         pytest.skip("UCORE_DATA is not set: the notebook was not tried on real images")

@@ -13,12 +13,14 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import ucore
 from ucore import runner
 from ucore.errors import ConfigError, DataError, UserError
 from ucore.notebooks import find_notebook, notebook_help, notebook_parameters, parse_parameters
+from ucore.picture import Picture
 from ucore.runner import NotebookError
 
 PARAMETERS = """# what the run needs
@@ -268,6 +270,20 @@ def test_the_html_is_self_contained(finished):
     assert not re.findall(r"<script|<link|<iframe|@import|url\(['\"]?https?:", page)
     assert not re.findall(r"""(?:src|href|data)\s*=\s*["']?(?:https?:)?//[^"' ]*""", page)
     assert "IntSlider" not in re.sub(r"<[^>]+>", "", page.split("<body")[1]).replace("ipywidgets.IntSlider", "")
+
+
+def test_pictures_keep_their_alternative_text_on_the_page(tmp_path):
+    picture = Picture(figsize=(1, 1))
+    picture.alt = 'A tile with "5" segments <b>'
+    data, metadata = picture._repr_mimebundle_()
+    output = new_output("display_data", data, metadata=metadata)
+    plain = new_output("display_data", {"image/png": data["image/png"]})
+    notebook = new_notebook(cells=[new_code_cell("", outputs=[output, plain])])
+    runner._write_html(notebook, tmp_path / "page.html")
+    page = BeautifulSoup((tmp_path / "page.html").read_text("utf-8"), "html.parser")
+    told = [image["alt"] for image in page.select("img")]
+    assert told == [picture.alt, "No description has been provided for this image"]
+    assert page.body is not None and not page.body.select("b")
 
 
 # --- runs that fail -------------------------------------------------------------------------------------------

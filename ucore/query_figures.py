@@ -173,7 +173,7 @@ def plot_attention(found: "Found", manifest: Manifest, segments: Segments) -> Pi
     bars.set_yticks(lines, [str(line + 1) for line in lines])
     bars.invert_yaxis()
     bars.set(xlabel="share (%)", ylabel="segment")
-    bars.legend(loc="best")
+    bars.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # above: bars may be of any length
     text = textwrap.fill(printable(found.text), 95, max_lines=2, placeholder=" …")
     figure.suptitle(f"Segments that a query attends to on its own tile{simulated_note(manifest)}\n“{text}”", x=0.005,
                     ha="left", fontsize=10)  # fmt: skip

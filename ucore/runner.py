@@ -29,6 +29,10 @@ HTML_TEMPLATE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_mathjax %}{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}
 {% block jupyter_widgets %}{% endblock %}
+{% block data_png scoped %}{# this template of nbconvert's leaves the alternative text out #}
+{%- set alt = output | get_metadata('alt', 'image/png') -%}
+{{ super() | replace('<img ', '<img alt="' ~ (alt | escape_html) ~ '" ', 1) if alt else super() }}
+{%- endblock data_png %}
 """
 _managers: set[Any] = set()  # of the kernels that run now
 _stopping = threading.Event()
