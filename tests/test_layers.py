@@ -98,6 +98,7 @@ ORDER = [
         "adapt_config",
         "hubness",
         "evaluate",
+        "ties",
         "fusion",
         "checkpoint_files",
         "checkpoint",

@@ -40,10 +40,13 @@ def test_the_series_leaves_its_notebooks_reports_and_page(series, tiny_rsicd):
     assert [label.split(", ", 1)[1] for label in labels] == [
         "before training",
         "before training, duplicate-aware",
+        "before training, ties at random",
         "trained (tiny)",
         "trained (tiny), duplicate-aware",
+        "trained (tiny), ties at random",
         "trained (tiny), hubs corrected",
         "trained (tiny), hubs corrected, duplicate-aware",
+        "trained (tiny), hubs corrected, ties at random",
     ]
     assert (series / "reports" / "04_train-lite0-minilm-tiny-rsicd" / "curves.png").read_bytes().startswith(b"\x89PNG")
     checkpoint = next((series / "runs" / "04_train").glob("*/encoder.json")).parent

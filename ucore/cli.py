@@ -97,7 +97,7 @@ def train(
         from ucore import distributed
         from ucore.model import load_encoder
         from ucore.origin import peak_memory_gb
-        from ucore.tasks import metrics_text, train_checkpoint, write_metrics
+        from ucore.tasks import metrics_text, ties_text, train_checkpoint, write_metrics
 
         device = distributed.join(device)
         torch.manual_seed(seed)  # the heads' first weights
@@ -126,6 +126,7 @@ def train(
     )
     print("Validation, cosine:\n" + metrics_text(*plain.metrics(seed=seed)))
     print("Validation, hubs corrected:\n" + metrics_text(*corrected.metrics(seed=seed)))
+    print(ties_text(corrected, seed))
     print("Seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
     print(f"Peak memory {peak_memory_gb():.2f} GB. Checkpoint and validation.json: {out}")
 
@@ -181,7 +182,7 @@ def evaluate(
         from ucore.checkpoint import load_bank, load_checkpoint
         from ucore.config import TrainConfig
         from ucore.device import pick_device
-        from ucore.tasks import metrics_text, score, write_metrics
+        from ucore.tasks import metrics_text, score, ties_text, write_metrics
 
         model, card = load_checkpoint(checkpoint, pick_device(device))
         bank = load_bank(checkpoint) if correct_hubs else None
@@ -217,6 +218,7 @@ def evaluate(
     print(f"{len(manifest):,} images, {scores.similarity.shape[1]:,} texts, {views} view(s) an image; hubs {hubs}.")
     print("Standard protocol:")
     print(metrics_text(*metrics))
+    print(ties_text(scores))
     print("Duplicate-aware protocol:")
     print(metrics_text(*scores.metrics(duplicate_aware=True)))
     print("Seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ucore.errors import DataError
 from ucore.evaluate import METRICS, RECALLS
 from ucore.files import atomic_path
+from ucore.ties import TIES
 
 Reports = Iterable[Mapping[str, Any]]
 DASH = "–"
@@ -105,12 +106,12 @@ def recall_table(
 
 
 def recall_rows(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The metrics of `recall_table` for a plot, without those that accept equal captions; where there are several
+    """The metrics of `recall_table` for a plot, without those of other protocols; where there are several
     datasets, each row names its own as `gallery`."""
     several = len({dataset_of(report) for report in reports}) > 1
     rows = []
     for report, label, of_label in _models(reports):
-        if "duplicate" not in label and all(name in of_label for name in RECALLS):
+        if "duplicate" not in label and TIES not in label and all(name in of_label for name in RECALLS):
             gallery = {"gallery": dataset_of(report)} if several else {}
             rows += [{**entry, **gallery} for entry in of_label.values() if entry["metric"] in METRICS]
     return rows

@@ -27,6 +27,7 @@ from ucore.origin import code_key
 from ucore.report import write_report
 from ucore.segment_store import SegmentStore
 from ucore.splits import save_split
+from ucore.ties import TIES, random_tie_metrics
 from ucore.train import Trainer
 
 MOST_SCORES = 2 * 10**9  # entries of a similarity matrix: 8 GB
@@ -54,6 +55,10 @@ class Scores:
         ranks = retrieval_ranks(self.similarity, self.text_image_index, self.groups if duplicate_aware else None)
         return metrics_from_ranks(*ranks), bootstrap_ci(*ranks, self.text_image_index, seed=seed)
 
+    def published(self, seed: int = 0) -> tuple[Metrics, dict[str, tuple[float, float]]]:
+        """Recalls and mR with equal scores in random order, as in published tables (`ties`), and their intervals."""
+        return random_tie_metrics(self.similarity, self.text_image_index, seed=seed)
+
     def corrected(self, encoder: DualEncoder, bank: Bank) -> "Scores":
         """The same gallery with hubs corrected by a `bank` of training images and captions (`hubness`)."""
         temperature = float(torch.exp(-encoder.logit_scale.detach()))
@@ -64,10 +69,13 @@ class Scores:
         return replace(self, similarity=self.similarity + texts + images[:, None])
 
     def rows(self, label: str, seed: int = 0) -> list[dict[str, Any]]:
-        """Rows for a report: one a metric, of the standard protocol and of the duplicate-aware one."""
+        """Rows for a report: one a metric, by the standard protocol, duplicate-aware, and with random ties."""
         rows = []
-        for aware, name in ((False, label), (True, f"{label}, duplicate-aware")):
-            metrics, intervals = self.metrics(aware, seed)
+        for name, (metrics, intervals) in (
+            (label, self.metrics(seed=seed)),
+            (f"{label}, duplicate-aware", self.metrics(True, seed)),
+            (f"{label}, {TIES}", self.published(seed)),
+        ):
             for metric, value in metrics.items():
                 queries = len(self.text_image_index) if metric.startswith("text") else len(self.manifest)
                 low, high = intervals[metric]
@@ -238,6 +246,13 @@ def write_metrics(
     """
     facts = {"simulated": of.simulated, "parameters": {}, **facts, "seed": seed, "command": command, "dataset": of.name}
     write_report(path, {**facts, "code": code_key(["import ucore.cli"]), "data": of.content_key(), "metrics": [*rows]})
+
+
+def ties_text(scores: Scores, seed: int = 0) -> str:
+    """One line for a terminal: mR as published tables count it."""
+    metrics, intervals = scores.published(seed)
+    low, high = intervals["mR"]
+    return f"mR {metrics['mR']:5.2f} [{low:.2f}, {high:.2f}] with ties broken at random, as in published tables"
 
 
 def metrics_text(metrics: Metrics, intervals: dict[str, tuple[float, float]]) -> str:
