@@ -369,10 +369,20 @@ def test_duplicate_aware_metrics_follow_from_scores_and_captions(scored, test_on
     assert rows["mR"]["value"] > reported(scored, "checkpoint")["mR"]["value"]
 
 
+def test_metrics_with_ties_at_random_follow_from_the_scores(scored):
+    scores, rng = load_scores(scored), np.random.default_rng(0)
+    similarity, relevant = scores["similarity"], scores["image_ids"][:, None] == scores["text_image_ids"][None]
+    apart = np.diff(np.unique(similarity)).min()  # what is added puts equal scores alone in another order
+    drawn = [plain_metrics(similarity + apart / 2 * rng.random(similarity.shape), relevant)["mR"] for _ in range(200)]
+    mR = reported(scored, "checkpoint, ties at random")["mR"]["value"]
+    assert mR == pytest.approx(np.mean(drawn), abs=0.5)
+    assert mR > reported(scored, "checkpoint")["mR"]["value"] + 1
+
+
 def test_what_is_printed_is_what_is_written(scored):
     printed, measured = (scored / "printed.txt").read_text(), json.loads((scored / "metrics.json").read_text())
     assert "10 images, 50 texts, 1 view(s) an image" in printed
-    for label in ("checkpoint", "checkpoint, duplicate-aware"):
+    for label in ("checkpoint", "checkpoint, ties at random", "checkpoint, duplicate-aware"):
         row = reported(scored, label)["mR"]
         assert f"mR {row['value']:5.2f} [{row['low']:.2f}, {row['high']:.2f}]" in printed
     report = load_report(scored / "metrics.json")  # it has all that a notebook's report has

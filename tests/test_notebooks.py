@@ -96,7 +96,8 @@ def test_the_series_runs_on_simulated_data_and_calls_it_so(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     simulate_dataset("runs/simulated-tiny-0", made, workers=1, progress=False)
     parameters = {"dataset": "runs/simulated-tiny-0", "scale": "tiny", "epochs": 2}
-    reproduce(parameters, ["01_explore_map", "04_train", "09_results"], "notebooks", progress=False)
+    reproduce(parameters, ["01_explore_map", "04_train", "08_retrieve", "09_results"], "notebooks", progress=False)
+    assert len(list(tmp_path.glob("runs/04_train/*/encoder.json"))) == 1  # 08 searches with what 04 has trained
     for name in ("01_explore_map-finland-germany-spain", "04_train-lite0-minilm-tiny-simulated"):
         assert load_report(tmp_path / "reports" / name / "metrics.json")["simulated"] is True
     page = (tmp_path / "reports" / "results.md").read_text()

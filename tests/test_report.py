@@ -109,6 +109,8 @@ def test_report_name_stays_in_its_folder(tmp_path: Path, name: str) -> None:
     ("given", "kept"),
     [
         ("ucore train --data /home/anna/rsicd --out=/srv/big/runs/x", "ucore train --data .../rsicd --out=.../x"),
+        ("-p generator=vit_h:/home/anna/sam.pth", "-p generator=vit_h:.../sam.pth"),
+        ("vit_h:https://example.org/a/sam.pth", "vit_h:https://example.org/a/sam.pth"),
         ("ucore train --data '~/data/rsicd'", "ucore train --data '.../rsicd'"),
         (r"ucore train --data C:\Users\anna\rsicd", "ucore train --data .../rsicd"),
         ("ucore train --data ../shared/rsicd --out runs/a/b", "ucore train --data ../shared/rsicd --out runs/a/b"),

@@ -174,9 +174,10 @@ def test_what_is_no_result_is_kept_apart_with_its_own_columns() -> None:
 
 
 def test_rows_for_a_plot_name_the_dataset_where_there_are_several() -> None:
-    recalls = [[entry(label, name, 1) for name in RECALLS] for label in ("m", "m, duplicate-aware", "m, ties at random")]
-    one = document(metrics=[*sum(recalls, []), entry("without recalls", "mR", 3)])
-    other = document(dataset="city", simulated=True, metrics=recalls[0])
+    labels = ("m", "m, duplicate-aware", "m, ties at random")
+    recalls = [entry(label, name, 1) for label in labels for name in RECALLS]
+    one = document(metrics=[*recalls, entry("without recalls", "mR", 3)])
+    other = document(dataset="city", simulated=True, metrics=recalls[: len(RECALLS)])
     assert {(row["label"], row.get("gallery")) for row in recall_rows([one, ablation()])} == {("m", None)}
     assert {(row["label"], row["gallery"]) for row in recall_rows([one, other])} == {
         ("m", "RSICD"), ("m", "city (simulated)")}  # fmt: skip

@@ -434,6 +434,11 @@ def test_a_changed_learning_rate_is_recorded_and_survives_resuming(new_trainer, 
         trainer = new_trainer(out)
         for factor, steps in ((1.0, 2), (np.float64(0.5), 2), (3.0, 5)):  # of a sweep, numbers are numpy's
             trainer.lr_factor = factor
+            if stops and trainer.step_count:  # as Ctrl-C may do, right after the change
+                trainer.save()
+                trainer = new_trainer(out)
+                assert trainer.resume()
+                assert trainer.lr_factor == factor
             for number in range(steps):
                 if number == 1 and stops:
                     trainer.save()
@@ -770,15 +775,18 @@ def test_a_training_of_other_code_data_or_settings_has_another_folder(tmp_path, 
     make_rsicd(tmp_path / "data", 8, 4, 4)
     manifest, config = read_dataset(tmp_path / "data"), TrainConfig.at("tiny")
 
-    def folder(config=config, start=None):
-        return training_folder(tmp_path, "rsicd", config, read_dataset(tmp_path / "data"), start=start)
+    def folder(config=config, start=None, segments=None):
+        return training_folder(
+            tmp_path, "rsicd", config, read_dataset(tmp_path / "data"), start=start, segments=segments
+        )
 
     first = folder()
     assert folder() == first and first.parent == tmp_path and first.name.startswith("rsicd-")
     others = [folder(TrainConfig.at("tiny", seed=1)), folder(start="openai")]
+    others += [folder(segments=SegmentStore(tmp_path / of, {"generator": of})) for of in ("slic", "vit_h")]
     image = manifest.image_path(0)
     image.write_bytes(manifest.image_path(1).read_bytes())  # under its old name
     others.append(folder())
     monkeypatch.setattr("ucore.progress.code_key", lambda sources: "other code")
     others.append(folder())
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 7

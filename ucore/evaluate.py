@@ -77,6 +77,24 @@ def best_ranks(
     return ranks
 
 
+def tie_counts(similarity: Array, relevant: Any, *, chunk_bytes: int = CHUNK_BYTES) -> Array:
+    """int64 (3, Q), of every query's best relevant item: what scores above it, relevant ones equal to it, itself
+    included, and irrelevant ones equal to it. Arguments as of `best_ranks`; zeros where nothing is relevant."""
+    similarity = _matrix(similarity, "similarity")
+    relevance = _relevance(relevant, similarity.shape, True)
+    counts = np.zeros((3, len(similarity)), np.int64)
+    for rows in _slices(len(similarity), chunk_bytes // similarity.shape[1]):
+        scores, (query, item) = similarity[rows], relevance[rows].nonzero()
+        pair_scores, best = scores[query, item], np.full(len(scores), np.inf, similarity.dtype)
+        asks = np.unique(query)
+        best[asks] = -np.inf
+        np.maximum.at(best, query, pair_scores)
+        own = np.bincount(query[pair_scores == best[query]], minlength=len(scores))
+        equal = np.count_nonzero(scores == best[:, None], axis=1)
+        counts[:, rows] = np.count_nonzero(scores > best[:, None], axis=1), own, equal - own
+    return counts
+
+
 def feature_ranks(
     query_features: Array,
     gallery_features: Array,

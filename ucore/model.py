@@ -296,7 +296,7 @@ def _open_clip_model(name: str, pretrained: str | None, preprocess: dict[str, An
                 return open_clip.create_model(name, pretrained=pretrained, weights_only=True), tokenizer
             clip = open_clip.create_model(name, **options)
     except (OSError, RuntimeError, ValueError) as error:
-        fetched = tokenizer is not None and not from_hub and not isinstance(error, OSError)
+        fetched = tokenizer is not None and not isinstance(error, OSError) and "download" not in str(error)
         raise CheckpointError(_not_made(name, pretrained if from_hub else None, fetched, _first_line(error))) from error
     if pretrained is not None:
         fill(clip, read_weights(Path(pretrained)), f"{pretrained} as {name}")
@@ -304,11 +304,12 @@ def _open_clip_model(name: str, pretrained: str | None, preprocess: dict[str, An
 
 
 def _not_made(name: str, tag: str | None, fetched: bool, why: str) -> str:
+    model = name if tag is None else f"{name} {tag}"
+    another = "choose another architecture, such as ViT-B-32"
     if fetched:
-        return f"open_clip could not build {name} ({why}). Choose another architecture, such as ViT-B-32"
-    what = f"what {name} needs from the hub" if tag is None else f"{name} {tag}"
-    instead = "choose another architecture, such as ViT-B-32"
-    instead = instead if tag is None else "download the weights elsewhere and pass the file as --pretrained PATH"
+        return f"open_clip could not build {model} ({why}); {another}"
+    what = f"what {name} needs from the hub" if tag is None else model
+    instead = another if tag is None else "download the weights elsewhere and pass the file as --pretrained PATH"
     return f"Could not fetch {what} ({why}). Check the connection, or {instead}"
 
 

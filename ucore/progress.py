@@ -17,6 +17,7 @@ from ucore.origin import code_key
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ucore.segment_store import SegmentStore
     from ucore.train import Trainer
 
 Metrics = dict[str, float]
@@ -114,13 +115,20 @@ def data_key(trainer: "Trainer") -> str:
 
 
 def training_folder(
-    place: str | Path, name: str, config: TrainConfig, *data: Manifest, start: str | None = None
+    place: str | Path,
+    name: str,
+    config: TrainConfig,
+    *data: Manifest,
+    start: str | None = None,
+    segments: "SegmentStore | None" = None,
 ) -> Path:
-    """`place`/`name`-KEY, with a key of the settings, of images and texts, of the weights to start from, and of the
-    code that trains: what other code has trained, or on other data, is neither gone on with nor taken for its own."""
+    """`place`/`name`-KEY, with a key of the settings, of images and texts, of the weights to start from, of how the
+    segments were made, if there are any, and of the code that trains: what other code has trained, or on other data,
+    is neither gone on with nor taken for its own."""
     keys = [part.content_key() for part in data]
     code = code_key(["from ucore.train import Trainer"])
-    return Path(place) / f"{name}-{content_hash(config.to_dict(), keys, start, code)}"
+    made = [] if segments is None else [segments.parts.settings]
+    return Path(place) / f"{name}-{content_hash(config.to_dict(), keys, start, code, *made)}"
 
 
 def kept_weights(trainer: "Trainer") -> "dict[str, Tensor]":

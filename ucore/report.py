@@ -60,7 +60,7 @@ METRIC_KEYS: dict[str, Any] = {
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
 MOST = 1e300  # JSON may hold whole numbers that no float does
-_ABSOLUTE_FOLDERS = re.compile(r"(?<![\w.~/:-])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])+")
+_ABSOLUTE_FOLDERS = re.compile(r"(?<![\w.~/-])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])+")
 
 
 def report_name(chapter: str, *parts: str, of: "Manifest | None" = None) -> str:
