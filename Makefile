@@ -69,7 +69,7 @@ check: $(STAMP)  ## lint, format, types, stripped notebooks
 	@$(BIN)/nbstripout --verify notebooks/*.ipynb
 
 lab: $(STAMP)    ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab $(QUIET) notebooks
+	@$(BIN)/jupyter lab $(QUIET) --MappingKernelManager.root_dir="$(CURDIR)" notebooks
 
 app: $(STAMP)    ## search in the browser, in what notebook 08 indexed (or INDEX=folder)
 	@$(BIN)/ucore app $(if $(INDEX),--index $(INDEX))

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tokenize
@@ -15,6 +16,7 @@ from typing import Any
 import audit
 import pytest
 import yaml
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -236,3 +238,12 @@ class TestNotebook:
         assert statements
         assert all(isinstance(statement, ast.Assign | ast.AnnAssign) for statement in statements)
         assert [ast.unparse(s) for s in statements if s.lineno not in comments or s.lineno != s.end_lineno] == []
+
+
+def test_kernels_of_the_lab_begin_where_every_other_command_does():
+    command = subprocess.run(["make", "-n", "lab"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    words = next(shlex.split(line) for line in command.splitlines() if "jupyter lab" in line)
+    (given,) = (word.partition("=")[2] for word in words if word.startswith("--MappingKernelManager.root_dir="))
+    assert words[-1] == "notebooks"  # the files that are shown
+    manager = AsyncMappingKernelManager(root_dir=given)
+    assert Path(manager.cwd_for_path("04_train.ipynb")).samefile(ROOT)

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import pytest
 
 from ucore.errors import ConfigError, DataError
 from ucore.manifest import Manifest
+from ucore.notebooks import parse_parameters
 from ucore.origin import git_commit, machine_facts, peak_memory_gb
-from ucore.report import Report, load_report, report_name
+from ucore.report import Report, load_report, report_name, run_command
 
 
 def make_report(root: Path, **changes: Any) -> Report:
@@ -212,3 +214,11 @@ def test_broken_report_is_named(tmp_path: Path, content: str | None, words: str)
         load_report(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_command_of_a_run_can_be_given_again():
+    command = run_command("07", scale="tiny", generator="", arms=["ema=0", "loss=triplet"], epochs=None, adapt_arms=[])
+    words = shlex.split(command)
+    assert words[:3] == ["ucore", "run", "07"]
+    given = {"scale": "tiny", "generator": "", "arms": ["ema=0", "loss=triplet"]}
+    assert parse_parameters(words[4::2]) == given and set(words[3::2]) == {"-p"}

@@ -24,7 +24,7 @@ from ucore.osm_city import city_from_osm
 from ucore.painters import PAINTERS
 from ucore.render import render_tile
 from ucore.simulate import built_in_dataset, simulate_dataset
-from ucore.simulated_set import SimulationConfig, dataset_features
+from ucore.simulated_set import LICENCES, SimulationConfig, dataset_credit, dataset_features
 
 SMALL = SimulationConfig(countries=("germany",), tiles=6, seed=3)
 CLEAR = Camera(gsd_m=1.0, sun_azimuth=180.0, sun_elevation=45.0, haze=0.0, noise=0.0, blur=0.0)
@@ -194,6 +194,16 @@ def test_an_unusable_extract_leaves_nothing_behind(tmp_path):
         with pytest.raises(DataError, match=message):
             simulate_dataset(tmp_path / "out", config, progress=False)
         assert not (tmp_path / "out").exists()
+
+
+def test_maps_of_an_extracts_ground_name_openstreetmap(tmp_path):
+    card = tmp_path / "dataset.json"
+    assert dataset_credit(tmp_path) == ""
+    for kind, credit in (("osm", "© OpenStreetMap contributors, ODbL"), ("procedural", "")):
+        card.write_text(json.dumps({"licence": LICENCES[kind]}))
+        assert dataset_credit(tmp_path) == credit
+    card.write_text("[]")
+    assert dataset_credit(tmp_path) == ""
 
 
 def test_the_built_in_set_refuses_an_unknown_scale():

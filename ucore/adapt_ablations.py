@@ -102,11 +102,12 @@ def border_study(
     progress: bool = True,
     generator: str = "",
     masks: str | Path = "runs/segments",
+    device: str = "auto",
     **changes: Any,
 ) -> AdaptStudy:
     """The study of one border of a dataset: trains the source-only model first. Domains: as of `two_sides`.
 
-    generator: of segments, kept in the folder `masks`; without one no arm has any.
+    generator: of segments, on `device`, kept in the folder `masks`; without one no arm has any.
     """
     home, away = two_sides(folder, source_domain, target_domain=target_domain)
     finetune, val = target_parts(away, target_domain, seed)
@@ -114,7 +115,7 @@ def border_study(
     changes = {"head_batch_size": few_steps(home.split("train")), **changes}
     store = None
     for part in (home.split("train"), finetune, val) if generator else ():
-        store = segment_dataset(part, generator, masks, progress=progress)
+        store = segment_dataset(part, generator, masks, device=device, progress=progress)
     start = source_only(encoder, home, scale, seed, cache, **changes)
     parts = home.split("train"), finetune, val
     return AdaptStudy(start, *parts, out, cache, scale, progress, store=store, **changes)

@@ -16,8 +16,10 @@
                                      queries behind it; the last three may be null, a label has a metric once
 """
 
+import json
 import math
 import re
+import shlex
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -71,6 +73,13 @@ def report_name(chapter: str, *parts: str, of: "Manifest | None" = None) -> str:
     """
     words = [chapter, *parts, "" if of is None else "simulated" if of.simulated else of.name]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(filter(None, words)))[:150]
+
+
+def run_command(notebook: str, **parameters: object) -> str:
+    """ "ucore run 04 -p scale=tiny -p seed=0": the command of a run; what is None or an empty list is left out."""
+    given = {name: value for name, value in parameters.items() if value is not None and value != []}
+    words = [f"{name}={json.dumps(value) if isinstance(value, list) else value}" for name, value in given.items()]
+    return " ".join(["ucore run", notebook, *(f"-p {shlex.quote(word)}" for word in words)])
 
 
 class Report:

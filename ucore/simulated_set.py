@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 VERSION = 1  # of what is drawn and said: raised with every change of it, so that old and new tiles are never mixed
 DATASET_FILE, MANIFEST_FILE, PARTS, FEATURES = "dataset.json", "manifest.parquet", "parts", "features"
 TILE_M = 180.0  # side of a tile on the ground; the same for every camera
+OSM_CREDIT = "© OpenStreetMap contributors, ODbL"
 LICENCES = {"procedural": "CC0-1.0", "osm": "ODbL-1.0 (derived from OpenStreetMap)"}
 
 
@@ -110,6 +111,15 @@ def dataset_features(folder: str | Path) -> "geopandas.GeoDataFrame | None":
     tables = [read_osm(path) for path in sorted((Path(folder) / FEATURES).glob("*.geojson"))]
     combined: Any = pd.concat(tables, ignore_index=True) if tables else None
     return combined
+
+
+def dataset_credit(folder: str | Path) -> str:
+    """Whom a map of `dataset_features` must name: OpenStreetMap's contributors where the ground is of an extract."""
+    try:
+        licence = json.loads((Path(folder) / DATASET_FILE).read_text("utf-8")).get("licence")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return OSM_CREDIT if str(licence).startswith("ODbL") else ""
 
 
 def settings_of(config: SimulationConfig) -> dict[str, Any]:
