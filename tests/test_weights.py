@@ -13,6 +13,7 @@ from torch import nn
 
 from ucore import model as model_module
 from ucore.errors import CheckpointError
+from ucore.files import write_json
 from ucore.model import load_encoder
 from ucore.weights import fill, read_weights, write_weights
 
@@ -63,6 +64,17 @@ def test_what_is_written_can_be_read_again(tmp_path):
     write_weights(tmp_path / "a.safetensors", {**transposed, "p": nn.Parameter(torch.ones(2))})
     stored = load_file(tmp_path / "a.safetensors")
     torch.testing.assert_close(stored, {**transposed, "p": torch.ones(2)}, rtol=0, atol=0)
+
+
+def test_others_may_read_weights_as_they_may_other_files(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_weights(tmp_path / "a.safetensors", STATE)
+        write_json(tmp_path / "a.json", {})
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {0o640}
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -5,7 +5,7 @@ from typing import Any
 
 from ucore.config import ModelConfig
 from ucore.errors import CheckpointError, ConfigError
-from ucore.files import atomic_path, file_hash, parse_json
+from ucore.files import atomic_path, file_hash, parse_json, readable
 from ucore.hubness import Bank
 
 WEIGHTS, CARD, STATE, BANK = "model.safetensors", "encoder.json", "state.pt", "bank.safetensors"
@@ -40,7 +40,7 @@ def save_bank(folder: Path, bank: Bank) -> None:
     from safetensors.numpy import save_file
 
     metadata = {"weights": file_hash(folder / WEIGHTS)}
-    with atomic_path(folder / BANK) as temporary:
+    with atomic_path(folder / BANK) as temporary, readable(temporary):
         arrays = {"images": bank.images, "texts": bank.texts, "segments": bank.segments}
         save_file({name: array for name, array in arrays.items() if array is not None}, temporary, metadata)
 

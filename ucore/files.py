@@ -43,6 +43,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Within, safetensors writes `path`, for its owner alone; afterwards it may be read by whom other files may."""
+    path.touch()
+    mode = path.stat().st_mode
+    yield
+    path.chmod(mode)
+
+
+@contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Within, a `path` that cannot be written is a UserError; for what grows in place, as no `atomic_path` can."""
     try:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ucore.errors import CheckpointError, UserError
-from ucore.files import atomic_path
+from ucore.files import atomic_path, readable
 
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # under which training scripts keep a state dict
 
@@ -125,7 +125,7 @@ def resuming(path: Path, remedy: str) -> Iterator[None]:
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write a state dict as safetensors, atomically."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, readable(temporary):
         save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary)
 
 
