@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections import namedtuple
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 
 from ucore import files
 from ucore.errors import DataError, UserError
-from ucore.files import atomic_path, content_hash, file_hash, safe_join, typed_path, write_json
+from ucore.files import atomic_path, content_hash, file_hash, parse_python, safe_join, typed_path, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -326,3 +328,19 @@ def test_nothing_is_swept_where_somebody_writes(tmp_path, locked):
         assert names(tmp_path / "other") == ([LEFT] if locked == "." else [])
     files.sweep(tmp_path)
     assert names(tmp_path / "run" / "part") == names(tmp_path / "other") == []
+
+
+def test_python_is_parsed_by_one_thread_at_a_time(monkeypatch):
+    within, most = [], []
+
+    def slow_parse(source):
+        within.append(source)
+        most.append(len(within))
+        time.sleep(0.01)
+        within.remove(source)
+        return source
+
+    monkeypatch.setattr("ast.parse", slow_parse)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(parse_python, "abcdefgh")) == list("abcdefgh")
+    assert max(most) == 1

@@ -1,11 +1,13 @@
 """Files that are whole or absent, names that stay inside their folder, and content hashes."""
 
+import ast
 import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +18,7 @@ from ucore.errors import DataError, UserError
 from ucore.spans import part_bytes
 
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp", re.DOTALL)  # as `atomic_path` calls them
+_parsing = threading.Lock()
 
 
 @contextmanager
@@ -40,6 +43,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 shutil.rmtree(temporary, ignore_errors=True)
             else:
                 temporary.unlink()
+
+
+def parse_python(source: str) -> ast.Module:
+    """`ast.parse`, by one thread at a time: CPython 3.11 counts the depth of a tree for all threads together, and two
+    that parse at once can end in a SystemError."""
+    with _parsing:
+        return ast.parse(source)
 
 
 @contextmanager

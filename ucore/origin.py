@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ucore.errors import DataError
-from ucore.files import content_hash, file_hash, read_json, write_json
+from ucore.files import content_hash, file_hash, parse_python, read_json, write_json
 
 UNKNOWN = "unknown"
 _RESULT_FILES = ("*.py", "*.ipynb", "*.toml", "*.lock")  # a change of these can change a number
@@ -135,7 +135,8 @@ def _modules_of(cells: Iterable[str], package: Path) -> set[str]:
 def _imported(source: str) -> frozenset[str]:
     """The first names below `ucore` that a piece of Python imports, wherever; "?" for what cannot be followed."""
     try:  # a cell may hold lines that are IPython's: %matplotlib, !ls
-        tree = ast.parse("\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in source.split("\n")))
+        lines = ("" if line.lstrip().startswith(("%", "!")) else line for line in source.split("\n"))
+        tree = parse_python("\n".join(lines))
     except SyntaxError:
         return frozenset("?")
     names = set()
