@@ -15,7 +15,7 @@ import pytest
 
 from ucore import files
 from ucore.errors import DataError, UserError
-from ucore.files import atomic_path, content_hash, file_hash, parse_python, safe_join, typed_path, write_json
+from ucore.files import atomic_path, content_hash, file_hash, safe_join, syntax_tree, typed_path, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -342,5 +342,5 @@ def test_python_is_parsed_by_one_thread_at_a_time(monkeypatch):
 
     monkeypatch.setattr("ast.parse", slow_parse)
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(parse_python, "abcdefgh")) == list("abcdefgh")
+        assert list(pool.map(syntax_tree, "abcdefgh")) == list("abcdefgh")
     assert max(most) == 1

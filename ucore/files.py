@@ -45,7 +45,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
-def parse_python(source: str) -> ast.Module:
+def syntax_tree(source: str) -> ast.Module:
     """`ast.parse`, by one thread at a time: CPython 3.11 counts the depth of a tree for all threads together, and two
     that parse at once can end in a SystemError."""
     with _parsing:

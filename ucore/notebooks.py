@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import ucore
 from ucore.config import did_you_mean
 from ucore.errors import ConfigError, without_secrets
-from ucore.files import parse_json, parse_python
+from ucore.files import parse_json, syntax_tree
 
 # What Python's own parsers raise on texts that are no code, or are meant to break them.
 UNREADABLE = (SyntaxError, tokenize.TokenError, ValueError, TypeError, MemoryError, RecursionError)
@@ -63,7 +63,7 @@ def notebook_parameters(path: str | Path) -> dict[str, Parameter]:
         (_source(cell) for cell in notebook_cells(path) if "parameters" in cell["metadata"].get("tags", [])), ""
     )
     try:
-        statements = parse_python(source).body
+        statements = syntax_tree(source).body
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         comments = {t.start[0]: t.string.lstrip("# ").rstrip() for t in tokens if t.type == tokenize.COMMENT}
     except UNREADABLE as error:

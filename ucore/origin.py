@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ucore.errors import DataError
-from ucore.files import content_hash, file_hash, parse_python, read_json, write_json
+from ucore.files import content_hash, file_hash, read_json, syntax_tree, write_json
 
 UNKNOWN = "unknown"
 _RESULT_FILES = ("*.py", "*.ipynb", "*.toml", "*.lock")  # a change of these can change a number
@@ -136,7 +136,7 @@ def _imported(source: str) -> frozenset[str]:
     """The first names below `ucore` that a piece of Python imports, wherever; "?" for what cannot be followed."""
     try:  # a cell may hold lines that are IPython's: %matplotlib, !ls
         lines = ("" if line.lstrip().startswith(("%", "!")) else line for line in source.split("\n"))
-        tree = parse_python("\n".join(lines))
+        tree = syntax_tree("\n".join(lines))
     except SyntaxError:
         return frozenset("?")
     names = set()
