@@ -10,7 +10,7 @@ import numpy as np
 
 from ucore.countries import COUNTRIES, Camera, country_camera, country_style
 from ucore.errors import ConfigError, DataError
-from ucore.files import atomic_path, parse_json, write_json
+from ucore.files import atomic_path, parse_json, read_json, write_json
 from ucore.manifest import SIMULATED, Manifest
 
 if TYPE_CHECKING:
@@ -115,10 +115,8 @@ def dataset_features(folder: str | Path) -> "geopandas.GeoDataFrame | None":
 
 def dataset_credit(folder: str | Path) -> str:
     """Whom a map of `dataset_features` must name: OpenStreetMap's contributors where the ground is of an extract."""
-    try:
-        licence = json.loads((Path(folder) / DATASET_FILE).read_text("utf-8")).get("licence")
-    except (OSError, ValueError, AttributeError):
-        return ""
+    card = read_json(Path(folder) / DATASET_FILE)
+    licence = card.get("licence") if isinstance(card, dict) else None
     return OSM_CREDIT if str(licence).startswith("ODbL") else ""
 
 

@@ -108,8 +108,9 @@ def _claims(folder: Path) -> None:
 
 def _use_claims(folder: Path) -> None:
     from ucore import build
-    from ucore.simulated_set import SimulationConfig, is_complete
+    from ucore.simulated_set import SimulationConfig, dataset_credit, is_complete
 
+    assert dataset_credit(folder / "set") in ("", "© OpenStreetMap contributors, ODbL")
     is_complete(folder / "set", SimulationConfig(tiles=4))
     if os.path.lexists(claim := folder / "build" / "settings.json"):  # whole files may be taken away, too
         claim.rename(folder / "build" / build.SETTINGS_FILE)
@@ -487,7 +488,7 @@ TARGETS = [
            "gap._read", "ablations._read", "index_flat.note",
            "archives.read_stamp", "origin._remembered", "simulate._read_part", "sureness.read_sureness"),
            _notes, _use_notes, {"*.json": JSON, ".u*.json": JSON}, 250),
-    Target("claims on folders", ("simulated_set.is_complete", "build._claim"), _claims, _use_claims,
+    Target("claims on folders", ("simulated_set.is_complete", "simulated_set.dataset_credit", "build._claim"), _claims, _use_claims,
            {"*/*.json": JSON}, 200),
     Target("split", ("splits._read_split",), _split, _use_split, {"*.json": JSON}, 100),
     Target("notebook", ("notebooks.notebook_cells", "notebooks.notebook_parameters"), _notebook, _use_notebook,
