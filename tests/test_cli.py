@@ -376,7 +376,7 @@ def test_metrics_with_ties_at_random_follow_from_the_scores(scored):
     drawn = [plain_metrics(similarity + apart / 2 * rng.random(similarity.shape), relevant)["mR"] for _ in range(200)]
     mR = reported(scored, "checkpoint, ties at random")["mR"]["value"]
     assert mR == pytest.approx(np.mean(drawn), abs=0.5)
-    assert mR > reported(scored, "checkpoint")["mR"]["value"] + 1
+    assert mR > reported(scored, "checkpoint")["mR"]["value"]
 
 
 def test_what_is_printed_is_what_is_written(scored):

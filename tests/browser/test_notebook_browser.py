@@ -103,7 +103,7 @@ def test_the_explorer_filters_map_numbers_and_images(lab, watched):
 
 def test_step_run_and_reset_move_the_training_on_and_back(lab, watched, tiny_rsicd):
     folder, address = lab
-    cells = ["read_dataset(", "load_encoder(", "Trainer(model", "TrainingStepper("]
+    cells = ["read_dataset(", "load_encoder(", "segment_dataset(", "Trainer(model", "TrainingStepper("]
     given = {
         "dataset": str(tiny_rsicd),
         "scale": "tiny",
