@@ -166,7 +166,7 @@ def plot_steps(image: np.ndarray, segments: Segments, steps: Sequence[tuple[str,
     columns = min(len(steps), 4)
     lines = -(-len(steps) // columns)
     side = WIDTH / columns
-    figure = Picture(figsize=(WIDTH, lines * (side + 0.42)), layout="constrained")
+    figure = Picture(figsize=(WIDTH, lines * (side + 0.42) + 0.3), layout="constrained")  # the last is for `marked`
     frames = figure.subplots(lines, columns, squeeze=False)
     for axes in frames.flat:
         axes.axis("off")
