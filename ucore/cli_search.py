@@ -208,8 +208,9 @@ def draw_map(
     features, credit = None, ""
     if osm is not None:
         from ucore.geo import read_osm
+        from ucore.simulated_set import OSM_CREDIT
 
-        features, credit = read_osm(osm), "© OpenStreetMap contributors, ODbL"
+        features, credit = read_osm(osm), OSM_CREDIT
     save_map(heat_map(layers, features, credit=credit, online=online), out)
     for note in dict.fromkeys(note for layer in layers for note in layer.notes):
         print(f"Note: {note}")
