@@ -98,7 +98,7 @@ def test_the_series_runs_on_simulated_data_and_calls_it_so(tmp_path, monkeypatch
     parameters = {"dataset": "runs/simulated-tiny-0", "scale": "tiny", "epochs": 2}
     reproduce(parameters, ["01_explore_map", "04_train", "08_retrieve", "09_results"], "notebooks", progress=False)
     assert len(list(tmp_path.glob("runs/04_train/*/encoder.json"))) == 1  # 08 searches with what 04 has trained
-    for name in ("01_explore_map-finland-germany-spain", "04_train-lite0-minilm-tiny-simulated"):
+    for name in ("01_explore_map-finland-germany-spain-simulated", "04_train-lite0-minilm-tiny-simulated"):
         assert load_report(tmp_path / "reports" / name / "metrics.json")["simulated"] is True
     page = (tmp_path / "reports" / "results.md").read_text()
     assert "finland+germany+spain val (simulated)" in page
@@ -178,11 +178,12 @@ def test_an_ablation_shows_its_arms_with_intervals_and_repeats_nothing(tiny_rsic
     }
     given |= {"out": str(tmp_path / "runs"), "reports": str(tmp_path / "reports")}
     run_notebook("07", given, tmp_path / "notebooks", progress=False)
-    report = load_report(tmp_path / "reports" / "07_ablations-lite0-minilm-tiny-rsicd" / "metrics.json")
+    folder = tmp_path / "reports" / "07_ablations-lite0-minilm-tiny-slic-segments-none-ema-0-rsicd"
+    report = load_report(folder / "metrics.json")
     differences = {row["label"]: row for row in report["metrics"] if row["metric"] == "mR_difference"}
     assert set(differences) == {"segments=none", "ema=0"}
     assert all(row["low"] <= row["value"] <= row["high"] for row in differences.values())
-    assert (tmp_path / "reports" / "07_ablations-lite0-minilm-tiny-rsicd" / "ablations.png").stat().st_size > 1000
+    assert (folder / "ablations.png").stat().st_size > 1000
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "07_ablations").glob("*.json")}
     assert len(kept) == 3
     run_notebook("07", given, tmp_path / "again", html=False, progress=False)

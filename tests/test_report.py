@@ -101,6 +101,35 @@ def test_other_data_have_a_report_of_another_name(tmp_path: Path) -> None:
     assert all(Report(name, tmp_path, dataset="x", simulated=False, seed=0, command="x") for name in names)
 
 
+def test_settings_that_differ_give_names_that_differ() -> None:
+    assert (
+        report_name("07_ablations", "vit_b:/home/me/b_01.pth", "", "loss=triplet")
+        == "07_ablations-vit_b-b_01-loss-triplet"
+    )
+    arms = [f"image_lr={number}e-5" for number in range(1, 40)]
+    long, other = report_name("07_ablations", *arms), report_name("07_ablations", *arms[:-1], "image_lr=1")
+    assert long != other and long[:100] == other[:100]
+    assert len(long) == len(other) == 150
+
+
+def test_key_of_the_data_is_that_of_both_folders(tmp_path: Path) -> None:
+    for name in ("source", "target"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "captions.txt").write_text(name)
+    source, target = tmp_path / "source", tmp_path / "target"
+
+    def key(data: Any) -> str:
+        report = Report("06_adapt", tmp_path, dataset="x", simulated=False, seed=0, command="x", data=data)
+        return load_report(report.write())["data"]
+
+    alone = key(source)
+    assert key([source, ""]) == key([source, source]) == key(str(source)) == alone
+    assert len({alone, key(target), key([source, target]), key(None)}) == 4
+    before = key([source, target])
+    (target / "captions.txt").write_text("another")
+    assert key([source, target]) != before and key([source, ""]) == alone
+
+
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "/tmp/x", ".hidden", "a b", "x\n"])
 def test_report_name_stays_in_its_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot name a report"):

@@ -183,6 +183,13 @@ def test_rows_for_a_plot_name_the_dataset_where_there_are_several() -> None:
         ("m", "RSICD"), ("m", "city (simulated)")}  # fmt: skip
 
 
+def test_two_reports_that_call_a_model_the_same_are_told_apart_in_a_plot() -> None:
+    first, second = (document(name=f"04_train-{seed}", metrics=[entry("m", name, seed) for name in RECALLS])
+                     for seed in (1, 2))  # fmt: skip
+    shown = {row["label"]: row["value"] for row in recall_rows([first, second])}
+    assert shown == {"m (04_train-1)": 1, "m (04_train-2)": 2}
+
+
 def test_several_tables_have_titles_and_html_escapes_names() -> None:
     text = results_text([document(metrics=[entry("m", "mR", 1.0)]), gap(), ablation()])
     assert re.findall(r"(?m)^\*\*([^*]+)\.\*\*", text) == [

@@ -21,7 +21,7 @@ import math
 import re
 import shlex
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ import numpy as np
 
 import ucore
 from ucore.errors import ConfigError, DataError, without_secrets
-from ucore.files import atomic_path, parse_json, write_json
+from ucore.files import atomic_path, content_hash, parse_json, write_json
 from ucore.notebooks import code_cells, find_notebook
 from ucore.origin import UNKNOWN, code_key, data_key, git_commit, machine_facts
 
@@ -61,18 +61,23 @@ METRIC_KEYS: dict[str, Any] = {
 }
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
+MOST_LETTERS = 150  # of a name that is made here: some file systems end at 255 bytes, and files lie below it
 MOST = 1e300  # JSON may hold whole numbers that no float does
+_WEIGHTS = re.compile(r"(?:[^:]*[/\\])?([^/\\:]+)\.(?:pth?|bin|safetensors)$")  # "vit_b:" before it stays
 _ABSOLUTE_FOLDERS = re.compile(r"(?<![\w.~/-])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])+")
 
 
 def report_name(chapter: str, *parts: str, of: "Manifest | None" = None) -> str:
     """ "04_train-lite0-minilm-tiny-simulated": the name of a report, another one for other data.
 
-    parts: what sets it apart from others of its notebook, as text; signs that no folder's name may have become "-".
-    of: the data; "simulated", or what they are called, ends the name.
+    parts: what sets it apart from others of its notebook, as text; of a file of weights the name without its folder;
+    signs that no folder's name may have become "-". of: the data; "simulated", or what they are called, ends the name.
+    What is longer than MOST_LETTERS ends in a hash of the whole.
     """
-    words = [chapter, *parts, "" if of is None else "simulated" if of.simulated else of.name]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(filter(None, words)))[:150]
+    plain = [_WEIGHTS.sub(r"\1", part) for part in parts]
+    words = [chapter, *plain, "" if of is None else "simulated" if of.simulated else of.name]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(filter(None, words)))
+    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 17]}-{content_hash(words)[:16]}"
 
 
 def run_command(notebook: str, **parameters: object) -> str:
@@ -102,16 +107,18 @@ class Report:
         command: str,
         parameters: Mapping[str, Any] | None = None,
         date: str | None = None,
-        data: str | Path | None = None,
+        data: str | Path | Sequence[str | Path] | None = None,
     ):
-        """dataset: what the data are called; data: their folder, whose files the report's key `data` stands for."""
+        """dataset: what the data are called; data: their folder, or folders, whose files the report's
+        key `data` stands for; a folder that is named twice, or by nothing, makes no other key."""
         if not NAME.fullmatch(name):
             raise ConfigError(f"{name!r} cannot name a report; use letters, digits, '.', '_' and '-'.")
         self.path = Path(root) / name / "metrics.json"
         self.seconds: dict[str, float] = {}
         self._facts = {"name": name, "dataset": dataset, "simulated": simulated, "seed": seed, "command": command}
         self._facts |= {"parameters": dict(parameters or {})} | ({"date": date} if date else {})
-        self._data = data
+        folders = [data] if isinstance(data, str | Path) else data or []
+        self._folders = list(dict.fromkeys(Path(folder) for folder in folders if str(folder)))
         self._metrics: dict[tuple[str, str], dict[str, Any]] = {}
 
     def add(
@@ -135,7 +142,8 @@ class Report:
         """Check the report against the schema, then write it whole or not at all. Returns the file's path."""
         seconds = self.seconds or {"notebook": round(time.perf_counter() - ucore.STARTED, 1)}
         facts = self._facts | {"seconds": seconds, "metrics": list(self._metrics.values())}
-        data = UNKNOWN if self._data is None else data_key(self._data)
+        keys = list(dict.fromkeys(data_key(folder) for folder in self._folders)) or [UNKNOWN]
+        data = keys[0] if len(keys) == 1 else content_hash(keys)
         write_report(self.path, {**facts, "code": present_code(self._facts["name"]), "data": data})
         return self.path
 

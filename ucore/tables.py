@@ -107,13 +107,19 @@ def recall_table(
 
 def recall_rows(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The metrics of `recall_table` for a plot, without those of other protocols; where there are several
-    datasets, each row names its own as `gallery`."""
+    datasets, each row names its own as `gallery`. Where two reports call a model of one gallery the same, the report
+    stands beside it."""
+    found = [
+        (report, label, of_label) for report, label, of_label in _models(reports)
+        if "duplicate" not in label and TIES not in label and all(name in of_label for name in RECALLS)
+    ]  # fmt: skip
     several = len({dataset_of(report) for report in reports}) > 1
+    times = Counter((dataset_of(report), label) for report, label, _ in found)
     rows = []
-    for report, label, of_label in _models(reports):
-        if "duplicate" not in label and TIES not in label and all(name in of_label for name in RECALLS):
-            gallery = {"gallery": dataset_of(report)} if several else {}
-            rows += [{**entry, **gallery} for entry in of_label.values() if entry["metric"] in METRICS]
+    for report, label, of_label in found:
+        gallery = {"gallery": dataset_of(report)} if several else {}
+        full = label if times[dataset_of(report), label] == 1 else f"{label} ({report['name']})"
+        rows += [{**entry, **gallery, "label": full} for entry in of_label.values() if entry["metric"] in METRICS]
     return rows
 
 
