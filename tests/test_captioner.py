@@ -191,6 +191,17 @@ def test_new_words_are_those_that_the_model_would_write_next(models, pictures, n
     assert text == (expected if new[-1] == 2 else broken_off(expected))  # which marks what ran into the limit
 
 
+def test_a_qformer_that_reads_few_words_is_given_the_first_tags(models, pictures):
+    asked = captioner(models["instructblip-t5"])
+    tags, around = [f"name=school {number}" for number in range(20)], [f"highway=road {number}" for number in range(20)]
+    prompt = asked.prompt_for(tags, around)
+    assert "school 0" in prompt and "road" not in prompt and "school 19" not in prompt
+    assert len(asked.processor.qformer_tokenizer(prompt)["input_ids"]) <= 64
+    assert asked.prompt_for(tags[:2], around[:1]) == asked.prompt.fill(tags[:2], around[:1])
+    texts = asked.caption(pictures[:2], [prompt, " ".join(["a school"] * 100)])  # of one's own, and longer
+    assert all(isinstance(text, str) for text in texts)
+
+
 def test_sampling_and_beams_of_a_checkpoint_are_off(models, pictures, tmp_path):
     folder = shutil.copytree(models["llava"], tmp_path / "llava")
     path = folder / "generation_config.json"

@@ -29,6 +29,11 @@ PROMPT = (
         "Here is a roof with white text painted on it.",
         "Here are two versions of the same house.",
         "Here you are looking at a port.",
+        "Ill-maintained houses stand beside a dirt road.",
+        "Hope Street runs past a school.",
+        "Great choice of trees.",
+        "The user parking area is full of cars.",
+        "Here is a large lake with a description board: trees stand around it.",
     ],
 )
 def test_good_text_stays_as_it_is(text):
@@ -44,6 +49,9 @@ def test_good_text_stays_as_it_is(text):
         ("Please give a comprehensive and detailed description of it. A school.", "A school.", ("prompt echo",)),
         ("Sure! Here is a detailed description:\n\nA school. Let me know.", "A school.", ("chatter",)),
         ("Sure, here's a caption: A red house.", "A red house.", ("chatter",)),
+        ("A school. I'll be glad to say more. Ill describe it. Hope this helps!", "A school.", ("chatter",)),
+        ("A school. Great choice! The user asked for tags. That is for the user.", "A school.", ("chatter",)),
+        ("Here is my very best short description of it: A school.", "A school.", ("chatter",)),
         ("Sure, the image shows a lake.", "the image shows a lake.", ("chatter",)),
         ("Great question! Of course I can help. Here you go: a lake.", "a lake.", ("chatter",)),
         ("Thanks for asking. A lake. Note that this description is based on the tags.", "A lake.", ("chatter",)),

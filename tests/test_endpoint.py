@@ -19,7 +19,7 @@ from PIL import Image
 
 from ucore.captioner import load_captioner
 from ucore.cleaning import clean_caption
-from ucore.endpoint import KEY_VARIABLE, MOST_SIGNS, Endpoint, broken_off, parse_address
+from ucore.endpoint import ATTEMPTS, KEY_VARIABLE, MOST_SIGNS, Endpoint, broken_off, parse_address
 from ucore.errors import ConfigError, UserError
 from ucore.prompts import load_prompt
 from ucore.workers import Failed
@@ -193,6 +193,18 @@ def test_what_passes_is_tried_again(server):
     texts = endpoint(server, timeout_s=1.0).caption([PICTURE] * 3, ["busy", "broken", "stalls"])
     assert texts == ["busy 64x48", "broken 64x48", "stalls 64x48"]
     assert server.asked == {"busy": 4, "broken": 3, "stalls": 2}
+
+
+def test_a_server_that_stalls_for_good_is_not_waited_for(server):
+    server.faults = {name: [(0, {}, b"")] * 100 for name in "abcdefgh"}
+    asked = endpoint(server, timeout_s=0.2, concurrency=2)
+    texts = asked.caption([PICTURE] * 8, list("abcdefgh"))
+    assert all(isinstance(text, Failed) for text in texts)
+    assert sum(server.asked[name] for name in "abcdefgh") <= 2 * ATTEMPTS + 2
+    assert "has not answered the last" in texts[-1].reason
+    server.faults = {}
+    assert all(isinstance(text, Failed) for text in asked.caption([PICTURE], ["a"]))
+    assert endpoint(server).caption([PICTURE], ["a"]) == ["a 64x48"]  # another call asks again
 
 
 def test_a_server_that_asks_for_time_gets_it(server, monkeypatch):

@@ -84,6 +84,20 @@ def test_exact_mending_of_small_regions_is_the_originals(model):
     assert wanted.iou(found).max(axis=1).min() > 0.98
 
 
+def test_mended_regions_of_a_strict_limit_are_the_originals_too(model):
+    image = picture(64, 64, seed=2)
+    settings = {"box_nms_thresh": 0.4, "min_mask_region_area": 30}
+    wanted, _ = original(model, image, **settings)
+    found = MaskGenerator(model, exact=True, **{**LOOSE, **settings}).generate([image])[0]
+    assert 0 < len(found) == len(wanted)
+    assert wanted.iou(found).max(axis=1).min() > 0.98
+
+
+def test_mending_leaves_a_mask_without_a_pixel_as_it_is():
+    empty = Segments.from_masks(np.zeros((1, 20, 20), bool))
+    assert mask_filters.mended(empty, 30, 0.7).rles == empty.rles
+
+
 def test_no_threshold_at_all_is_the_originals_too(model):
     settings = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
     wanted, _ = original(model, picture(40, 40), **settings)

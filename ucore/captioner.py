@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 
 from ucore.compose import TagComposer
-from ucore.device import pick_device
+from ucore.device import is_out_of_memory, pick_device
 from ucore.endpoint import Endpoint, broken_off, is_address
 from ucore.errors import CheckpointError, ConfigError, UserError
 from ucore.files import content_hash
 from ucore.micro_captioner import FOLDER
-from ucore.pretrained import describe, find_model, fingerprint, in_one_line, is_out_of_memory, read_model, too_large
+from ucore.pretrained import describe, find_model, fingerprint, in_one_line, read_model, too_large
 from ucore.prompts import PAPER, Prompt, load_prompt
 from ucore.weights import quiet
 from ucore.workers import Failed
@@ -132,8 +132,22 @@ class ModelCaptioner:
         return content_hash("model", VERSION, fingerprint(self.source), self.prompt.key(), self.max_new_tokens)
 
     def prompt_for(self, tags: Sequence[str], surrounding_tags: Sequence[str] = (), sample_id: str = "") -> str:
-        """The prompt with the tags filled in; the same for every `sample_id`."""
-        return self.prompt.fill(tags, surrounding_tags)
+        """The prompt with the tags filled in; the same for every `sample_id`.
+
+        A Q-Former reads a certain number of words: the last tags are left out where all of them are more, those around
+        the place first.
+        """
+        here, around = list(tags), list(surrounding_tags)
+        prompt, counted = self.prompt.fill(here, around), getattr(self.processor, "qformer_tokenizer", None)
+        while counted and (here or around) and len(counted(prompt)["input_ids"]) > self._positions:
+            (around or here).pop()
+            prompt = self.prompt.fill(here, around)
+        return prompt
+
+    @property
+    def _positions(self) -> int:
+        """The most tokens that the model's Q-Former reads."""
+        return self.config.qformer_config.max_position_embeddings
 
     def load(self) -> Any:
         """The model, on its device. Raises CheckpointError for weights that are absent, damaged or of another model."""
@@ -228,7 +242,8 @@ class ModelCaptioner:
         else:
             inputs = processor(text=list(prompts), images=images, **options)
         if hasattr(processor, "qformer_tokenizer"):  # reads positions by number, so it is padded on the right
-            words = processor.qformer_tokenizer(list(prompts), padding_side="right", **options)
+            cut = {"truncation": True, "max_length": self._positions}  # a prompt of one's own may be long without tags
+            words = processor.qformer_tokenizer(list(prompts), padding_side="right", **cut, **options)
             inputs["qformer_input_ids"] = words["input_ids"]
             inputs["qformer_attention_mask"] = words["attention_mask"]
         return inputs.to(self.device, self._model.dtype)

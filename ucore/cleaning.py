@@ -42,8 +42,9 @@ LABEL = re.compile(r"^(?:(?:short |detailed |image |final )?(?:caption|descripti
 ABOUT_TEXT = r"(?:description|caption|sentence|summary|answer|response)s?"
 LEAD = re.compile(
     r"^(?:\w{1,30} ?\w{0,30}[,!.] {0,9})?(?:here(?:'s| is| are| you)|this is|the following is)\b"
-    r"(?=[^:]{0,120}\b(?:descri|caption|sentence|summar|answer|response|text|version|overview|paragraph|result|detail|"
-    r"attempt|output|list|analysis|breakdown)|(?: it| go| are| what| how)\b)[^:]{0,120}:\s*(?=\w)",
+    r"(?=(?:[\s,]+[^\s:,]+){0,4}?[\s,]+\W?(?:descri|caption|sentence|summar|answer|response|text|version|overview|"
+    r"paragraph|result|detail|attempt|output|list|analysis|breakdown)|(?: it| go| are| what| how)\b)"
+    r"[^:]{0,120}:\s*(?=\w)",
     re.IGNORECASE,
 )
 GREETING = re.compile(
@@ -68,13 +69,20 @@ SEES = (
     r"(?:\w+ly )?(?:see|observe|spot|notice|identify|make out)\b"
     r"(?! (?:the|this|your) (?:image|picture|photo)(?: you\b|$))"
 )
+ASKS = (
+    r"(?:request|question|prompt|instruct|query|ask|want|provid|gave|give|has|is|need|did|would|may|might|said|specif"
+    r"|input)"
+)
 CHATTER = re.compile(
     r"^thank(?:s| you)\b(?! to (?!the tags?\b))|^here you (?:go|are)$|^how (?:can|may) i\b"
-    rf"|^(?:\w{{1,30}} ?\w{{0,30}}[,!. ]{{1,9}})?here(?:'s| is| are)\b.{{0,120}}\b{ABOUT_TEXT}\b"
+    rf"|^(?:\w{{1,30}} ?\w{{0,30}}[,!. ]{{1,9}})?here(?:'s| is| are)\b(?:\s+\S+){{0,4}}?\s+\W?{ABOUT_TEXT}\b"
     r"|\b(?:let me know|feel free to|would you like|is there anything|if you (?:need|have|would|want))\b"
-    r"|\b(?:happy|glad|pleased) to (?:help|describe|assist|provide)\b|^(?:i'?ll|i'd|let me|(?:i )?hope)\b|\bthe user\b"
+    r"|\b(?:happy|glad|pleased) to (?:help|describe|assist|provide)\b"
+    r"|^(?:i'll|ill (?:be|describe|give|provide|do|try|start)|i'd|let me|i hope|hope (?:this|that|it|you|these))\b"
+    rf"|\bthe user(?:'s)?\b(?= {ASKS}|[,;]|$)"
     rf"|^(?:please )?note(?: that|:).{{0,200}}?\b(?:{ABOUT_TEXT}|tags?|information|provided|based on|i|not|may|might)\b"
-    rf"|^disclaimer\b|^i (?:will|would|have)\b|^i can\b(?! {SEES})|^great (?:job|work|question|choice|picture|photo)\b"
+    rf"|^disclaimer\b|^i (?:will|would|have)\b|^i can\b(?! {SEES})"
+    r"|^great (?:job|work|question|choice|picture|photo)\b(?! of\b)"
     r"|^this (?:description|caption) (?:is|was|includes|captures|mentions|covers)\b",
     re.IGNORECASE,
 )

@@ -24,6 +24,14 @@ def has_bf16(device: str) -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else cpu_has_bf16()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or a processor, whichever class of error says so."""
+    said = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in said)
+    )
+
+
 def pick_device(name: str = "auto") -> str:
     """`auto` becomes cuda where there is a GPU, else cpu; other names are checked. Raises ConfigError."""
     if name == "auto":

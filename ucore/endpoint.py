@@ -38,6 +38,8 @@ LONGEST_WAIT = 60.0  # seconds before a request is tried again, also where the s
 MOST_BYTES = 1_000_000  # of an answer
 MOST_SIGNS = 20_000  # of a text in it
 LONGEST_SIDE = 1024  # pixels of the image that is sent
+TOO_LONG = "it takes too long"
+STALLED = 3  # times as many requests in a row as are made at a time, after which none is waited for
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 REFUSED = {"content_filter"}
 MODEL_NAME = re.compile(r"[\w./:@+-]+")
@@ -107,6 +109,7 @@ class Endpoint:
         self.name = re.sub(r"[^\w.-]+", "-", self.model).strip("-.") or "endpoint"
         self._local = threading.local()
         self._loaded = False
+        self._unanswered = 0  # requests in a row, of all threads, that took too long
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_local"}
@@ -170,6 +173,10 @@ class Endpoint:
         patient = Retrying(
             retry=retry_if_exception_type(_TryAgainError), stop=stop_after_attempt(ATTEMPTS), wait=pause, reraise=True
         )
+        if self._unanswered >= STALLED * self.concurrency:  # it would be waited for hours
+            return Failed(
+                f"{self.host} has not answered the last {self._unanswered} requests within {self.timeout_s:g} s"
+            )
         try:
             return patient(self._ask, json.dumps(self._body(*pair)).encode())
         except _TryAgainError as error:
@@ -195,7 +202,12 @@ class Endpoint:
         }
 
     def _ask(self, body: bytes) -> str:
-        status, data, wait = self._request("POST", "/chat/completions", body, self.timeout_s)
+        try:
+            status, data, wait = self._request("POST", "/chat/completions", body, self.timeout_s)
+        except _TryAgainError as error:
+            self._unanswered = self._unanswered + 1 if str(error) == TOO_LONG else 0
+            raise
+        self._unanswered = 0
         if status in BUSY:
             raise _TryAgainError(f"status {status}", wait)
         if status != 200:
@@ -219,10 +231,10 @@ class Endpoint:
                     if len(data) > MOST_BYTES:
                         raise _NoCaptionError(f"the answer is longer than {MOST_BYTES:,} bytes")
                     if time.monotonic() > deadline:
-                        raise _TryAgainError("it takes too long")
+                        raise _TryAgainError(TOO_LONG)
                 return answer.status_code, bytes(data), retry_after(answer.headers.get("Retry-After", ""))
         except requests.Timeout as error:
-            raise _TryAgainError("it takes too long") from error
+            raise _TryAgainError(TOO_LONG) from error
         except requests.ConnectionError as error:
             raise _TryAgainError("it cannot be reached") from error
         except (_TryAgainError, _NoCaptionError):

@@ -4,9 +4,11 @@ import io
 import os
 import stat
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -21,7 +23,10 @@ from ucore.spans import part_bytes
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM")
 # 10,000 x 10,000 pixels are meant to be read; Pillow itself refuses twice as many, which `_reason` says in a sentence.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+LARGE = 2**24  # pixels of a picture that is decoded alone: 16 threads with one each would fill the memory
 BAR_ABOVE = 500  # a shorter job ends before a progress bar is worth reading
+
+_one_large = threading.Lock()
 
 Result = TypeVar("Result")
 
@@ -112,7 +117,10 @@ def _read(path: Path) -> Image.Image:
             raise DataError("not a file")
     if (info.st_size if data is None else len(data)) == 0:
         raise DataError("zero bytes")
-    with Image.open(path if data is None else io.BytesIO(data), formats=FORMATS) as image:
+    with (
+        Image.open(path if data is None else io.BytesIO(data), formats=FORMATS) as image,
+        _one_large if image.width * image.height > LARGE else nullcontext(),
+    ):
         image.load()
         return _to_rgb(image)
 

@@ -11,7 +11,11 @@ from torchvision.ops import nms
 
 from ucore.masks import Segments
 
+MENDED_OVERLAP = 0.7  # segment_anything's crop_nms_thresh, which counts there where it is more than box_nms_thresh
+
 coco: Any = mask  # its type stubs do not know compressed codes
+
+MENDED_OVERLAP = 0.7  # segment_anything's crop_nms_thresh, which it takes where it is more than box_nms_thresh
 
 
 def levels(side: int) -> list[np.ndarray]:
@@ -136,7 +140,11 @@ def without_duplicates(segments: Segments, scores: np.ndarray, most: float) -> n
 
 
 def mended(segments: Segments, least: int, most: float) -> Segments:
-    """Holes and islands of fewer than `least` pixels filled and removed (never the last island), duplicates dropped."""
+    """Holes and islands of fewer than `least` pixels filled and removed (never the last island), duplicates dropped.
+
+    Boxes that overlap by more than `most` are duplicates; below MENDED_OVERLAP it does not count here, as in
+    segment_anything.
+    """
     import cv2
 
     def mend(mask: np.ndarray, inside: bool) -> np.ndarray:
@@ -144,7 +152,7 @@ def mended(segments: Segments, least: int, most: float) -> Segments:
             (mask == inside).astype(np.uint8), connectivity=8
         )
         small = [part for part in range(1, count) if statistics[part, cv2.CC_STAT_AREA] < least]
-        if inside and len(small) == count - 1:
+        if inside and small and len(small) == count - 1:
             small.remove(1 + int(statistics[1:, cv2.CC_STAT_AREA].argmax()))
         return mask ^ np.isin(regions, small) if small else mask
 
@@ -156,4 +164,4 @@ def mended(segments: Segments, least: int, most: float) -> Segments:
         rles.append(coco.encode(np.asfortranarray(result.astype(np.uint8)))["counts"] if changed else code)
         whole.append(not changed)
     better = Segments.from_rles(segments.size, rles, segments.predicted_iou, segments.stability, segments.points)
-    return better.take(without_duplicates(better, np.array(whole, np.float32), most))
+    return better.take(without_duplicates(better, np.array(whole, np.float32), max(most, MENDED_OVERLAP)))

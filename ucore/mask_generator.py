@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ucore import mask_filters
-from ucore.device import has_bf16
+from ucore.device import has_bf16, is_out_of_memory
 from ucore.errors import ConfigError, UserError
 from ucore.files import content_hash
 from ucore.mask_decoder import ImageState, PointDecoder
@@ -230,8 +230,8 @@ class MaskGenerator:
         """What `work` gives; None, with the batch size `setting` halved, when memory ran out."""
         try:
             return work(*arguments)
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
         size = getattr(self, setting)
         if size == 1:

@@ -32,7 +32,8 @@ MASK_STRIDE = STRIDE // 4  # pixels of the window a pixel of the decoder's masks
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures with label maps. images: uint8 (H, W, 3); labels: uint16 (L, H, W), 0 where nothing is labelled."""
+    """Pictures with label maps. images: uint8 (H, W, 3); labels: uint16, uint32 where they are many, (L, H, W), 0 where
+    nothing is labelled."""
 
     name: str
     images: list[np.ndarray]
@@ -117,12 +118,11 @@ def training_sources(
 
 
 def regions(image: np.ndarray) -> np.ndarray:
-    """Label maps uint16 (len(SCALES), H, W) of a classical segmentation, from 1."""
+    """Label maps (len(SCALES), H, W) of a classical segmentation, from 1; uint16, or uint32 where that is too small."""
     from skimage.segmentation import felzenszwalb
 
-    return np.stack(
-        [felzenszwalb(image, scale=scale, sigma=0.8, min_size=30).astype(np.uint16) + 1 for scale in SCALES]
-    )
+    labels = np.stack([felzenszwalb(image, scale=scale, sigma=0.8, min_size=30) + 1 for scale in SCALES])
+    return labels.astype(np.uint16 if labels.max() <= np.iinfo(np.uint16).max else np.uint32)
 
 
 def fingerprint(sources: Sequence[Source]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ucore.device import has_bf16
+from ucore.device import has_bf16, is_out_of_memory
 from ucore.errors import CheckpointError, UserError
 from ucore.files import content_hash, file_hash
 from ucore.weights import quiet
@@ -149,12 +149,4 @@ def too_large(source: str, device: str) -> str:
     return (
         f"{source} does not fit into the memory of {device}, even with one image at a time; choose a smaller model, or "
         "serve it elsewhere and give its address: http://HOST:PORT/v1:MODEL"
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or a processor, whichever class of error says so."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
     )

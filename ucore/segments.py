@@ -103,6 +103,13 @@ def segment_dataset(
     every image failed.
     """
     away = engine == "ray" and device.startswith("cuda") and pick_device("auto") == "cpu"
+    if workers is None and generator.startswith("vit_") and not (away or pick_device(device).startswith("cuda")):
+        if engine == "ray":  # its workers would be as many as the cluster's processors
+            raise ConfigError(
+                f"Every worker holds {generator.partition(':')[0]} in memory: say with --workers how many the cluster "
+                "has room for, or --device cuda for one on each of its GPUs"
+            )
+        workers = 1  # with all threads
     make = _MakeWorker(generator, exact, device, away)
     gpus = 1.0 if make.on_gpu else 0.0
     if gpus and device.startswith("cuda:"):  # that very one, by this process; on a cluster every worker sees one
