@@ -97,6 +97,22 @@ def tiny_clip(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
+def tiny_resnet(tmp_path_factory) -> str:
+    """Name of a CLIP whose vision tower is a small ResNet with BatchNorm, as RN50's, for pictures of 64 pixels."""
+    import open_clip
+
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "head_width": 64},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+    }
+    path = tmp_path_factory.mktemp("open_clip") / "tiny-resnet.json"
+    path.write_text(json.dumps(config))
+    open_clip.add_model_config(path)
+    return "tiny-resnet"
+
+
+@pytest.fixture(scope="session")
 def tiny_clip_factory(tiny_clip) -> Callable[[], Any]:
     """A function that gives a fresh copy of it, its weights as drawn: for trainings that are compared to each other."""
     import torch

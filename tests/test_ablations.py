@@ -1,5 +1,6 @@
 """A study: settings as arms, runs kept by content, a stopped study goes on, rows that hold what was measured."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -44,6 +45,15 @@ def new_study(parts, shared, tiny_clip_factory, tmp_path):
 
 def files(tmp_path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "runs").glob("*"))
+
+
+def test_a_run_of_other_heads_is_another_run(new_study, tmp_path):
+    new_study().run("ema=0", 3)
+    other = new_study()
+    other.encoder.config = dataclasses.replace(other.encoder.config, dropout=0.0)
+    Study(other.encoder, other.train, other.val, out=tmp_path / "runs", cache=other.cache, progress=False,
+          **SHORT).run("ema=0", 3)  # fmt: skip
+    assert len(files(tmp_path)) == 2
 
 
 def test_a_run_is_kept_and_what_was_stopped_makes_only_what_is_missing(new_study, tmp_path, monkeypatch):
@@ -125,4 +135,5 @@ def test_what_the_data_do_not_allow_is_named(new_study, shared):
         study.table(["emma=0"], [0])
     with pytest.raises(ConfigError, match="at least one, each once"):
         study.table(["ema=0"], [1, 1])
-    assert [arm for arm in ARMS if new_study(shared[1]).lacking(arm)] == ["description_share=0.3"]
+    assert [arm for arm in ARMS if new_study(shared[1]).lacking(arm)] == [
+        "soft_share=0.1,soft_tags=0.5", "description_share=0.3"]  # fmt: skip

@@ -126,6 +126,7 @@ ORDER = [
     *("pairs", "neighbours"),
     *(
         "progress",
+        "guards",
         "phases",
         "tower_phase",
         "train",

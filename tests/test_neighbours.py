@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from ucore.errors import ConfigError
 from ucore.losses import contrastive_loss, hinge_loss
-from ucore.neighbours import HardBatches, soft_positives
+from ucore.manifest import Manifest
+from ucore.neighbours import CaptionLikeness, HardBatches, soft_positives, tag_vectors
+from ucore.pairs import TrainingTexts
 
 LIKENESS = np.array([[1.0, 0.9, 0.1, 0.0], [0.9, 1.0, 0.2, 0.3], [0.1, 0.2, 1.0, 1.0], [0.0, 0.3, 1.0, 1.0]])
 OWN = np.eye(4, dtype=bool)
@@ -85,3 +88,31 @@ def test_no_share_is_the_given_order_and_few_neighbours_are_enough():
     np.testing.assert_array_equal(HardBatches(clustered(5, 5)[:23], 0.0)(order, 5), order)
     assert sorted(HardBatches(clustered(5, 5)[:23], 0.8, nearest=1)(order, 10)) == list(range(23))
     assert sorted(HardBatches(clustered(5, 5)[:23], 0.9)(order, 50)) == list(range(23))
+
+
+def test_rare_tags_that_two_images_share_make_them_alike():
+    tags = [["a", "b"], ["b", "a", "a"], ["a", "c"], [], ["a"], ["c", "d"]]
+    vectors = tag_vectors(tags).toarray()
+    rare = {"a": np.log(6 / 4), "b": np.log(6 / 2), "c": np.log(6 / 2), "d": np.log(6)}
+    lengths = [np.hypot(rare["a"], rare["b"]), 0, np.hypot(rare["a"], rare["c"])]
+    likeness = vectors @ vectors.T
+    assert likeness[0, 1] == pytest.approx(1)
+    assert likeness[0, 2] == pytest.approx(rare["a"] ** 2 / lengths[0] / lengths[2])
+    assert not likeness[3].any() and likeness[0, 5] == 0 and likeness[4, 4] == pytest.approx(1)
+    assert tag_vectors([["a"], ["a"]]).nnz == 0 and tag_vectors([[], []]).nnz == 0  # of all images: says nothing
+
+
+def test_likeness_of_an_image_and_a_text_counts_tags_by_their_share(tiny_clip_factory, tmp_path):
+    rows = [
+        {"sample_id": name, "image": f"{name}.png", "captions": of, "split": "train", "domain": "a", "tags": tags}
+        for name, of, tags in (("x", ["a lake", "water"], ["b"]), ("y", ["a road"], ["b"]), ("z", ["trees"], ["c"]))
+    ]
+    train = Manifest.from_rows(rows, tmp_path)
+    pairs, which = TrainingTexts(train), (np.array([0, 2]), np.array([0, 1, 2, 3]))
+    alone, half, tags = (CaptionLikeness(tiny_clip_factory(), train, pairs, share, None, False)(*which)
+                         for share in (0.0, 0.5, 1.0))  # fmt: skip
+    np.testing.assert_allclose(tags, [[1, 1, 1, 0], [0, 0, 0, 1]], atol=1e-6)
+    np.testing.assert_allclose(half, (alone + tags) / 2, atol=1e-6)
+    untagged = Manifest.from_rows([{**row, "tags": []} for row in rows], tmp_path)
+    with pytest.raises(ConfigError, match="no training image has one"):
+        CaptionLikeness(tiny_clip_factory(), untagged, pairs, 0.5, None, False)

@@ -1,10 +1,12 @@
 """Training: resuming equals never stopping, positives are right, what is kept is the best."""
 
+import copy
 import dataclasses
 import functools
 import gc
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -17,15 +19,16 @@ import numpy as np
 import pytest
 import torch
 from makers import make_halves, make_rsicd
+from PIL import Image
 
 from ucore.checkpoint import load_bank, load_checkpoint, load_state
-from ucore.config import TrainConfig
+from ucore.config import ModelConfig, TrainConfig
 from ucore.data import read_dataset
 from ucore.errors import CheckpointError, ConfigError, DataError, UserError
 from ucore.files import only_writer
 from ucore.fusion import fused
 from ucore.hubness import correct_hubs
-from ucore.manifest import subset
+from ucore.manifest import Manifest, subset
 from ucore.model import load_encoder
 from ucore.progress import training_folder
 from ucore.segment_store import SegmentStore
@@ -234,6 +237,126 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(new_trainer, tmp_path, mo
         trainer.step()
     kept = new_trainer(tmp_path, tune_epochs=0)
     assert kept.resume() and kept.step_count == 3
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_moves_a_weight(new_trainer, tmp_path):
+    trainer = new_trainer(tmp_path, tune_epochs=0)
+    trainer.step()
+    before = {name: value.clone() for name, value in trainer.encoder.state_dict().items()}
+    rows = trainer.phase.next_batch()[0]
+    weight = trainer.phase.parameters[0]
+    hook = weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(UserError, match=r"norm of the gradient is nan at step 2 .*last checkpoint is kept"):
+        trainer.step()
+    hook.remove()
+    assert all(torch.equal(before[name], value) for name, value in trainer.encoder.state_dict().items())
+    listed = (tmp_path / "stopped_at.txt").read_text().splitlines()
+    assert listed == list(trainer.train.frame["sample_id"].iloc[rows])
+    assert trainer.step().step == 2  # made again, nothing lost
+
+
+def test_a_run_does_not_write_over_another_that_went_on_in_its_folder(new_trainer, tmp_path):
+    first = new_trainer(tmp_path, tune_epochs=0)
+    for _ in range(2):
+        first.step()
+    first.save()
+    other = new_trainer(tmp_path, tune_epochs=0)
+    assert other.resume()
+    other.fit()
+    with pytest.raises(UserError, match=r"Another run has trained into .* since this one stopped there"):
+        first.fit()
+    assert load_state(tmp_path)["finished"]
+    assert first.resume() and first.finished
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"dropout": 0.0}, r"dropout 0.3 -> 0.0"), ({"hidden": 64}, r"hidden 1024 -> 64")],
+)
+def test_resuming_with_other_heads_names_them(parts, cache, tmp_path, changes, told):
+    config = TrainConfig.at("small", **{**SMALL, "tune_epochs": 0})
+    Trainer(load_encoder(config=ModelConfig()), *parts, config, tmp_path, cache, progress=False).save()
+    other = load_encoder(config=ModelConfig(**changes))
+    with pytest.raises(ConfigError, match=f"other settings .*{told}.*another --out, or --restart"):
+        Trainer(other, *parts, config, tmp_path, cache, progress=False).resume()
+
+
+def test_resuming_with_another_picture_under_its_name_is_refused(tiny_rsicd, tiny_clip_factory, tmp_path):
+    shutil.copytree(tiny_rsicd, tmp_path / "data")
+
+    def trainer() -> Trainer:
+        manifest = read_dataset(tmp_path / "data", split=("train", "val"))
+        config = TrainConfig.at("small", **{**SMALL, "tune_epochs": 0})
+        return Trainer(tiny_clip_factory(), manifest.split("train"), manifest.split("val"), config, tmp_path / "run",
+                       progress=False)  # fmt: skip
+
+    trainer().save()
+    assert trainer().resume()
+    Image.new("RGB", (90, 80), "red").save(trainer().train.image_path(0))
+    with pytest.raises(ConfigError, match="other training images"):
+        trainer().resume()
+
+
+def test_a_stopped_step_leaves_the_statistics_of_normalising_layers_alone(parts, cache, tiny_resnet, monkeypatch):
+    torch.manual_seed(0)
+    original = load_encoder(tiny_resnet)
+    config = TrainConfig.at("small", **{**SMALL, "head_epochs": 0, "frozen_image_stages": 0, "precision": "float32"})
+    trainer, other = (Trainer(copy.deepcopy(original), *parts, config, None, cache, progress=False) for _ in range(2))
+    trainer.step()
+    other.step()
+    losses = trainer.losses
+    monkeypatch.setattr(trainer, "losses", raising(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step()
+    monkeypatch.setattr(trainer, "losses", losses)
+    trainer.step()
+    other.step()
+    same(trainer, other)
+    statistics = [name for name in trainer.encoder.state_dict() if name.endswith("running_mean")]
+    assert any(not torch.equal(trainer.encoder.state_dict()[name], original.state_dict()[name]) for name in statistics)
+
+
+def raising(error: type[BaseException]):
+    def instead(*_: Any) -> Any:
+        raise error
+
+    return instead
+
+
+def test_a_frozen_tower_that_would_normalise_may_be_trained_in_chunks(parts, cache, tiny_resnet):
+    def trainer(stages: int) -> Trainer:
+        config = TrainConfig.at("small", **{**SMALL, "head_epochs": 0, "chunk": 4, "frozen_image_stages": stages})
+        return Trainer(load_encoder(tiny_resnet), *parts, config, None, cache, progress=False)
+
+    with pytest.raises(ConfigError, match=r"normalises over the batch.*frozen_image_stages"):
+        trainer(2).step()
+    assert trainer(4).step().loss > 0
+
+
+def test_descriptions_alone_are_learned_from_and_known_to_the_bank(parts, encoder_factory, cache, tmp_path):
+    train, val = parts
+    frame = train.frame.copy()
+    frame["description"] = [of[0] for of in frame["captions"]]
+    frame["captions"] = [[] for _ in range(len(frame))]
+    described = Manifest(frame, train.root)
+    config = TrainConfig.at("tiny", head_epochs=1, description_share=0.5)
+    train_checkpoint(encoder_factory(), described, val, config, tmp_path, cache, progress=False)
+    bank = load_bank(tmp_path)
+    assert bank is not None and len(bank.texts) > 0
+    config = TrainConfig.at("tiny", description_share=0.5, soft_share=0.1)
+    with pytest.raises(ConfigError, match="soft_share compares captions"):
+        Trainer(encoder_factory(), described, val, config, None, cache, progress=False)
+
+
+def test_the_sigmoid_loss_starts_from_the_bias_and_the_scale_that_a_model_comes_with(parts, cache, tiny_clip_factory):
+    encoder = tiny_clip_factory()
+    encoder.clip.logit_bias = torch.nn.Parameter(torch.tensor(-10.0))
+    encoder.logit_scale.data.fill_(np.log(117))
+    config = TrainConfig.at("small", **{**SMALL, "loss": "sigmoid", "tune_epochs": 0, "head_lr": 1e-6})
+    trainer = Trainer(encoder, *parts, config, None, cache, progress=False)
+    assert encoder.logit_bias is not None and encoder.logit_bias.item() == -10
+    trainer.step()
+    assert encoder.logit_scale.exp().item() == pytest.approx(117, rel=1e-3)
 
 
 def test_a_set_smaller_than_a_batch_is_one_batch(new_trainer):

@@ -275,6 +275,17 @@ def test_a_small_clip_from_a_file_gives_the_features_of_open_clip(tmp_path, tiny
 
 
 @pytest.mark.usefixtures("float32")
+def test_a_model_that_normalises_over_batches_keeps_the_statistics_of_its_file(tmp_path, tiny_resnet):
+    torch.manual_seed(0)
+    reference = open_clip.create_model(tiny_resnet).train()
+    with torch.no_grad():
+        reference.encode_image(torch.randn(8, 3, 64, 64) + 1)
+    check_features(tiny_resnet, reference.eval(), tmp_path / "a.pt")
+    kept = load_encoder(tiny_resnet, tmp_path / "a.pt").clip.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in reference.state_dict().items() if "running" in name)
+
+
+@pytest.mark.usefixtures("float32")
 def test_the_architecture_of_remoteclip_from_a_file_gives_the_features_of_open_clip(tmp_path):
     torch.manual_seed(0)
     check_features("ViT-B-32", open_clip.create_model("ViT-B-32").eval(), tmp_path / "RemoteCLIP-ViT-B-32.pt")

@@ -14,9 +14,9 @@ from test_visualize import make_history
 import ucore.widgets
 from ucore.data import read_dataset
 from ucore.errors import CheckpointError, ConfigError, UserError
+from ucore.guards import only_trainer
 from ucore.live import curves_html
 from ucore.probes import Found
-from ucore.progress import only_trainer
 from ucore.visualize import plot_curves
 from ucore.widgets import TrainingStepper
 
@@ -279,6 +279,9 @@ def test_run_answers_other_work_and_pause_stops_it_and_saves():
         assert enabled(stepper) == ["Pause"]
         await until(lambda: trainer.step_count >= 3)
         stepper.step_button.click()  # nothing: a run is on
+        with pytest.raises(UserError, match="A run is on: click Pause"):
+            stepper.run(5)
+        assert stepper.running
         stepper.pause_button.click()
         assert trainer.saved == 1
         await until(lambda: stepper.task and stepper.task.done())

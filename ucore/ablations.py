@@ -10,6 +10,7 @@ on, so that a study that was stopped repeats only what is missing, and a changed
 import copy
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ BASE = "base"
 ARMS = (
     *("segments=none", "segments=mean", "segments=attention", "segment_share=0.5", "segment_share=0.75"),
     *("segment_count=3", "image_segment_weight=1", "loss=triplet", "loss=sigmoid", "soft_share=0.1", "hard_share=0.5"),
+    "soft_share=0.1,soft_tags=0.5",
     *("label_smoothing=0", "ema=0", "train_views=2", "description_share=0.3"),
 )
 VERSION = 1  # of what a kept run holds
@@ -70,8 +72,9 @@ class Study:
         self.encoder, self.train, self.val, self.store = encoder, train, val, store
         self.out, self.cache, self.scale, self.progress = Path(out), cache, scale, progress
         self.changes = {"segments": "none" if store is None else "late", **changes, "tune_epochs": 0}
-        parts = [[part.content_key(), list(part.frame["description"])] for part in (train, val)]
-        weights = [encoder.name, encoder.fingerprint("image"), encoder.fingerprint("text")]
+        parts = [[part.content_key(), *(list(part.frame[name]) for name in ("description", "tags"))]
+                 for part in (train, val)]  # fmt: skip
+        weights = [encoder.name, asdict(encoder.config), encoder.fingerprint("image"), encoder.fingerprint("text")]
         code = code_key([f"import {type(self).__module__}"])  # what other code has trained is not this code's
         self._key = [VERSION, code, parts, weights, None if store is None else store.parts.settings]
 
@@ -91,6 +94,8 @@ class Study:
         if config.segments == "none" and arm.startswith(("segment_", "image_segment")):
             return "it changes nothing without segments"
         described = any(text.strip() for text in self.train.frame["description"])
+        if config.soft_share and config.soft_tags and not any(map(len, self.train.frame["tags"])):
+            return "no training image has a tag"
         return "no training image has a description" if config.description_share and not described else ""
 
     def run(self, arm: str, seed: int) -> Run:

@@ -70,7 +70,7 @@ class Adapter(Trainer):
         self._segmented |= {"finetune": (finetune, target_segments), "val": (val, target_segments)}
         self.store = target_segments
         if target_segments is not None and encoder.segments is not None:
-            self.start += [content_hash(target_segments.parts.settings)]
+            self.start["segments of the target"] = content_hash(target_segments.parts.settings)
         self.criterion = config.choose_by
         self.target_texts, self.target_owner = finetune.texts
         if config.pseudo_weight and len(finetune) * len(self.target_texts) > MOST_CHANCES:
@@ -80,7 +80,8 @@ class Adapter(Trainer):
             )
         own = {name: value for name, value in encoder.state_dict().items() if not name.startswith("clip.")}
         heads = [part.detach().cpu().numpy().tobytes() for part in (*own.values(), encoder.logit_scale)]
-        self.start += [content_hash(*heads), content_hash(list(finetune.frame["sample_id"]), self.target_texts)]
+        self.start["heads"] = content_hash(*heads)
+        self.start["samples of the target"] = content_hash(list(finetune.frame["sample_id"]), self.target_texts)
         common: dict[str, Any] = {"cache": self.cache, "progress": self.progress}
         raw = [text_tower_features(encoder, texts, **common) for texts in (self.texts, self.target_texts)]
         self.target_text = torch.from_numpy(raw[1])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ucore.checkpoint_files import BANK, CARD, FORMAT, STATE, WEIGHTS, load_bank, read_card, save_bank
+from ucore.checkpoint_files import BANK, CARD, FORMAT, STATE, WEIGHTS, load_bank, read_card, save_bank, state_mark
 from ucore.config import ModelConfig, TrainConfig
 from ucore.errors import CheckpointError, ConfigError
 from ucore.files import atomic_path, write_json
@@ -107,10 +107,11 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
     return encoder.eval(), card
 
 
-def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Keep what training resumes from in `folder`, whole or not at all."""
+def save_state(folder: Path, state: dict[str, Any]) -> tuple[int, ...] | None:
+    """Keep what training resumes from in `folder`, whole or not at all. Returns its `state_mark`."""
     with atomic_path(folder / STATE) as temporary:
         torch.save({**state, "format": FORMAT}, temporary)
+    return state_mark(folder)
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
@@ -118,7 +119,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     path = folder / STATE
     if not path.is_file():
         return None
-    state = read_state(path, RESTART, ("format", "step_count", "config", "data", "phase"))
+    state = read_state(path, RESTART, ("format", "step_count", "config", "made_of", "phase"))
     with resuming(path, RESTART):
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']}")

@@ -79,3 +79,12 @@ def _check_bank(arrays: dict[str, Any]) -> None:
     few = "segments" in arrays and len(arrays["segments"]) != len(arrays["images"])
     if not right or len(widths) != 1 or few or not all(map(len, arrays.values())):
         raise ValueError("its arrays do not fit each other")
+
+
+def state_mark(out: Path) -> tuple[int, ...] | None:
+    """What tells one written state of `out` from another; None where there is none."""
+    try:
+        found = (out / STATE).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -53,6 +53,7 @@ class TrainConfig:
     label_smoothing: float = 0.1  # of InfoNCE
     soft_share: float = 0.0  # of an image's target that texts like its own captions have (`neighbours.soft_positives`)
     soft_temperature: float = 0.1  # of the softmax of likeness that spreads it
+    soft_tags: float = 0.0  # of that likeness what the images' tags say, beside their captions
     hard_share: float = 0.0  # of a batch of phase 1 that are near neighbours of the rest (`neighbours.HardBatches`)
     description_share: float = 0.0  # of the texts drawn that are an image's description or a sentence of it
     segments: Segments = "none"  # how an image's segments are pooled (`alignment.SegmentPool`); "none" leaves them out
@@ -155,7 +156,7 @@ class TrainConfig:
             "clip_norm": (1e-6, 1e6), "patience": (1, 10_000), "min_crop": (0.05, 1), "frozen_image_stages": (0, 100),
             "weight_decay": (0, 10), "seed": (0, 2**31 - 1), "segment_count": (1, 100), "segment_weight": (0, 100),
             "segment_share": (0, 1), "image_segment_weight": (0, 100), "soft_share": (0, 0.5),
-            "soft_temperature": (0.001, 10), "hard_share": (0, 0.9), "description_share": (0, 1),
+            "soft_temperature": (0.001, 10), "soft_tags": (0, 1), "hard_share": (0, 0.9), "description_share": (0, 1),
             "chunk": (0, 1_000_000),
         }  # fmt: skip
         self._check_ranges(ranges)

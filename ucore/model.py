@@ -133,9 +133,11 @@ class DualEncoder(nn.Module):
         """Give the encoder the bias of `losses.sigmoid_loss`: it starts as the log odds that a pair belongs together.
 
         Zhai et al. start at -10, for batches of 32,768 (log odds -10.4); at a head's learning rate a batch of hundreds
-        would not get away from there.
+        would not get away from there. A model that was trained with a bias keeps its own.
         """
-        self.logit_bias = nn.Parameter(torch.tensor(-math.log(max(batch_size - 1, 1))).to(self.device))
+        own = getattr(self.clip, "logit_bias", None)
+        start = torch.tensor(-math.log(max(batch_size - 1, 1))) if own is None else own.detach().float().clone()
+        self.logit_bias = nn.Parameter(start.to(self.device))
 
     @property
     def joining(self) -> list[nn.Parameter]:
@@ -225,6 +227,7 @@ def _tower_widths(name: str, clip: Any) -> tuple[int, int]:
         return bundled.IMAGE_WIDTH, bundled.TEXT_WIDTH
     if clip.visual.output_tokens if hasattr(clip.visual, "output_tokens") else False:
         raise ConfigError(f"{name} returns token sequences; choose an open_clip model with pooled features")
+    clip.eval()  # open_clip gives it in training mode, where a look at a picture moves BatchNorm's statistics
     with torch.inference_mode():
         size = clip.visual.image_size
         height, width = (size, size) if isinstance(size, int) else size

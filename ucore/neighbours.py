@@ -3,11 +3,15 @@
 Both use what a tower knew before training, so that they are the same whatever was trained, and after resuming.
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ucore.errors import ConfigError
 from ucore.features import text_tower_features
+from ucore.manifest import Manifest
 from ucore.model import DualEncoder
 from ucore.pairs import TrainingTexts
 
@@ -18,23 +22,61 @@ CHUNK = 1024  # images compared with all others at a time
 class CaptionLikeness:
     """Cosines of images' captions, in the mean, with texts: by features of the text tower as it is now.
 
-    The features' mean over all captions is taken off first. cache: as of `text_tower_features`.
+    The features' mean over all captions is taken off first. soft_tags: share of the likeness that the tags of the
+    image and of the text's image have, cosines of their indicators, rare tags counting more. cache: as of
+    `text_tower_features`. Raises ConfigError without captions, or where tags shall count and no image has any.
     """
 
     def __init__(
-        self, encoder: DualEncoder, pairs: TrainingTexts, cache: str | Path | None = None, progress: bool = True
+        self,
+        encoder: DualEncoder,
+        train: Manifest,
+        pairs: TrainingTexts,
+        soft_tags: float = 0.0,
+        cache: str | Path | None = None,
+        progress: bool = True,
     ) -> None:
         first = pairs.first
+        if not first[-1]:
+            raise ConfigError("soft_share compares captions, and no training image has one: leave it at 0")
         features = text_tower_features(encoder, pairs.texts, cache, progress).astype(np.float32)
         centred = _unit(features - features[: first[-1]].mean(axis=0))
         self.texts = centred.astype(np.float16)
         sums = np.zeros((len(first) - 1, features.shape[1]), np.float32)
         np.add.at(sums, np.repeat(np.arange(len(sums)), np.diff(first)), centred[: first[-1]])
         self.images = _unit(sums).astype(np.float16)
+        self.share, self.owner = soft_tags, pairs.owner
+        self.tags = tag_vectors(train.frame["tags"]) if soft_tags else None
+        if self.tags is not None and not self.tags.nnz:
+            raise ConfigError("soft_tags compares tags, and no training image has one: leave it at 0")
 
     def __call__(self, rows: np.ndarray, texts: np.ndarray) -> np.ndarray:
         """float32 (images, texts)."""
-        return self.images[rows].astype(np.float32) @ self.texts[texts].astype(np.float32).T
+        captions = self.images[rows].astype(np.float32) @ self.texts[texts].astype(np.float32).T
+        if self.tags is None:
+            return captions
+        tags = (self.tags[rows] @ self.tags[self.owner[texts]].T).toarray()
+        return ((1 - self.share) * captions + self.share * tags).astype(np.float32)
+
+
+def tag_vectors(tags: Iterable[Sequence[str]]) -> Any:
+    """Unit vectors of the images' tags, a sparse float32 (N, kinds of tags): weights log(N / images with that tag).
+
+    An image without tags, or with none but those of all images, is like nothing: 0.
+    """
+    from scipy.sparse import csr_array
+
+    kinds: dict[str, int] = {}
+    of_images = [sorted({kinds.setdefault(tag, len(kinds)) for tag in of_image}) for of_image in tags]
+    places = np.array([place for of_image in of_images for place in of_image], np.int64)
+    rows = np.repeat(np.arange(len(of_images)), [len(of_image) for of_image in of_images])
+    rare = np.log(len(of_images) / np.maximum(np.bincount(places, minlength=len(kinds)), 1))
+    values = rare[places]
+    lengths = np.sqrt(np.bincount(rows, values**2, minlength=len(of_images)))
+    values = np.divide(values, lengths[rows], out=np.zeros_like(values), where=lengths[rows] > 0)
+    vectors = csr_array((values.astype(np.float32), (rows, places)), shape=(len(of_images), max(len(kinds), 1)))
+    vectors.eliminate_zeros()
+    return vectors
 
 
 def soft_positives(positives: np.ndarray, likeness: np.ndarray, share: float, temperature: float) -> np.ndarray:

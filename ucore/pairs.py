@@ -11,9 +11,10 @@ from ucore.manifest import Manifest, few
 class TrainingTexts:
     """The texts of N training images, one after another: all captions, and then, where asked for, their descriptions.
 
-    texts: list[str] (T,); first: int64 (N + 1,), where each image's captions begin; groups: int64 (T,), equal for equal
-    texts. An image's description is there as a whole and sentence by sentence. Raises ConfigError where descriptions
-    are asked for and no image has any, and DataError, naming them, where images have no text.
+    texts: list[str] (T,); first: int64 (N + 1,), where each image's captions begin; owner: int64 (T,), the image of a
+    text; groups: int64 (T,), equal for equal texts. An image's description is there as a whole and sentence by
+    sentence. Raises ConfigError where descriptions are asked for and no image has any, and DataError, naming them,
+    where images have no text.
     """
 
     def __init__(self, manifest: Manifest, with_descriptions: bool = False) -> None:
@@ -34,6 +35,8 @@ class TrainingTexts:
         self.first = _ends(captions, 0)
         self.first_more = _ends(more, int(self.first[-1]))
         self.groups = caption_groups(self.texts)
+        both = (np.repeat(np.arange(len(manifest)), np.diff(first)) for first in (self.first, self.first_more))
+        self.owner = np.concatenate([*both])
         # Padded with -1, which equals no group: which texts (as groups) belong to which image.
         counts = np.diff(self.first) + np.diff(self.first_more)
         self._of_image = np.full((len(manifest), counts.max(initial=0)), -1)
@@ -54,7 +57,10 @@ class TrainingTexts:
 
     def positives(self, rows: np.ndarray, texts: np.ndarray) -> np.ndarray:
         """bool (images, texts): True where the image has that very text, its own or a duplicate's."""
-        return (self._of_image[rows][:, None, :] == self.groups[texts][None, :, None]).any(-1)
+        same = np.zeros((len(rows), len(texts)), bool)
+        for column in self._of_image[rows].T:  # not all at once, which takes the memory of as many matrices
+            same |= column[:, None] == self.groups[texts][None]
+        return same
 
 
 def _parts(description: str) -> list[str]:

@@ -43,6 +43,7 @@ class Phase:
         self.batch_size = min(self.batch_size_of(self.config), len(trainer.train))
         self.batches_per_epoch = self.batches_of(self.config, len(trainer.train))
         self.step_count, self.stale_epochs = 0, 0
+        self._of_epoch: tuple[int, np.ndarray, np.ndarray] | None = None  # the epoch, its order and texts
         self.parameters = [p for parameters, _ in groups.values() for p in parameters]
         for parameter in self.encoder.parameters():
             parameter.requires_grad_(False)
@@ -100,9 +101,11 @@ class Phase:
 
     def epoch_draw(self) -> tuple[np.ndarray, np.ndarray]:
         """The current epoch's images in their order, int64 (N,), and a text for each of all images, int64 (N,)."""
-        rng = np.random.default_rng(self.seed_of(self.epoch))
-        order = self.composed(rng.permutation(len(self.trainer.train)))
-        return order, self.trainer.pairs.draw(rng, self.config.description_share)
+        if self._of_epoch is None or self._of_epoch[0] != self.epoch:
+            rng = np.random.default_rng(self.seed_of(self.epoch))
+            order = self.composed(rng.permutation(len(self.trainer.train)))
+            self._of_epoch = self.epoch, order, self.trainer.pairs.draw(rng, self.config.description_share)
+        return self._of_epoch[1:]
 
     def composed(self, order: np.ndarray) -> np.ndarray:
         """The epoch's images, int64 (N,), in batches; from `order`, its shuffled ones."""
@@ -206,7 +209,6 @@ class HeadPhase(Phase):
         self.trainer, self.encoder = trainer, encoder
         self._standardise()
         self._hard = HardBatches(self.image[:, 0].numpy(), config.hard_share) if config.hard_share else None
-        self._composed: tuple[int, np.ndarray] | None = None  # the epoch it is of, and its order
         super().__init__(trainer, self._groups())
 
     def _standardise(self) -> None:
@@ -231,12 +233,8 @@ class HeadPhase(Phase):
         return config.head_batch_size
 
     def composed(self, order: np.ndarray) -> np.ndarray:
-        """With `hard_share`, images that look alike share batches; composed once an epoch."""
-        if self._hard is None:
-            return order
-        if self._composed is None or self._composed[0] != self.epoch:
-            self._composed = self.epoch, self._hard(order, self.batch_size)
-        return self._composed[1]
+        """With `hard_share`, images that look alike share batches."""
+        return order if self._hard is None else self._hard(order, self.batch_size)
 
     def _set_modes(self) -> None:
         self.encoder.eval()

@@ -1,16 +1,15 @@
 """How far a training has come: what a step did, its curves, and the state it goes on from."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ucore.checkpoint_files import state_mark
 from ucore.config import TrainConfig
 from ucore.errors import ConfigError
-from ucore.files import content_hash, explained, only_writer
+from ucore.files import content_hash, explained
 from ucore.manifest import Manifest
 from ucore.origin import code_key
 
@@ -96,22 +95,28 @@ def _hush_its_thread() -> None:
     threading.excepthook = hook
 
 
-@contextmanager
-def only_trainer(out: Path | None) -> Iterator[None]:
-    """Keep other processes from training into `out`. Raises UserError while one does."""
-    if out is None:
-        yield
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    with only_writer(out):
-        yield
+def made_of(trainer: "Trainer") -> dict[str, Any]:
+    """What a run depends on beside its settings, by name, as values that compare: the dataset, the encoder's start.
+
+    Of pictures the sizes of their files count, since to read all of a large set would take longer than many a step.
+    """
+    encoder, parts = trainer.encoder, {"training": trainer.train, "validation": trainer.val}
+    texts = {"training": trainer.texts, "validation": trainer.val.texts[0]}
+    return {
+        "encoder": encoder.name,
+        **asdict(encoder.config),
+        "embed_dim": encoder.embed_dim,
+        "precision": encoder.precision,
+        **trainer.start,
+        **{f"{name} images": content_hash(list(part.frame["sample_id"]), _sizes(part)) for name, part in parts.items()},
+        **{f"{name} texts": content_hash(of) for name, of in texts.items()},
+        "training tags": content_hash(list(map(list, trainer.train.frame["tags"]))) if trainer.config.soft_tags else "",
+    }  # fmt: skip
 
 
-def data_key(trainer: "Trainer") -> str:
-    """16 hex digits of what is trained on and from which weights."""
-    train, val = (list(part.frame["sample_id"]) for part in (trainer.train, trainer.val))
-    parts = [[train, trainer.texts], [val, trainer.val.texts[0]]]
-    return content_hash(trainer.encoder.name, *trainer.start, parts)
+def _sizes(manifest: Manifest) -> list[int]:
+    """Bytes of every image file; of one in a shard, whose place is part of its name, 0."""
+    return [path.stat().st_size if path.is_file() else 0 for path in manifest.image_paths]
 
 
 def training_folder(
@@ -144,7 +149,7 @@ def kept_weights(trainer: "Trainer") -> "dict[str, Tensor]":
 def run_state(trainer: "Trainer", phase: dict[str, Any] | None) -> dict[str, Any]:
     """All that `restore` needs; `phase` is the state of the phase under way, if one is."""
     return {
-        "config": trainer.config.to_dict(), "data": data_key(trainer), "phase_number": trainer.phase_number,
+        "config": trainer.config.to_dict(), "made_of": trainer.made_of, "phase_number": trainer.phase_number,
         "step_count": trainer.step_count, "best": trainer.best, "history": trainer.history,
         "seconds": trainer.seconds, "finished": trainer.finished, "origin": trainer.origin, "phase": phase,
         "encoder": trainer.encoder.state_dict(), "best_state": trainer.best_state,
@@ -160,8 +165,12 @@ def refuse_other_run(trainer: "Trainer", state: dict[str, Any]) -> None:
         for name in mine
         if state["config"].get(name) != mine[name]
     ]
-    if state["data"] != data_key(trainer):
-        changed.append("the dataset or the encoder")
+    before = state["made_of"]
+    for name in dict.fromkeys([*trainer.made_of, *before]):
+        value = trainer.made_of.get(name)
+        if before.get(name) != value:
+            told = isinstance(value, int | float) or name in ("encoder", "precision")
+            changed.append(f"{name} {before.get(name)!r} -> {value!r}" if told else f"other {name}")
     if changed:
         raise ConfigError(
             f"{trainer.out} holds a run with other settings ({'; '.join(changed[:4])}); "
@@ -170,7 +179,9 @@ def refuse_other_run(trainer: "Trainer", state: dict[str, Any]) -> None:
 
 
 def restore(trainer: "Trainer", state: dict[str, Any]) -> None:
-    """Bring `trainer` to where `run_state` was taken, but for its phase."""
+    """Bring `trainer` to where `run_state` was taken, but for its phase. Raises as `refuse_other_run`."""
+    refuse_other_run(trainer, state)
+    trainer.written = None if trainer.out is None else state_mark(trainer.out)
     trainer.phase_number, trainer.step_count = state["phase_number"], state["step_count"]
     trainer.best, trainer.history, trainer.seconds = state["best"], state["history"], state["seconds"]
     trainer.finished, trainer.best_state, trainer.origin = state["finished"], state["best_state"], state["origin"]

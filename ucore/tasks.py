@@ -24,6 +24,7 @@ from ucore.hubness import MOST_BANK, Bank, correct_hubs
 from ucore.manifest import Manifest, subset
 from ucore.model import DualEncoder
 from ucore.origin import code_key
+from ucore.pairs import TrainingTexts
 from ucore.report import write_report
 from ucore.segment_store import SegmentStore
 from ucore.splits import save_split
@@ -203,7 +204,7 @@ def training_bank(
     bank = load_bank(out)
     known = distributed.agree(bank is not None and (encoder.segments is None or bank.segments is not None))
     if bank is None or not known:  # they embed together, or not at all
-        texts = train.texts[0]
+        texts = train.texts[0] or TrainingTexts(train, with_descriptions=True).texts
         chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(len(texts), MOST_BANK)).round().astype(int)]
         some, vectors = subset(train, MOST_BANK), None
         images = embed_images(encoder, some, progress=progress)

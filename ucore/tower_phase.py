@@ -53,12 +53,6 @@ class TowerPhase(Phase):
             )
             if encoder.segments is not None:
                 encoder.segments.standardise(trainer.segment_sets("train"))
-        if (config.chunk or distributed.size() > 1) and any(
-            isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.clip.modules()
-        ):
-            raise ConfigError(
-                f"{encoder.name} normalises over the batch, which parts would change: leave out -s chunk and torchrun"
-            )
         if config.compile:
             encoder.clip.visual.compile()
         self.tokens = encoder.tokenize(trainer.texts)
@@ -72,6 +66,13 @@ class TowerPhase(Phase):
                 "text": (text, config.text_lr),
             },
         )
+        if (config.chunk or distributed.size() > 1) and any(
+            module.training and isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.clip.modules()
+        ):
+            raise ConfigError(
+                f"{encoder.name} normalises over the batch, which parts would change: leave out -s chunk and torchrun, "
+                "or freeze all stages of its vision tower by -s frozen_image_stages=N"
+            )
 
     @classmethod
     def epochs_of(cls, config: TrainConfig) -> int:

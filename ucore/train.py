@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ from ucore.evaluate import retrieval_metrics, retrieval_metrics_from_features, s
 from ucore.files import content_hash
 from ucore.fusion import add_parts, loss_parts, segment_sets, with_segments
 from ucore.gradients import Parts, total
-from ucore.manifest import Manifest, few, subset
+from ucore.guards import only_trainer, require_finite, statistics_kept
+from ucore.manifest import Manifest, subset
 from ucore.model import DualEncoder
 from ucore.neighbours import CaptionLikeness, soft_positives
 from ucore.origin import git_commit
 from ucore.pairs import TrainingTexts
 from ucore.phases import HeadPhase, Phase
-from ucore.progress import Curves, Metrics, StepResult, kept_weights, only_trainer, refuse_other_run, restore, run_state
+from ucore.progress import Curves, Metrics, StepResult, kept_weights, made_of, restore, run_state
 from ucore.segment_store import SegmentStore
 from ucore.tower_phase import TowerPhase
 
@@ -70,12 +72,14 @@ class Trainer:
         self.train, self.val = subset(train, config.max_train_images), val
         if len(self.train) < 2:
             raise ConfigError(f"The training split has {len(self.train)} image; contrastive training needs at least 2")
-        self.start = [encoder.fingerprint("image"), encoder.fingerprint("text")]  # weights before training
+        self.start = {f"{part} tower": encoder.fingerprint(part) for part in ("image", "text")}  # before training
         self._sets: dict[str, SegmentSets] = {}
         self.store, self._segmented = segments, {"train": (self.train, segments), "val": (val, segments)}
         config.require_masks(segments is not None)
         self._equip()
-        self.start += [] if segments is None or config.segments == "none" else [content_hash(segments.parts.settings)]
+        distributed.synchronise(encoder)  # what was added, too
+        if segments is not None and config.segments != "none":
+            self.start["segments"] = content_hash(segments.parts.settings)
         self.out = None if out is None else Path(out)
         self._writes = self.out is not None and distributed.is_first()
         self._curves = Curves(self.out / "tensorboard") if self.out is not None and self._writes else None
@@ -84,10 +88,12 @@ class Trainer:
         self.texts, self.first_text = self.pairs.texts, self.pairs.first
         self._likeness = None
         if config.soft_share:  # now, since resuming brings weights that have learned
-            self._likeness = CaptionLikeness(encoder, self.pairs, self.cache, progress)
+            self._likeness = CaptionLikeness(encoder, self.train, self.pairs, config.soft_tags, self.cache, progress)
         self._kinds = [kind for kind in (HeadPhase, TowerPhase) if kind.epochs_of(config) > 0]
         self.origin = {"commit": git_commit(), "precision": encoder.precision, "device": str(encoder.device)}
         self._start_weights = StartWeights()
+        self._most_scale = max(math.log(100), encoder.logit_scale.item())  # CLIP's bound; SigLIP's own lie beyond it
+        self.written: tuple[int, ...] | None = None  # mark of the state that this run wrote or read last
         self._begin()
 
     def _equip(self) -> None:
@@ -102,8 +108,7 @@ class Trainer:
         self.best_state: dict[str, Tensor] = {}
         self.validated: dict[str, Any] = {}  # what the last validation saw: step, image, text, similarity
         self._phase: Phase | None = None
-        self.finished = False
-        self._between_steps = True  # False while a step is half applied, or its epoch's end half done
+        self.finished, self._between_steps = False, True  # the latter not while a step or epoch's end is half done
 
     def reset(self) -> None:
         """Back to the start, as a new trainer of the same weights; what `out` holds stays until the next step."""
@@ -151,14 +156,16 @@ class Trainer:
         def losses(image_features: Tensor, text_features: Tensor) -> Parts:
             torch.manual_seed(phase.seed_of(phase.step_count, salt=4))  # dropout of the segments' head
             parts = self.losses(rows, image_features, text_features, positives)
-            self._require_finite(parts, rows)
+            require_finite(self, "loss", total(parts).item(), rows)
             return parts
 
-        parts = {name: float(part) for name, part in phase.backward(rows, texts, losses).items()}
-        norm = torch.nn.utils.clip_grad_norm_(phase.parameters, self.config.clip_norm)
-        self._between_steps = False
+        with statistics_kept(self.encoder):
+            parts = {name: float(part) for name, part in phase.backward(rows, texts, losses).items()}
+            norm = torch.nn.utils.clip_grad_norm_(phase.parameters, self.config.clip_norm)
+            require_finite(self, "norm of the gradient", norm.item(), rows)
+            self._between_steps = False
         phase.optimizer.step()
-        self.encoder.logit_scale.data.clamp_(0, math.log(100))  # CLIP's bound: a temperature of at least 0.01
+        self.encoder.logit_scale.data.clamp_(0, self._most_scale)
         phase.update_average()
         phase.step_count += 1
         self.step_count += 1
@@ -184,15 +191,6 @@ class Trainer:
         sets = None if self.encoder.segments is None else self.segment_sets("train").take(rows, self.encoder.device)
         return loss_parts(self.encoder, self.config, image_features, text_features, positives, sets)
 
-    def _require_finite(self, parts: Parts, rows: np.ndarray) -> None:
-        loss = total(parts).item()
-        if not math.isfinite(loss):
-            raise UserError(
-                f"The loss is {loss} at step {self.step_count + 1} ({self.phase.name} phase); "
-                f"the batch begins with {few([str(name) for name in self.train.frame['sample_id'].iloc[rows]])}. "
-                "The last checkpoint is kept. Lower the learning rates and train into another --out."
-            )
-
     def segment_sets(self, split: str) -> SegmentSets:
         """Tower features of the segments of the images of "train" or "val", computed when first needed."""
         if split not in self._sets:
@@ -214,7 +212,7 @@ class Trainer:
 
         Raises UserError, too, while another process trains into the same folder.
         """
-        with only_trainer(self.out if self._writes else None), freed_memory_kept(self.encoder.device):
+        with only_trainer(self.out if self._writes else None, self.written), freed_memory_kept(self.encoder.device):
             return self._fit(on_step)
 
     def _fit(self, on_step: Callable[[StepResult], None] | None) -> Metrics:
@@ -297,7 +295,10 @@ class Trainer:
         """Write all that `resume` needs into `out`, atomically; nothing without `out`."""
         if self.out is not None and self._curves is not None:
             self._curves.flush()  # what lies before the state is not drawn again
-            save_state(self.out, run_state(self, None if self._phase is None else self._phase.state()))
+            phase = None if self._phase is None else self._phase.state()
+            self.written = save_state(self.out, run_state(self, phase))
+
+    made_of = cached_property(made_of)  # what does not change: looked up once
 
     def resume(self) -> bool:
         """Go on from `out` if a state lies there; True when one did. Raises ConfigError when it is another run's."""
@@ -310,7 +311,6 @@ class Trainer:
             return False
         self._start_weights.keep(self.encoder, towers=True)
         with resuming(Path(self.out or ".") / STATE, RESTART):
-            refuse_other_run(self, state)
             restore(self, state)
         self._phase, self.validated, self._between_steps = None, {}, True
         if state["phase"] is not None:

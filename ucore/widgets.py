@@ -19,9 +19,9 @@ import numpy as np
 from ucore.device import freed_memory_kept
 from ucore.errors import ConfigError, UserError
 from ucore.gallery import shortened, simulated_note
+from ucore.guards import only_trainer
 from ucore.live import curves_html, matrix_html, progress_line
 from ucore.picture import Picture
-from ucore.progress import only_trainer
 from ucore.query_figures import attention_html, found_html, plot_attention, plot_found
 from ucore.visualize import GALLERY, plot_curves, plot_similarity
 
@@ -129,6 +129,8 @@ class TrainingStepper(ipw.VBox):
 
         Raises UserError as `trainer.step` does, after showing it.
         """
+        if self.running:
+            raise UserError("A run is on: click Pause, or call pause(), and let its step end before you make others.")
         self._begin()
         try:
             for _ in self._stepping(self.run_steps if n is None else n):
@@ -239,7 +241,7 @@ class TrainingStepper(ipw.VBox):
         other process trains into the folder."""
         done = 0
         try:
-            with only_trainer(getattr(self.trainer, "out", None)), freed_memory_kept():
+            with only_trainer(*self._folder()), freed_memory_kept():
                 while self.running and done != limit and self.trainer.step() is not None:
                     done += 1
                     for view in self.more:
@@ -249,6 +251,10 @@ class TrainingStepper(ipw.VBox):
         except Exception as error:
             self.error = f"Stopped: {error}" if isinstance(error, UserError) else f"Stopped: {error!r}"
             raise
+
+    def _folder(self) -> tuple[Any, Any]:
+        """Where the trainer writes, if anywhere, and the mark of what it wrote or read there last."""
+        return getattr(self.trainer, "out", None), getattr(self.trainer, "written", None)
 
     def _end(self) -> None:
         self.running = False
