@@ -216,7 +216,10 @@ def _checkpoint(folder: Path) -> None:
     encoder = load_encoder("fuzz-clip")
     save_encoder(folder, encoder, encoder.state_dict(), TrainConfig.at("tiny", precision="float32"), {"mR": 1.0})
     save_bank(folder, Bank(make_features(3, 0, 4), make_features(5, 1, 4)))
-    save_state(folder, {"config": {"seed": 0}, "data": "k", "step_count": 3, "phase": None, "encoder": {}})
+    save_state(
+        folder,
+        {"config": {"seed": 0}, "made_of": {"encoder": "fuzz-clip"}, "step_count": 3, "phase": None, "encoder": {}},
+    )
 
 
 @cache
