@@ -157,6 +157,13 @@ def test_centre_clicks_are_innermost():
     assert clicks[0, 1] == 15 and 25 <= clicks[0, 0] <= 45
 
 
+def test_more_regions_than_16_bits_hold_stay_apart(monkeypatch):
+    many = np.arange(300 * 300).reshape(300, 300)
+    monkeypatch.setattr("skimage.segmentation.felzenszwalb", lambda image, **_: many)
+    labels = regions(np.zeros((300, 300, 3), np.uint8))
+    assert len(np.unique(labels[0])) == 90_000 and labels.min() == 1
+
+
 def test_classical_regions_follow_edges():
     image = squares(1).images[0]
     fine = regions(image)[0]

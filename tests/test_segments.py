@@ -382,3 +382,9 @@ def test_pictures_of_another_dataset_with_the_same_names_are_not_taken_for_ones_
     assert not np.array_equal(segment_features(Means(), theirs, store, progress=False)[0], features)
     with pytest.raises(DataError, match="two datasets have the same names, into a folder for each"):
         segment_features(Means(), ours, store, progress=False)
+
+
+def test_a_large_model_is_not_loaded_by_every_processor_of_a_cluster(tiny_rsicd, tmp_path):
+    manifest = read_dataset(tiny_rsicd, split="val")
+    with pytest.raises(ConfigError, match=r"holds vit_b in memory: say with --workers"):
+        segment_dataset(manifest, "vit_b:nowhere.pth", tmp_path, engine="ray", device="cpu")
